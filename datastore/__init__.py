@@ -1,0 +1,22 @@
+"""The only code that speaks SQL, and the lifecycle of a mint request.
+
+Postgres is the only meeting place of the daemon's parts: the indexer writes what it sees, the invocator claims what is
+due, people steer through the operator's functions, and nobody keeps state anywhere else.
+
+What holds after every committed transaction:
+
+* the cursor names the last indexed block, and every row up to it is there (one transaction a commit, and the cursor
+  moves by compare-and-swap, so that of two followers one gets nothing);
+* each ``MintRequested`` that is or ever was canonical is one row of ``mint_request``, found again by its identity;
+* each change of a request's state is allowed by ``lifecycle.RULES`` for the acting role, and is a row of
+  ``mint_transition`` (a trigger holds both);
+* at most one request holds a bank reference; at most one frozen body exists for a nonce; each call to CRE has an
+  ``attempt`` row that was committed before its socket opened.
+
+A crash costs the transaction that was open.  After an unknown outcome of a commit the caller reads again: every write
+is idempotent by a natural key.
+
+Reading order: ``lifecycle`` (the table), ``identity``, ``reference`` and ``mint_amount`` (pure rules of what a request
+is), ``judgement`` (who keeps a bank reference), ``rows`` (what the indexer hands over), ``following`` (its commit),
+``claims`` (the invocator's statements), ``operators``, ``status``; ``connection`` and ``schema`` underneath.
+"""

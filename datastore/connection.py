@@ -1,0 +1,125 @@
+"""Connections to Postgres: one pool a part, under that part's role."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from enum import StrEnum
+from typing import TYPE_CHECKING, Final, TypeAlias
+
+import asyncpg
+
+from datastore.errors import DatastoreUnavailable, DatastoreUnsuitable
+
+if TYPE_CHECKING:
+    from asyncpg.pool import PoolConnectionProxy
+
+    Connection: TypeAlias = asyncpg.Connection[asyncpg.Record] | PoolConnectionProxy[asyncpg.Record]
+    Pool: TypeAlias = asyncpg.Pool[asyncpg.Record]
+
+MINIMUM_SERVER_MAJOR: Final = 15
+
+# Hard case 59: an operator's forgotten lock must not hang the daemon for ever.
+_SESSION: Final = {
+    "TimeZone": "UTC",
+    "lock_timeout": "10s",
+    "statement_timeout": "60s",
+    "idle_in_transaction_session_timeout": "60s",
+    "jit": "off",
+}
+
+# SQLSTATE classes and codes after which the same unit may succeed: connection, resources, shutdown, serialisation,
+# deadlock, lock and statement timeouts (hard cases 56 to 59).
+_TRANSIENT_CLASSES: Final = ("08", "53", "58")
+_TRANSIENT_CODES: Final = frozenset(
+    {"25006", "25P03", "40001", "40P01", "55P03", "57014", "57P01", "57P02", "57P03", "57P05"}
+)
+
+
+class Role(StrEnum):
+    """The database role that a pool acts as (grants in ``schema.sql``)."""
+
+    INDEXER = "bskt_indexer"
+    INVOCATOR = "bskt_invocator"
+    OPERATOR = "bskt_operator"
+    READER = "bskt_reader"
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether repeating the whole unit later can help."""
+    if isinstance(error, asyncpg.UniqueViolationError):
+        # Two chains that share this database judged one bank reference at the same moment: the second judges again.
+        return error.constraint_name == "bank_reference_is_held_once"
+    if isinstance(error, asyncpg.PostgresError):
+        code = error.sqlstate or ""
+        return code[:2] in _TRANSIENT_CLASSES or code in _TRANSIENT_CODES
+    return isinstance(error, OSError | TimeoutError | asyncpg.InterfaceError | asyncpg.InternalClientError)
+
+
+@asynccontextmanager
+async def translated() -> AsyncIterator[None]:
+    """Turn what Postgres or the network did into the errors of this package; let bugs through as they are."""
+    try:
+        yield
+    except (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError) as error:
+        if is_transient(error):
+            # The class and the SQLSTATE say enough; the text may carry the connection's address.
+            code = getattr(error, "sqlstate", None)
+            message = f"postgres: {type(error).__name__}" + (f" ({code})" if code else "")
+            raise DatastoreUnavailable(message) from error
+        raise
+
+
+async def open_pool(dsn: str, role: Role, *, max_size: int = 4) -> Pool:
+    """A pool whose sessions act as ``role``.
+
+    Raises:
+        DatastoreUnavailable: The server cannot be reached now.
+        DatastoreUnsuitable: The server refuses these credentials or this role, or is unsafe or too old.
+    """
+    try:
+        async with translated():
+            pool = await asyncpg.create_pool(
+                dsn,
+                min_size=1,
+                max_size=max_size,
+                timeout=10,
+                command_timeout=90,
+                server_settings={**_SESSION, "role": role.value, "application_name": role.value},
+            )
+    except (asyncpg.InvalidAuthorizationSpecificationError, asyncpg.InvalidCatalogNameError) as error:
+        raise DatastoreUnsuitable(f"postgres refuses the connection: {error}; check BSKT_DATABASE_URL") from error
+    except (asyncpg.InvalidParameterValueError, asyncpg.InsufficientPrivilegeError) as error:
+        raise DatastoreUnsuitable(
+            f"postgres does not let this user act as {role.value}: {error}; run `bskt schema apply`"
+        ) from error
+    return pool
+
+
+async def check_server(pool: Pool) -> None:
+    """Refuse a server on which a commit may be lost, or that is too old.
+
+    Raises:
+        DatastoreUnsuitable: With the remedy in its message.
+    """
+    async with translated(), pool.acquire() as connection:
+        durability = await connection.fetchval("SELECT current_setting('synchronous_commit')")
+        if durability in {"off", "local"}:
+            raise DatastoreUnsuitable(
+                f"postgres runs with synchronous_commit = {durability}: a crash or failover could lose a claim that was "
+                "already sent; set it to on"
+            )
+        major = int(await connection.fetchval("SELECT current_setting('server_version_num')")) // 10_000
+        if major < MINIMUM_SERVER_MAJOR:
+            raise DatastoreUnsuitable(f"postgres {major} is too old; {MINIMUM_SERVER_MAJOR} or newer is needed")
+
+
+@asynccontextmanager
+async def unit(pool: Pool) -> AsyncIterator[Connection]:
+    """One unit of work: a connection in one READ COMMITTED transaction, its errors translated.
+
+    Raises:
+        DatastoreUnavailable: Nothing is known to be written; read again before repeating.
+    """
+    async with translated(), pool.acquire() as connection, connection.transaction():
+        yield connection

@@ -1,0 +1,799 @@
+"""The indexer's commit: one transaction that leaves the rows as if the chain had always been so.
+
+Order inside (design §4): the cursor by compare-and-swap, orphanings, requests, reports, mints, judgement, finality.
+Every insert is idempotent by the key that the chain gives; a block that comes back (A→B→A) becomes canonical again.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Final, TypeAlias
+
+from datastore.connection import Connection, Pool, translated, unit
+from datastore.errors import CursorMoved, FinalityViolated
+from datastore.judgement import Allowed, Candidate, ForReview, Holder, Refused, judge
+from datastore.lifecycle import Event, Facts, State
+from datastore.rows import Basket, Batch, Block, BlockRef, Finality, LogRow, Mint, Report, Request
+from datastore.settlement import Horizon, Known, Move, Settled, move, raise_alarms, settle
+
+Policy: TypeAlias = Callable[[Candidate], Refused | None]
+"""What the indexer refuses whatever the reference says; pure."""
+
+JUDGED_A_COMMIT: Final = 5_000
+"""Bounds a commit's memory after a long stall of finality; the rest is judged by the next commit."""
+
+CONFIRMED_CHANNEL: Final = "bskt_confirmed"
+"""NOTIFY channel that shortens the invocator's pause; polling stays the truth."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rules:
+    """What the settings say about recording and judging."""
+
+    policy: Policy
+    contest: bool
+    first_trigger_block_number: int
+
+
+@dataclass(slots=True, kw_only=True)
+class Committed:
+    """What one commit changed, for logs and metrics."""
+
+    cursor: BlockRef
+    orphaned_blocks: int = 0
+    orphaned_requests: int = 0
+    recorded_requests: int = 0
+    settled: list[Settled] = field(default_factory=list)
+    alarms: Counter[str] = field(default_factory=Counter)
+    more_to_judge: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Position:
+    """Where the follower stands: its cursor and the highest finality that it believed."""
+
+    cursor: BlockRef
+    finalized: int
+    safe: int
+    head: int
+
+
+# $1 chain
+_POSITION: Final = """
+SELECT block_number, block_hash, finalized_number, safe_number, head_number FROM cursor WHERE chain_id = $1
+"""
+
+# $1 chain, $2 lowest number
+_HELD: Final = """
+SELECT number, hash, parent_hash, timestamp FROM block
+WHERE chain_id = $1 AND canonical AND number >= $2
+ORDER BY number
+"""
+
+# $1 chain, $2 expected number, $3 expected hash, $4 new number, $5 new hash, $6 head, $7 finalized, $8 safe, $9 ancestor
+_MOVE_CURSOR: Final = """
+UPDATE cursor SET
+    block_number = $4,
+    block_hash = $5,
+    head_number = $6,
+    finalized_number = greatest(finalized_number, $7),
+    safe_number = greatest(safe_number, finalized_number, $7, $8),
+    indexed_at = clock_timestamp()
+WHERE chain_id = $1 AND block_number = $2 AND block_hash = $3 AND finalized_number <= $9
+"""
+
+# $1 chain, $2 numbers, $3 hashes, $4 parents, $5 timestamps
+_INSERT_BLOCKS: Final = """
+INSERT INTO block (chain_id, number, hash, parent_hash, timestamp)
+SELECT $1, * FROM unnest($2::bigint[], $3::bytea[], $4::bytea[], $5::bigint[])
+ON CONFLICT (chain_id, hash) DO UPDATE
+SET canonical = true, parent_hash = coalesce(excluded.parent_hash, block.parent_hash)
+"""
+
+# $1 chain and the columns of LogRow in their order
+_INSERT_LOGS: Final = """
+INSERT INTO log (
+    chain_id, block_number, block_hash, log_index, tx_hash, tx_index, address, topics, data, event, undecodable
+)
+SELECT $1, * FROM unnest(
+    $2::bigint[], $3::bytea[], $4::integer[], $5::bytea[], $6::integer[], $7::bytea[], $8::bytea[], $9::bytea[],
+    $10::text[], $11::text[]
+)
+ON CONFLICT (chain_id, block_hash, log_index) DO UPDATE SET canonical = true
+"""
+
+# $1 chain and the columns of Basket in their order
+_INSERT_BASKETS: Final = """
+INSERT INTO basket (
+    chain_id, block_number, block_hash, log_index, stablecoin, consumer, creator, admin, name_raw, symbol_raw, name, symbol
+)
+SELECT $1, * FROM unnest(
+    $2::bigint[], $3::bytea[], $4::integer[], $5::bytea[], $6::bytea[], $7::bytea[], $8::bytea[], $9::bytea[],
+    $10::bytea[], $11::text[], $12::text[]
+)
+ON CONFLICT (chain_id, block_hash, log_index) DO UPDATE SET canonical = true
+"""
+
+# $1 chain and the columns of Report in their order
+_INSERT_REPORTS: Final = """
+INSERT INTO report (
+    chain_id, block_number, block_hash, log_index, tx_hash, receiver, execution_id, report_id, result
+)
+SELECT $1, * FROM unnest(
+    $2::bigint[], $3::bytea[], $4::integer[], $5::bytea[], $6::bytea[], $7::bytea[], $8::bytea[], $9::boolean[]
+)
+ON CONFLICT (chain_id, block_hash, log_index) DO UPDATE SET canonical = true
+"""
+
+# $1 chain and the columns of Mint in their order
+_INSERT_MINTS: Final = """
+INSERT INTO mint_execution (
+    chain_id, block_number, block_hash, log_index, tx_hash, consumer, recipient, amount, bank_reference
+)
+SELECT $1, n.block_number, n.block_hash, n.log_index, n.tx_hash, n.consumer, n.recipient, n.amount::numeric, n.bank_reference
+FROM unnest(
+    $2::bigint[], $3::bytea[], $4::integer[], $5::bytea[], $6::bytea[], $7::bytea[], $8::text[], $9::bytea[]
+) AS n (block_number, block_hash, log_index, tx_hash, consumer, recipient, amount, bank_reference)
+ON CONFLICT (chain_id, block_hash, log_index) DO UPDATE SET canonical = true
+"""
+
+# $1 chain; $2 first block number that may trigger; $3 reason of a hold for all, or NULL; then the columns of Request in
+# their order.  Amounts travel as text: exact, and faster than numeric parameters.
+_INSERT_REQUESTS: Final = """
+INSERT INTO mint_request (
+    chain_id, identity, nonce, emitter, tx_hash, block_number, block_hash, block_timestamp, log_index, stablecoin, consumer,
+    requester, beneficiary, amount, predicted_amount, bank_reference, expected_reference, held_at, held_reason
+)
+SELECT
+    $1, n.identity, n.nonce, n.emitter, n.tx_hash, n.block_number, n.block_hash, n.block_timestamp, n.log_index, n.stablecoin,
+    n.consumer, n.requester, n.beneficiary, n.amount::numeric, n.predicted_amount::numeric, n.bank_reference,
+    n.expected_reference,
+    CASE WHEN $3::text IS NOT NULL OR n.block_number < $2 THEN clock_timestamp() END,
+    CASE WHEN $3::text IS NOT NULL THEN $3 WHEN n.block_number < $2 THEN 'before_first_trigger_block' END
+FROM unnest(
+    $4::bytea[], $5::uuid[], $6::bytea[], $7::bytea[], $8::bigint[], $9::bytea[], $10::bigint[], $11::integer[], $12::bytea[],
+    $13::bytea[], $14::bytea[], $15::bytea[], $16::text[], $17::text[], $18::bytea[], $19::bytea[]
+) AS n (
+    identity, nonce, emitter, tx_hash, block_number, block_hash, block_timestamp, log_index, stablecoin, consumer, requester,
+    beneficiary, amount, predicted_amount, bank_reference, expected_reference
+)
+ON CONFLICT (identity) DO NOTHING
+RETURNING identity
+"""
+
+# A request that was recorded before and stands in a new place now: it keeps its row, its nonce and its state.
+# $1 identities, $2 block numbers, $3 block hashes, $4 timestamps, $5 log indexes, $6 stablecoins, $7 consumers
+_RE_ATTACH_REQUESTS: Final = """
+UPDATE mint_request r SET
+    block_number = n.block_number,
+    block_hash = n.block_hash,
+    block_timestamp = n.block_timestamp,
+    log_index = n.log_index,
+    stablecoin = n.stablecoin,
+    consumer = n.consumer,
+    chain_status = 'canonical',
+    orphaned_for_good = false
+FROM unnest($1::bytea[], $2::bigint[], $3::bytea[], $4::bigint[], $5::integer[], $6::bytea[], $7::bytea[])
+    AS n (identity, block_number, block_hash, block_timestamp, log_index, stablecoin, consumer)
+WHERE r.identity = n.identity
+  AND (r.chain_status = 'orphaned' OR r.block_hash <> n.block_hash OR r.log_index <> n.log_index)
+RETURNING r.id
+"""
+
+# Orphaning, by $1 chain and $2 hashes of the blocks that were left.
+_ORPHAN_BLOCKS: Final = """
+UPDATE block SET canonical = false WHERE chain_id = $1 AND canonical AND number > $2 RETURNING hash
+"""
+_ORPHAN_LOGS: Final = """
+UPDATE log SET canonical = false WHERE chain_id = $1 AND canonical AND block_hash = ANY($2::bytea[])
+"""
+_ORPHAN_BASKETS: Final = """
+UPDATE basket SET canonical = false WHERE chain_id = $1 AND canonical AND block_hash = ANY($2::bytea[])
+"""
+_ORPHAN_REPORTS: Final = """
+UPDATE report SET canonical = false WHERE chain_id = $1 AND canonical AND block_hash = ANY($2::bytea[])
+RETURNING execution_id
+"""
+_ORPHAN_MINTS: Final = """
+UPDATE mint_execution SET canonical = false WHERE chain_id = $1 AND canonical AND block_hash = ANY($2::bytea[])
+RETURNING request_id
+"""
+_ORPHAN_REQUESTS: Final = """
+UPDATE mint_request SET chain_status = 'orphaned'
+WHERE chain_id = $1 AND chain_status <> 'orphaned' AND block_hash = ANY($2::bytea[])
+RETURNING id
+"""
+# $1 request ids
+_SENT_AMONG: Final = "SELECT id FROM mint_request WHERE id = ANY($1::bigint[]) AND is_sent(id)"
+
+# $1 chain, $2 ancestor number, $3 ancestor hash, $4 old tip number, $5 old tip hash, $6 blocks, $7 requests
+_INSERT_REORG: Final = """
+INSERT INTO reorg (chain_id, ancestor_number, ancestor_hash, old_tip_number, old_tip_hash, orphaned_blocks, orphaned_requests)
+VALUES ($1, $2, $3, $4, $5, $6, $7)
+"""
+
+# Requests that failed by a false report which no block of this branch holds any more.  $1 chain, $2 execution ids
+_FAILED_BY_A_LOST_REPORT: Final = """
+SELECT DISTINCT r.id
+FROM execution_id x
+JOIN mint_request r ON r.id = x.request_id
+WHERE x.chain_id = $1 AND x.execution_id = ANY($2::bytea[])
+  AND r.state = 'failed' AND r.state_reason = 'delivery_failed'
+  AND NOT EXISTS (
+      SELECT FROM execution_id y
+      JOIN report p ON p.chain_id = y.chain_id AND p.execution_id = y.execution_id
+      WHERE y.request_id = r.id AND p.canonical AND NOT p.result
+  )
+"""
+
+# Reports that concern our requests: those of the new blocks, and those of the few ids that only an answer taught us.
+# $1 chain, $2 hashes of the new blocks
+_OUR_REPORTS: Final = """
+SELECT p.block_hash, p.log_index, p.tx_hash, p.receiver, p.result, x.request_id
+FROM report p
+JOIN execution_id x ON x.chain_id = p.chain_id AND x.execution_id = p.execution_id
+WHERE p.chain_id = $1 AND p.canonical AND p.block_hash = ANY($2::bytea[])
+UNION
+SELECT p.block_hash, p.log_index, p.tx_hash, p.receiver, p.result, x.request_id
+FROM execution_id x
+JOIN mint_request r ON r.id = x.request_id AND r.state IN ('in_doubt', 'accepted')
+JOIN report p ON p.chain_id = x.chain_id AND p.execution_id = x.execution_id AND p.canonical
+WHERE x.chain_id = $1 AND x.source = 'returned'
+"""
+
+# The proof (design §4, note 1): in one transaction the mint of the request's consumer with our reference, and after it
+# the forwarder's true report of our execution id.  A report proves one mint, the nearest before it: a mint that
+# somebody forged earlier in that transaction stays unproven.
+# $1 chain, $2 block hashes, $3 log indexes of true reports, $4 their requests
+_PROVE_BY_REPORT: Final = """
+UPDATE mint_execution e SET request_id = p.request_id, proof = 'report'
+FROM (
+    SELECT DISTINCT ON (n.block_hash, n.log_index) m.block_hash, m.log_index, n.request_id
+    FROM unnest($2::bytea[], $3::integer[], $4::bigint[]) AS n (block_hash, log_index, request_id)
+    JOIN report r ON r.chain_id = $1 AND r.block_hash = n.block_hash AND r.log_index = n.log_index
+    JOIN mint_request q ON q.id = n.request_id AND q.consumer = r.receiver
+    JOIN mint_execution m
+        ON m.chain_id = $1 AND m.block_hash = n.block_hash AND m.tx_hash = r.tx_hash
+        AND m.consumer = r.receiver AND m.bank_reference = q.expected_reference AND m.log_index < r.log_index
+    ORDER BY n.block_hash, n.log_index, m.log_index DESC
+) p
+WHERE e.chain_id = $1 AND e.block_hash = p.block_hash AND e.log_index = p.log_index AND e.request_id IS NULL
+RETURNING e.request_id
+"""
+
+# Mode simulate has no execution ids of ours: the transaction that the workflow returned is the proof.
+# $1 chain
+_PROVE_BY_SIMULATION: Final = """
+UPDATE mint_execution e SET request_id = q.id, proof = 'simulated'
+FROM attempt a
+JOIN mint_request q ON q.id = a.request_id
+WHERE a.simulated_tx_hash IS NOT NULL AND q.chain_id = $1 AND q.state = 'in_doubt'
+  AND e.chain_id = $1 AND e.tx_hash = a.simulated_tx_hash AND e.canonical AND e.request_id IS NULL
+  AND e.consumer = q.consumer AND e.bank_reference = q.expected_reference
+RETURNING e.request_id
+"""
+
+# $1 chain, $2 hashes of the new blocks
+_MINTED_REQUESTS: Final = """
+SELECT DISTINCT request_id FROM mint_execution
+WHERE chain_id = $1 AND block_hash = ANY($2::bytea[]) AND request_id IS NOT NULL
+"""
+
+# $1 request ids: before the event, so that the alarm can say what surprised us
+_BEFORE_MINT: Final = """
+SELECT r.id, r.state, r.bank_reference, r.orphaned_for_good,
+    (SELECT count(*) FROM mint_execution e WHERE e.request_id = r.id AND e.canonical) AS mints
+FROM mint_request r WHERE r.id = ANY($1::bigint[])
+"""
+
+# $1 bank references, $2 the requests that were minted
+_RIVALS: Final = """
+SELECT id FROM mint_request WHERE bank_reference = ANY($1::bytea[]) AND id <> ALL($2::bigint[])
+"""
+
+# Mints of the new blocks that no request of ours accounts for.  $1 chain, $2 hashes of the new blocks
+_UNATTRIBUTED: Final = """
+SELECT e.block_hash, e.log_index, e.bank_reference
+FROM mint_execution e
+WHERE e.chain_id = $1 AND e.block_hash = ANY($2::bytea[]) AND e.request_id IS NULL
+"""
+# $1 references
+_REQUESTS_WITH_REFERENCE: Final = """
+SELECT id FROM mint_request WHERE expected_reference = ANY($1::bytea[])
+"""
+
+# $1 chain, $2 trigger height, $3 limit
+_LOCK_CANDIDATES: Final = """
+SELECT id FROM mint_request
+WHERE id IN (
+    SELECT id FROM mint_request
+    WHERE chain_id = $1 AND state = 'seen' AND chain_status <> 'orphaned' AND block_number <= $2
+    ORDER BY block_number, log_index
+    LIMIT $3
+)
+ORDER BY bank_reference, id
+FOR UPDATE
+"""
+# $1 ids, in chain order
+_CANDIDATES: Final = """
+SELECT id, bank_reference, expected_reference, stablecoin, consumer, requester, beneficiary, amount, predicted_amount
+FROM mint_request WHERE id = ANY($1::bigint[]) AND state = 'seen'
+ORDER BY block_number, log_index
+"""
+# $1 bank references
+_LOCK_HOLDERS: Final = """
+SELECT id FROM mint_request WHERE bank_reference = ANY($1::bytea[]) AND holds_reference ORDER BY bank_reference, id FOR UPDATE
+"""
+# $1 bank references
+_HOLDERS: Final = """
+SELECT id, bank_reference, beneficiary, state, is_sent(id) AS sent
+FROM mint_request WHERE bank_reference = ANY($1::bytea[]) AND holds_reference
+"""
+# $1 references that mints carry
+_MINTED_BY_NOBODY: Final = """
+SELECT DISTINCT bank_reference FROM mint_execution
+WHERE canonical AND request_id IS NULL AND bank_reference = ANY($1::bytea[])
+"""
+
+# $1 chain, $2 finalized number
+_FINALIZE_REQUESTS: Final = """
+UPDATE mint_request SET chain_status = 'finalized'
+WHERE chain_id = $1 AND chain_status = 'canonical' AND block_number <= $2
+"""
+_ORPHAN_FOR_GOOD: Final = """
+UPDATE mint_request SET orphaned_for_good = true
+WHERE chain_id = $1 AND chain_status = 'orphaned' AND NOT orphaned_for_good AND block_number <= $2
+RETURNING id
+"""
+# $1 chain
+_EXECUTED: Final = "SELECT id FROM mint_request WHERE chain_id = $1 AND state = 'executed'"
+
+
+async def position(pool: Pool, chain_id: int) -> Position:
+    """Where the follower stands; the chain must have been pinned."""
+    async with translated(), pool.acquire() as connection:
+        row = await connection.fetchrow(_POSITION, chain_id)
+    if row is None:
+        raise LookupError(f"chain {chain_id} was not pinned")
+    return Position(
+        cursor=BlockRef(number=row["block_number"], hash=row["block_hash"]),
+        finalized=row["finalized_number"],
+        safe=row["safe_number"],
+        head=row["head_number"],
+    )
+
+
+async def held_blocks(pool: Pool, chain_id: int, *, lowest: int) -> tuple[Block, ...]:
+    """The canonical blocks from number ``lowest`` on, ascending."""
+    async with translated(), pool.acquire() as connection:
+        rows = await connection.fetch(_HELD, chain_id, lowest)
+    return tuple(
+        Block(number=row["number"], hash=row["hash"], parent_hash=row["parent_hash"], timestamp=row["timestamp"])
+        for row in rows
+    )
+
+
+async def known_baskets(pool: Pool, chain_id: int, *, up_to: int) -> list[tuple[bytes, bytes]]:
+    """``(stablecoin, consumer)`` of each canonical basket at or below block ``up_to``."""
+    async with translated(), pool.acquire() as connection:
+        rows = await connection.fetch(
+            # $1 chain, $2 number
+            "SELECT stablecoin, consumer FROM basket WHERE chain_id = $1 AND canonical AND block_number <= $2",
+            chain_id,
+            up_to,
+        )
+    return [(row["stablecoin"], row["consumer"]) for row in rows]
+
+
+async def commit(pool: Pool, chain_id: int, batch: Batch, rules: Rules) -> Committed:
+    """Write one batch.
+
+    Raises:
+        CursorMoved: Somebody else committed on this cursor; nothing was written.
+        FinalityViolated: The batch would leave finalized blocks; nothing was written.
+        DatastoreUnavailable: Nothing is known to be written; read the position again.
+    """
+    async with unit(pool) as connection:
+        committed = await _move_cursor(connection, chain_id, batch)
+        if batch.ancestor != batch.expected:
+            await _orphan(connection, chain_id, batch, committed)
+        hashes = [block.hash for block in batch.blocks]
+        await _insert_observations(connection, chain_id, batch)
+        await _insert_requests(connection, chain_id, batch.requests, rules, None, committed)
+        await _settle_outcomes(connection, chain_id, hashes, committed)
+        await _judge(connection, chain_id, batch.finality.trigger, rules, committed)
+        await _settle_finality(connection, chain_id, batch.finality, committed)
+        if any(s.after is State.CONFIRMED for s in committed.settled):
+            await connection.execute("SELECT pg_notify($1, $2)", CONFIRMED_CHANNEL, str(chain_id))
+    return committed
+
+
+async def record_range(pool: Pool, chain_id: int, batch: Batch, rules: Rules, *, hold_reason: str | None) -> Committed:
+    """Write a range of final history without moving the cursor (``bskt backfill``); what is there already stays as it is.
+
+    Raises:
+        FinalityViolated: Another block is canonical at one of these numbers; nothing was written.
+        DatastoreUnavailable: Nothing is known to be written; repeat the range.
+    """
+    committed = Committed(cursor=batch.expected)
+    async with unit(pool) as connection:
+        # The cursor's row is locked first, as the follower does: one order of locks.
+        await connection.execute("SELECT FROM cursor WHERE chain_id = $1 FOR UPDATE", chain_id)
+        conflict = await connection.fetchval(
+            # $1 chain, $2 numbers, $3 hashes
+            """
+            SELECT b.number FROM unnest($2::bigint[], $3::bytea[]) AS n (number, hash)
+            JOIN block b ON b.chain_id = $1 AND b.number = n.number AND b.canonical AND b.hash <> n.hash
+            LIMIT 1
+            """,
+            chain_id,
+            [block.number for block in batch.blocks],
+            [block.hash for block in batch.blocks],
+        )
+        if conflict is not None:
+            raise FinalityViolated(
+                f"block {conflict} is stored with another hash than the node gives; check the node with `bskt check`"
+            )
+        await _insert_observations(connection, chain_id, batch)
+        await _insert_requests(connection, chain_id, batch.requests, rules, hold_reason, committed)
+        await _settle_outcomes(connection, chain_id, [block.hash for block in batch.blocks], committed)
+        await _judge(connection, chain_id, batch.finality.trigger, rules, committed)
+        await _settle_finality(connection, chain_id, batch.finality, committed)
+    return committed
+
+
+async def _move_cursor(connection: Connection, chain_id: int, batch: Batch) -> Committed:
+    tip = batch.blocks[-1] if batch.blocks else None
+    cursor = BlockRef(number=tip.number, hash=tip.hash) if tip else batch.ancestor
+    finality = batch.finality
+    status = await connection.execute(
+        _MOVE_CURSOR,
+        chain_id,
+        batch.expected.number,
+        batch.expected.hash,
+        cursor.number,
+        cursor.hash,
+        batch.head_number,
+        min(finality.finalized, cursor.number),
+        min(finality.safe, cursor.number),
+        batch.ancestor.number,
+    )
+    if status != "UPDATE 1":
+        row = await connection.fetchrow(_POSITION, chain_id)
+        at_cursor = row is not None and row["block_hash"] == batch.expected.hash
+        if row is not None and at_cursor and row["finalized_number"] > batch.ancestor.number:
+            raise FinalityViolated(
+                f"the node's chain leaves ours at block {batch.ancestor.number}, below the finalized block "
+                f"{row['finalized_number']}; nothing was changed"
+            )
+        raise CursorMoved(f"the cursor is no longer at block {batch.expected.number}")
+    return Committed(cursor=cursor)
+
+
+async def _orphan(connection: Connection, chain_id: int, batch: Batch, committed: Committed) -> None:
+    left = [row["hash"] for row in await connection.fetch(_ORPHAN_BLOCKS, chain_id, batch.ancestor.number)]
+    await connection.execute(_ORPHAN_LOGS, chain_id, left)
+    await connection.execute(_ORPHAN_BASKETS, chain_id, left)
+    lost_reports = [row["execution_id"] for row in await connection.fetch(_ORPHAN_REPORTS, chain_id, left)]
+    lost_mints = [row["request_id"] for row in await connection.fetch(_ORPHAN_MINTS, chain_id, left)]
+    requests = [row["id"] for row in await connection.fetch(_ORPHAN_REQUESTS, chain_id, left)]
+    committed.orphaned_blocks = batch.expected.number - batch.ancestor.number
+    committed.orphaned_requests = len(requests)
+    await connection.execute(
+        _INSERT_REORG,
+        chain_id,
+        batch.ancestor.number,
+        batch.ancestor.hash,
+        batch.expected.number,
+        batch.expected.hash,
+        committed.orphaned_blocks,
+        len(requests),
+    )
+    committed.settled += await settle(connection, Event.BLOCK_ORPHANED, requests)
+    sent = [row["id"] for row in await connection.fetch(_SENT_AMONG, requests)] if requests else []
+    await _alarm(
+        connection,
+        chain_id,
+        committed,
+        "orphaned_after_send",
+        {request: "Its block was orphaned after it was sent to CRE; it may still be minted." for request in sent},
+    )
+    if lost_reports:
+        failed = await connection.fetch(_FAILED_BY_A_LOST_REPORT, chain_id, lost_reports)
+        committed.settled += await settle(connection, Event.REPORT_ORPHANED, [row["id"] for row in failed])
+    committed.settled += await settle(
+        connection, Event.MINT_ORPHANED, [request for request in lost_mints if request is not None]
+    )
+
+
+async def _insert_observations(connection: Connection, chain_id: int, batch: Batch) -> None:
+    await connection.execute(_INSERT_BLOCKS, chain_id, *_columns(batch.blocks, _BLOCK))
+    if batch.logs:
+        await connection.execute(_INSERT_LOGS, chain_id, *_columns(batch.logs, _LOG))
+    if batch.baskets:
+        await connection.execute(_INSERT_BASKETS, chain_id, *_columns(batch.baskets, _BASKET))
+    if batch.reports:
+        await connection.execute(_INSERT_REPORTS, chain_id, *_columns(batch.reports, _REPORT))
+    if batch.mints:
+        columns = _columns(batch.mints, _MINT)
+        columns[6] = [str(amount) for amount in columns[6]]
+        await connection.execute(_INSERT_MINTS, chain_id, *columns)
+
+
+async def _insert_requests(
+    connection: Connection,
+    chain_id: int,
+    requests: Sequence[Request],
+    rules: Rules,
+    hold_reason: str | None,
+    committed: Committed,
+) -> None:
+    if not requests:
+        return
+    columns = _columns(requests, _REQUEST)
+    columns[12] = [str(amount) for amount in columns[12]]
+    columns[13] = [None if amount is None else str(amount) for amount in columns[13]]
+    rows = await connection.fetch(_INSERT_REQUESTS, chain_id, rules.first_trigger_block_number, hold_reason, *columns)
+    committed.recorded_requests = len(rows)
+    if len(rows) == len(requests):
+        return
+    new = {row["identity"] for row in rows}
+    again = [request for request in requests if request.identity not in new]
+    attached = await connection.fetch(_RE_ATTACH_REQUESTS, *_columns(again, _PLACE))
+    committed.settled += await settle(connection, Event.RE_MINED, [row["id"] for row in attached])
+
+
+async def _settle_outcomes(connection: Connection, chain_id: int, hashes: list[bytes], committed: Committed) -> None:
+    """Reports, then mints: what the new blocks say about requests that we sent, and about those that we did not."""
+    reports = await connection.fetch(_OUR_REPORTS, chain_id, hashes)
+    delivered = [row for row in reports if row["result"]]
+    if delivered:
+        await connection.execute(
+            _PROVE_BY_REPORT,
+            chain_id,
+            [row["block_hash"] for row in delivered],
+            [row["log_index"] for row in delivered],
+            [row["request_id"] for row in delivered],
+        )
+    simulated = await connection.fetch(_PROVE_BY_SIMULATION, chain_id)
+    minted = {row["request_id"] for row in await connection.fetch(_MINTED_REQUESTS, chain_id, hashes)}
+    minted |= {row["request_id"] for row in simulated}
+    # Reports of ids that CRE taught us late prove mints of older blocks.
+    minted |= await _minted_among(connection, {row["request_id"] for row in delivered})
+
+    refused = {row["request_id"] for row in reports if not row["result"]}
+    committed.settled += await settle(connection, Event.DELIVERY_FAILED, refused)
+    empty = {row["request_id"] for row in delivered} - minted
+    committed.settled += await settle(connection, Event.DELIVERED_WITHOUT_MINT, empty)
+    await _alarm(
+        connection,
+        chain_id,
+        committed,
+        "delivered_without_mint",
+        {
+            request: "The forwarder reports a delivery, but its transaction holds no mint of this request."
+            for request in empty
+        },
+    )
+    if minted:
+        await _settle_mints(connection, chain_id, minted, committed)
+    await _settle_unattributed(connection, chain_id, hashes, committed)
+
+
+async def _minted_among(connection: Connection, requests: set[int]) -> set[int]:
+    if not requests:
+        return set()
+    rows = await connection.fetch(
+        # $1 requests
+        "SELECT DISTINCT request_id FROM mint_execution WHERE canonical AND request_id = ANY($1::bigint[])",
+        sorted(requests),
+    )
+    return {row["request_id"] for row in rows}
+
+
+async def _settle_mints(connection: Connection, chain_id: int, minted: set[int], committed: Committed) -> None:
+    before = await connection.fetch(_BEFORE_MINT, sorted(minted))
+    settled = await settle(connection, Event.MINT_PROVEN, minted)
+    committed.settled += settled
+    expected = {State.IN_DOUBT, State.ACCEPTED, State.EXECUTED, State.COMPLETED}
+    moved = {s.request_id: s for s in settled}
+    await _alarm(
+        connection,
+        chain_id,
+        committed,
+        "unexpected_mint",
+        {
+            s.request_id: f"A proven mint arrived while the request was {s.before}."
+            for s in moved.values()
+            if s.before not in expected
+        },
+    )
+    await _alarm(
+        connection,
+        chain_id,
+        committed,
+        "double_mint",
+        {row["id"]: f"{row['mints']} proven mints of this request are on chain." for row in before if row["mints"] > 1},
+    )
+    await _alarm(
+        connection,
+        chain_id,
+        committed,
+        "unbacked_mint",
+        {row["id"]: "Minted, but its request is orphaned for good." for row in before if row["orphaned_for_good"]},
+    )
+    rivals = await connection.fetch(_RIVALS, [row["bank_reference"] for row in before], sorted(minted))
+    committed.settled += await settle(
+        connection,
+        Event.RIVAL_MINTED,
+        [row["id"] for row in rivals],
+        detail="Another request for the same deposit was minted.",
+    )
+
+
+async def _settle_unattributed(
+    connection: Connection, chain_id: int, hashes: list[bytes], committed: Committed
+) -> None:
+    foreign = await connection.fetch(_UNATTRIBUTED, chain_id, hashes)
+    if not foreign:
+        return
+    references = sorted({row["bank_reference"] for row in foreign})
+    requests = await connection.fetch(_REQUESTS_WITH_REFERENCE, references)
+    committed.settled += await settle(
+        connection,
+        Event.REFERENCE_MINTED,
+        [row["id"] for row in requests],
+        detail="A mint with this reference is on chain that no delivery of ours accounts for.",
+    )
+    committed.alarms["unattributed_mint"] += len(foreign)
+    await connection.executemany(
+        # $1 chain, $2 sentence
+        "INSERT INTO alarm (chain_id, kind, sentence) VALUES ($1, 'unattributed_mint', $2)",
+        [
+            (
+                chain_id,
+                f"MintExecuted {row['log_index']} of block 0x{row['block_hash'].hex()} with reference "
+                f"0x{row['bank_reference'].hex()} is proven for none of our requests.",
+            )
+            for row in foreign
+        ],
+    )
+
+
+async def _judge(connection: Connection, chain_id: int, height: int, rules: Rules, committed: Committed) -> None:
+    locked = [row["id"] for row in await connection.fetch(_LOCK_CANDIDATES, chain_id, height, JUDGED_A_COMMIT)]
+    if not locked:
+        return
+    candidates = [Candidate(**row) for row in await connection.fetch(_CANDIDATES, locked)]
+    references = sorted({candidate.bank_reference for candidate in candidates})
+    await connection.execute(_LOCK_HOLDERS, references)
+    holders = {
+        row["bank_reference"]: Holder(
+            id=row["id"], beneficiary=row["beneficiary"], state=State(row["state"]), sent=row["sent"]
+        )
+        for row in await connection.fetch(_HOLDERS, references)
+    }
+    minted = await connection.fetch(_MINTED_BY_NOBODY, sorted({c.expected_reference for c in candidates}))
+    verdicts = judge(
+        candidates,
+        holders=holders,
+        minted={row["bank_reference"] for row in minted},
+        refusals={c.id: refusal for c in candidates if (refusal := rules.policy(c)) is not None},
+        contest=rules.contest,
+    )
+    moves: list[Move] = []
+    contested: set[int] = set()
+    for candidate, verdict in verdicts:
+        # A seen request is locked and its rules have no guard: its facts need not be read.
+        request = Known(
+            request_id=candidate.id,
+            state=State.SEEN,
+            reason=None,
+            holds_reference=False,
+            bank_reference=candidate.bank_reference,
+            facts=Facts(),
+        )
+        match verdict:
+            case Allowed():
+                moves.append(Move(request=request, after=State.CONFIRMED, reason="allowed", takes_reference=True))
+            case Refused():
+                moves.append(Move(request=request, after=State.REJECTED, reason=verdict.code, detail=verdict.sentence))
+            case ForReview():
+                moves.append(Move(request=request, after=State.REVIEW, reason=verdict.code, detail=verdict.sentence))
+                if verdict.contested_with is not None:
+                    contested.add(verdict.contested_with)
+    committed.settled += await move(connection, moves)
+    committed.settled += await settle(
+        connection,
+        Event.CONTESTED,
+        contested,
+        reason="contested_bank_reference",
+        detail="Another request asks for the same deposit for another beneficiary; neither was sent.",
+    )
+    committed.more_to_judge = len(locked) == JUDGED_A_COMMIT
+
+
+async def _settle_finality(connection: Connection, chain_id: int, finality: Finality, committed: Committed) -> None:
+    finalized = min(finality.finalized, committed.cursor.number)
+    await connection.execute(_FINALIZE_REQUESTS, chain_id, finalized)
+    gone = [row["id"] for row in await connection.fetch(_ORPHAN_FOR_GOOD, chain_id, finalized)]
+    settled = await settle(connection, Event.ORPHANED_FOR_GOOD, gone)
+    committed.settled += settled
+    await _alarm(
+        connection,
+        chain_id,
+        committed,
+        "unbacked_mint",
+        {
+            s.request_id: "Its request is orphaned for good, but it was sent to CRE or minted."
+            for s in settled
+            if s.after is State.REVIEW
+        },
+    )
+    executed = await connection.fetch(_EXECUTED, chain_id)
+    ended = await settle(
+        connection,
+        Event.MINT_FINAL,
+        [row["id"] for row in executed],
+        horizon=Horizon(complete=finality.complete, trigger=finality.trigger),
+    )
+    committed.settled += ended
+    await _alarm(
+        connection,
+        chain_id,
+        committed,
+        "mint_mismatch",
+        {
+            s.request_id: "The final mint has another amount or recipient than the request, or there are several."
+            for s in ended
+            if s.after is State.REVIEW
+        },
+    )
+
+
+async def _alarm(
+    connection: Connection, chain_id: int, committed: Committed, kind: str, sentences: dict[int, str]
+) -> None:
+    committed.alarms[kind] += len(sentences)
+    await raise_alarms(connection, chain_id, kind, sentences)
+
+
+_BLOCK: Final = ("number", "hash", "parent_hash", "timestamp")
+_LOG: Final = LogRow.__slots__
+_BASKET: Final = Basket.__slots__
+_REPORT: Final = Report.__slots__
+_MINT: Final = Mint.__slots__
+_REQUEST: Final = (
+    "identity",
+    "nonce",
+    "emitter",
+    "tx_hash",
+    "block_number",
+    "block_hash",
+    "block_timestamp",
+    "log_index",
+    "stablecoin",
+    "consumer",
+    "requester",
+    "beneficiary",
+    "amount",
+    "predicted_amount",
+    "bank_reference",
+    "expected_reference",
+)
+_PLACE: Final = (
+    "identity",
+    "block_number",
+    "block_hash",
+    "block_timestamp",
+    "log_index",
+    "stablecoin",
+    "consumer",
+)
+
+
+def _columns(rows: Sequence[object], names: Sequence[str]) -> list[list[object]]:
+    """Rows to the columns that ``unnest`` takes."""
+    return [[getattr(row, name) for row in rows] for name in names]

@@ -1,0 +1,144 @@
+"""What the indexer hands to the datastore: rows, already decoded and checked.
+
+Hashes are 32 bytes, addresses 20, amounts wei.  ``Mint`` and ``Report`` are kept whether they were expected or not.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from uuid import UUID
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockRef:
+    """A block by number and hash."""
+
+    number: int
+    hash: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Block:
+    """A header to store; ``parent_hash`` is ``None`` for a final block whose header was not needed."""
+
+    number: int
+    hash: bytes
+    parent_hash: bytes | None
+    timestamp: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogRow:
+    """A raw log of known origin; ``topics`` are concatenated; ``undecodable`` says why it could not be decoded."""
+
+    block_number: int
+    block_hash: bytes
+    log_index: int
+    tx_hash: bytes
+    tx_index: int
+    address: bytes
+    topics: bytes
+    data: bytes
+    event: str
+    undecodable: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Basket:
+    """A ``BasketCreated`` of the configured factory."""
+
+    block_number: int
+    block_hash: bytes
+    log_index: int
+    stablecoin: bytes
+    consumer: bytes
+    creator: bytes
+    admin: bytes
+    name_raw: bytes
+    symbol_raw: bytes
+    name: str
+    symbol: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """A ``MintRequested`` with everything that follows from it (design §3)."""
+
+    identity: bytes
+    nonce: UUID
+    emitter: bytes
+    tx_hash: bytes
+    block_number: int
+    block_hash: bytes
+    block_timestamp: int
+    log_index: int
+    stablecoin: bytes
+    consumer: bytes
+    requester: bytes
+    beneficiary: bytes
+    amount: int
+    predicted_amount: int | None
+    bank_reference: bytes
+    expected_reference: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mint:
+    """A ``MintExecuted`` of a known consumer."""
+
+    block_number: int
+    block_hash: bytes
+    log_index: int
+    tx_hash: bytes
+    consumer: bytes
+    recipient: bytes
+    amount: int
+    bank_reference: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """A ``ReportProcessed`` of the configured forwarder for a known consumer."""
+
+    block_number: int
+    block_hash: bytes
+    log_index: int
+    tx_hash: bytes
+    receiver: bytes
+    execution_id: bytes
+    report_id: bytes
+    result: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finality:
+    """Up to which block number something is final enough, seen from the commit's new tip.
+
+    ``finalized`` and ``safe`` are the chain's own tags (never above the tip); ``trigger`` and ``complete`` follow from
+    the settings: a tag, or the linked depth.
+    """
+
+    finalized: int
+    safe: int
+    trigger: int
+    complete: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """One commit of the indexer: leave what is above ``ancestor``, add what follows it.
+
+    ``expected`` is the cursor that the batch was built on; ``ancestor`` equals it unless the branch was left.
+    ``blocks`` ascend; the last one is the new cursor.  Everything else belongs to these blocks.
+    """
+
+    expected: BlockRef
+    ancestor: BlockRef
+    blocks: tuple[Block, ...]
+    head_number: int
+    finality: Finality
+    logs: tuple[LogRow, ...] = ()
+    baskets: tuple[Basket, ...] = ()
+    requests: tuple[Request, ...] = ()
+    mints: tuple[Mint, ...] = ()
+    reports: tuple[Report, ...] = ()

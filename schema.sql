@@ -1,0 +1,593 @@
+-- The datastore of BSKT's mint daemon.  PostgreSQL 15 or newer.  Apply with `bskt schema apply`.
+--
+-- Reading order: chain and control → block, log and what was decoded from it → mint_request and its history →
+-- what the invocator did → grants.  Everything that a person may have to trust is a named constraint here, a row of
+-- an append-only table, or a column that the wrong role cannot write.
+--
+-- Conventions: hashes and addresses are bytea (32 and 20 bytes), amounts are wei in numeric(78,0), times that our side
+-- measured are timestamptz on the database's clock, times from a block are bigint (a chain may lie about them).
+
+-- ------------------------------------------------------------------------------------------------------------------
+-- Roles: one a part of the daemon, set at connection.  They belong to the whole server, so another database, or another
+-- starter at this very moment, may have made them already.
+-- ------------------------------------------------------------------------------------------------------------------
+DO $$
+DECLARE
+    part text;
+BEGIN
+    FOREACH part IN ARRAY ARRAY['bskt_indexer', 'bskt_invocator', 'bskt_operator', 'bskt_reader'] LOOP
+        BEGIN
+            EXECUTE format('CREATE ROLE %I NOLOGIN', part);
+        EXCEPTION WHEN duplicate_object OR unique_violation THEN
+            NULL;
+        END;
+        IF NOT pg_has_role(current_user, part, 'MEMBER') THEN
+            BEGIN
+                EXECUTE format('GRANT %I TO %I', part, current_user);
+            EXCEPTION WHEN unique_violation OR duplicate_object THEN
+                NULL;
+            END;
+        END IF;
+    END LOOP;
+END
+$$;
+
+CREATE DOMAIN address AS bytea CONSTRAINT address_is_20_bytes CHECK (octet_length(VALUE) = 20);
+CREATE DOMAIN hash AS bytea CONSTRAINT hash_is_32_bytes CHECK (octet_length(VALUE) = 32);
+CREATE DOMAIN uint256 AS numeric(78, 0) CONSTRAINT uint256_is_in_range CHECK (VALUE >= 0 AND VALUE < 2 :: numeric ^ 256);
+
+CREATE TABLE schema_version (
+    version integer PRIMARY KEY,
+    checksum bytea NOT NULL,
+    applied_at timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+COMMENT ON TABLE schema_version IS 'One row a migration; a daemon refuses to run on an older or a newer schema.';
+
+-- ------------------------------------------------------------------------------------------------------------------
+-- One chain, and what steers the daemon on it
+-- ------------------------------------------------------------------------------------------------------------------
+CREATE TABLE chain (
+    chain_id bigint PRIMARY KEY,
+    genesis_hash hash NOT NULL,
+    factory_address address NOT NULL,
+    factory_code_hash hash NOT NULL,
+    forwarder_address address NOT NULL,
+    start_block_number bigint NOT NULL CONSTRAINT chain_starts_after_genesis CHECK (start_block_number >= 1),
+    start_block_hash hash NOT NULL,
+    first_trigger_block_number bigint NOT NULL,
+    secret_check bytea NOT NULL,
+    created_at timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+COMMENT ON TABLE chain IS 'What is pinned at the first start; a later start that finds something else refuses to run.';
+COMMENT ON COLUMN chain.first_trigger_block_number IS
+    'Requests of older blocks are recorded but held: a lost database must not mint history again.';
+COMMENT ON COLUMN chain.secret_check IS 'Tells a changed instance secret; reveals nothing about it.';
+
+CREATE TABLE cursor (
+    chain_id bigint PRIMARY KEY REFERENCES chain,
+    block_number bigint NOT NULL,
+    block_hash hash NOT NULL,
+    finalized_number bigint NOT NULL,
+    safe_number bigint NOT NULL,
+    head_number bigint NOT NULL,
+    indexed_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    CONSTRAINT cursor_is_not_below_finality CHECK (block_number >= finalized_number),
+    CONSTRAINT cursor_finality_is_ordered CHECK (finalized_number <= safe_number)
+);
+COMMENT ON TABLE cursor IS 'The last indexed block.  Moves by compare-and-swap on (block_number, block_hash) only.';
+COMMENT ON COLUMN cursor.finalized_number IS 'Monotone; at most block_number: finality is believed only of blocks that are indexed.';
+
+CREATE TABLE control (
+    chain_id bigint PRIMARY KEY REFERENCES chain,
+    paused_at timestamptz,
+    paused_reason text,
+    quarantined_at timestamptz,
+    quarantined_reason text,
+    halted_at timestamptz,
+    halted_reason text,
+    CONSTRAINT control_pause_has_a_reason CHECK ((paused_at IS NULL) = (paused_reason IS NULL)),
+    CONSTRAINT control_quarantine_has_a_reason CHECK ((quarantined_at IS NULL) = (quarantined_reason IS NULL)),
+    CONSTRAINT control_halt_has_a_reason CHECK ((halted_at IS NULL) = (halted_reason IS NULL))
+);
+COMMENT ON TABLE control IS 'The switches.  Read inside the claim, so that they hold from the very next claim on.';
+
+CREATE TABLE operator_action (
+    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    chain_id bigint NOT NULL REFERENCES chain,
+    action text NOT NULL,
+    request_id bigint,
+    reason text NOT NULL CONSTRAINT operator_action_has_a_reason CHECK (length(trim(reason)) > 0),
+    evidence jsonb,
+    at timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+COMMENT ON TABLE operator_action IS 'Append-only: what a person did, and why.';
+
+-- ------------------------------------------------------------------------------------------------------------------
+-- The chain as indexed.  Orphaned rows stay, marked.
+-- ------------------------------------------------------------------------------------------------------------------
+CREATE TABLE block (
+    chain_id bigint NOT NULL REFERENCES chain,
+    hash hash NOT NULL,
+    number bigint NOT NULL,
+    parent_hash hash,
+    timestamp bigint NOT NULL,
+    canonical boolean NOT NULL DEFAULT true,
+    PRIMARY KEY (chain_id, hash)
+);
+COMMENT ON TABLE block IS
+    'Every block of the window that is not final, empty or not; below it the last block of each range and each block with a log.';
+COMMENT ON COLUMN block.parent_hash IS 'NULL for a final block whose header was never needed.';
+CREATE UNIQUE INDEX block_number_is_canonical_once ON block (chain_id, number) WHERE canonical;
+
+CREATE TABLE log (
+    chain_id bigint NOT NULL,
+    block_hash hash NOT NULL,
+    log_index integer NOT NULL,
+    block_number bigint NOT NULL,
+    tx_hash hash NOT NULL,
+    tx_index integer NOT NULL,
+    address address NOT NULL,
+    topics bytea NOT NULL,
+    data bytea NOT NULL,
+    event text NOT NULL,
+    undecodable text,
+    canonical boolean NOT NULL DEFAULT true,
+    PRIMARY KEY (chain_id, block_hash, log_index),
+    CONSTRAINT log_topics_are_whole CHECK (octet_length(topics) IN (0, 32, 64, 96, 128))
+);
+COMMENT ON TABLE log IS 'Raw logs of known origin, byte for byte.  (block_hash, log_index) is the key of a log, never of a request.';
+COMMENT ON COLUMN log.undecodable IS 'Why the log could not be decoded; such a log is kept, counted and does not stop its block.';
+CREATE INDEX log_by_block_number ON log (chain_id, block_number);
+
+CREATE TABLE basket (
+    chain_id bigint NOT NULL,
+    block_hash hash NOT NULL,
+    log_index integer NOT NULL,
+    block_number bigint NOT NULL,
+    stablecoin address NOT NULL,
+    consumer address NOT NULL,
+    creator address NOT NULL,
+    admin address NOT NULL,
+    name_raw bytea NOT NULL,
+    symbol_raw bytea NOT NULL,
+    name text NOT NULL,
+    symbol text NOT NULL,
+    decimals smallint,
+    canonical boolean NOT NULL DEFAULT true,
+    PRIMARY KEY (chain_id, block_hash, log_index)
+);
+COMMENT ON TABLE basket IS 'Each BasketCreated of the configured factory.  After a reorg one address may name another basket.';
+COMMENT ON COLUMN basket.name IS 'Cleaned for display; name_raw is what the chain said.';
+COMMENT ON COLUMN basket.decimals IS 'As read from the token once, before its first trigger; NULL until then.';
+CREATE UNIQUE INDEX basket_stablecoin_is_canonical_once ON basket (chain_id, stablecoin) WHERE canonical;
+CREATE INDEX basket_by_consumer ON basket (chain_id, consumer) WHERE canonical;
+
+CREATE TABLE reorg (
+    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    chain_id bigint NOT NULL REFERENCES chain,
+    ancestor_number bigint NOT NULL,
+    ancestor_hash hash NOT NULL,
+    old_tip_number bigint NOT NULL,
+    old_tip_hash hash NOT NULL,
+    orphaned_blocks integer NOT NULL CONSTRAINT reorg_orphaned_something CHECK (orphaned_blocks > 0),
+    orphaned_requests integer NOT NULL,
+    at timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+COMMENT ON TABLE reorg IS 'Append-only: each time that the followed branch was left.';
+
+-- ------------------------------------------------------------------------------------------------------------------
+-- The request
+-- ------------------------------------------------------------------------------------------------------------------
+CREATE TABLE mint_request (
+    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    chain_id bigint NOT NULL REFERENCES chain,
+    identity hash NOT NULL,
+    nonce uuid NOT NULL,
+    generation integer NOT NULL DEFAULT 0,
+    -- where it was last seen on chain
+    emitter address NOT NULL,
+    tx_hash hash NOT NULL,
+    block_hash hash NOT NULL,
+    block_number bigint NOT NULL,
+    block_timestamp bigint NOT NULL,
+    log_index integer NOT NULL,
+    chain_status text NOT NULL DEFAULT 'canonical',
+    orphaned_for_good boolean NOT NULL DEFAULT false,
+    -- what was asked for
+    stablecoin address NOT NULL,
+    consumer address NOT NULL,
+    requester address NOT NULL,
+    beneficiary address NOT NULL,
+    amount uint256 NOT NULL,
+    predicted_amount uint256,
+    bank_reference hash NOT NULL,
+    expected_reference hash NOT NULL,
+    -- what we did
+    state text NOT NULL DEFAULT 'seen',
+    state_reason text,
+    state_detail text,
+    state_attempt_no integer,
+    state_changed_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    holds_reference boolean NOT NULL DEFAULT false,
+    held_at timestamptz,
+    held_reason text,
+    -- the invocator's working columns
+    claim_no integer NOT NULL DEFAULT 0,
+    worker_id uuid,
+    lease_ends_at timestamptz,
+    next_attempt_at timestamptz,
+    deadline_at timestamptz,
+    recorded_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    CONSTRAINT mint_request_identity_is_recorded_once UNIQUE (identity),
+    CONSTRAINT mint_request_nonce_is_unique UNIQUE (nonce),
+    CONSTRAINT mint_request_state_is_known CHECK (state IN (
+-- generated from datastore/lifecycle.py: states
+        'seen', 'confirmed', 'claimed', 'in_doubt', 'accepted', 'executed', 'completed', 'rejected', 'failed', 'dropped', 'review', 'cancelled'
+-- end of generated lines
+    )),
+    CONSTRAINT mint_request_chain_status_is_known CHECK (chain_status IN ('canonical', 'orphaned', 'finalized')),
+    CONSTRAINT mint_request_orphaned_for_good_is_orphaned CHECK (NOT orphaned_for_good OR chain_status = 'orphaned'),
+    CONSTRAINT mint_request_hold_has_a_reason CHECK ((held_at IS NULL) = (held_reason IS NULL)),
+    CONSTRAINT mint_request_has_a_lease_exactly_while_claimed CHECK ((state = 'claimed') = (lease_ends_at IS NOT NULL)),
+    CONSTRAINT mint_request_has_a_worker_while_claimed CHECK (state <> 'claimed' OR worker_id IS NOT NULL),
+    CONSTRAINT mint_request_has_a_deadline_while_accepted CHECK (state <> 'accepted' OR deadline_at IS NOT NULL),
+    CONSTRAINT mint_request_holds_its_reference_while_underway CHECK (
+        state NOT IN ('confirmed', 'claimed', 'in_doubt', 'accepted') OR holds_reference
+    ),
+    CONSTRAINT mint_request_ended_without_a_send_holds_nothing CHECK (state NOT IN ('dropped', 'cancelled') OR NOT holds_reference)
+);
+COMMENT ON TABLE mint_request IS
+    'One row a MintRequested, for life: a reorg re-attaches it, nothing deletes it.  What the chain said cannot be updated by any role.';
+COMMENT ON COLUMN mint_request.identity IS
+    'sha256 of (chain_id, emitter, tx_hash, topic0, sha256(topics ‖ data), rank): independent of the block, so that re-mining finds the same row.';
+COMMENT ON COLUMN mint_request.nonce IS
+    'HMAC of the identity and the generation under the instance secret: the same again after a lost database; the id of every call to CRE.';
+COMMENT ON COLUMN mint_request.predicted_amount IS
+    'What the workflow''s floating-point arithmetic will mint for this amount; NULL where it would throw.';
+COMMENT ON COLUMN mint_request.expected_reference IS 'The bytes32 that MintExecuted will carry, by the workflow''s own rule.';
+COMMENT ON COLUMN mint_request.holds_reference IS 'One deposit, one mint: at most one row holds a bank reference, across baskets and chains.';
+COMMENT ON COLUMN mint_request.held_at IS 'Stops a claim without being a state.';
+COMMENT ON COLUMN mint_request.claim_no IS 'The fencing token: every write of a claim names it.';
+
+CREATE UNIQUE INDEX bank_reference_is_held_once ON mint_request (bank_reference) WHERE holds_reference;
+CREATE INDEX mint_request_by_bank_reference ON mint_request (bank_reference);
+CREATE INDEX mint_request_by_expected_reference ON mint_request (chain_id, expected_reference);
+CREATE INDEX mint_request_by_block ON mint_request (chain_id, block_hash);
+-- The partial indexes hold the open requests only, so that what they cost does not grow with history.
+CREATE INDEX mint_request_to_judge ON mint_request (chain_id, block_number) WHERE state = 'seen' AND chain_status <> 'orphaned';
+CREATE INDEX mint_request_to_claim ON mint_request (chain_id, stablecoin, block_number, log_index)
+    WHERE state = 'confirmed' AND held_at IS NULL AND chain_status <> 'orphaned';
+CREATE INDEX mint_request_to_resend ON mint_request (chain_id, next_attempt_at) WHERE state = 'in_doubt';
+CREATE INDEX mint_request_with_lease ON mint_request (chain_id, lease_ends_at) WHERE state = 'claimed';
+CREATE INDEX mint_request_with_deadline ON mint_request (chain_id, deadline_at) WHERE state = 'accepted';
+CREATE INDEX mint_request_to_finalize ON mint_request (chain_id, block_number) WHERE chain_status = 'canonical';
+CREATE INDEX mint_request_orphaned ON mint_request (chain_id, block_number) WHERE chain_status = 'orphaned' AND NOT orphaned_for_good;
+CREATE INDEX mint_request_to_complete ON mint_request (chain_id) WHERE state = 'executed';
+CREATE INDEX mint_request_for_a_person ON mint_request (chain_id, state) WHERE state IN ('review', 'failed', 'rejected');
+
+CREATE TABLE mint_transition (
+    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    request_id bigint NOT NULL REFERENCES mint_request,
+    from_state text,
+    to_state text NOT NULL,
+    actor text NOT NULL,
+    reason text,
+    detail text,
+    attempt_no integer,
+    at timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+COMMENT ON TABLE mint_transition IS 'Append-only: written by the trigger, so that no change of state can be without it.';
+CREATE INDEX mint_transition_by_request ON mint_transition (request_id, id);
+
+-- The trigger works on whole statements (one join a statement, not one call a row).  It runs as its owner, so that no
+-- part can write history itself; who acts is the role that the session set, not the owner.
+CREATE FUNCTION mint_request_changed() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
+DECLARE
+    acting text := CASE current_setting('role')
+        WHEN 'bskt_indexer' THEN 'indexer'
+        WHEN 'bskt_invocator' THEN 'invocator'
+        WHEN 'bskt_operator' THEN 'operator'
+    END;
+    refused record;
+BEGIN
+    SELECT o.id, o.state AS from_state, n.state AS to_state INTO refused
+    FROM old_rows o
+    JOIN new_rows n ON n.id = o.id
+    WHERE o.state <> n.state
+      AND (acting, o.state, n.state) NOT IN (VALUES
+-- generated from datastore/lifecycle.py: transitions
+    ('indexer', 'accepted', 'executed'),
+    ('indexer', 'accepted', 'failed'),
+    ('indexer', 'accepted', 'review'),
+    ('indexer', 'cancelled', 'executed'),
+    ('indexer', 'cancelled', 'review'),
+    ('indexer', 'claimed', 'executed'),
+    ('indexer', 'claimed', 'review'),
+    ('indexer', 'claimed', 'seen'),
+    ('indexer', 'completed', 'review'),
+    ('indexer', 'confirmed', 'executed'),
+    ('indexer', 'confirmed', 'review'),
+    ('indexer', 'confirmed', 'seen'),
+    ('indexer', 'dropped', 'executed'),
+    ('indexer', 'dropped', 'review'),
+    ('indexer', 'dropped', 'seen'),
+    ('indexer', 'executed', 'accepted'),
+    ('indexer', 'executed', 'completed'),
+    ('indexer', 'executed', 'in_doubt'),
+    ('indexer', 'executed', 'review'),
+    ('indexer', 'failed', 'accepted'),
+    ('indexer', 'failed', 'dropped'),
+    ('indexer', 'failed', 'executed'),
+    ('indexer', 'failed', 'in_doubt'),
+    ('indexer', 'failed', 'review'),
+    ('indexer', 'in_doubt', 'executed'),
+    ('indexer', 'in_doubt', 'failed'),
+    ('indexer', 'in_doubt', 'review'),
+    ('indexer', 'rejected', 'dropped'),
+    ('indexer', 'rejected', 'executed'),
+    ('indexer', 'rejected', 'review'),
+    ('indexer', 'rejected', 'seen'),
+    ('indexer', 'review', 'dropped'),
+    ('indexer', 'review', 'executed'),
+    ('indexer', 'seen', 'confirmed'),
+    ('indexer', 'seen', 'dropped'),
+    ('indexer', 'seen', 'executed'),
+    ('indexer', 'seen', 'rejected'),
+    ('indexer', 'seen', 'review'),
+    ('invocator', 'accepted', 'failed'),
+    ('invocator', 'claimed', 'confirmed'),
+    ('invocator', 'claimed', 'in_doubt'),
+    ('invocator', 'claimed', 'review'),
+    ('invocator', 'confirmed', 'claimed'),
+    ('invocator', 'confirmed', 'review'),
+    ('invocator', 'in_doubt', 'accepted'),
+    ('invocator', 'in_doubt', 'confirmed'),
+    ('invocator', 'in_doubt', 'review'),
+    ('invocator', 'in_doubt', 'seen'),
+    ('invocator', 'rejected', 'seen'),
+    ('operator', 'confirmed', 'cancelled'),
+    ('operator', 'failed', 'cancelled'),
+    ('operator', 'failed', 'confirmed'),
+    ('operator', 'failed', 'in_doubt'),
+    ('operator', 'failed', 'seen'),
+    ('operator', 'rejected', 'cancelled'),
+    ('operator', 'rejected', 'confirmed'),
+    ('operator', 'rejected', 'seen'),
+    ('operator', 'review', 'cancelled'),
+    ('operator', 'review', 'completed'),
+    ('operator', 'review', 'confirmed'),
+    ('operator', 'review', 'failed'),
+    ('operator', 'review', 'in_doubt'),
+    ('operator', 'review', 'seen'),
+    ('operator', 'seen', 'cancelled')
+-- end of generated lines
+      )
+    LIMIT 1;
+    IF acting IS NULL AND EXISTS (SELECT FROM old_rows o JOIN new_rows n ON n.id = o.id WHERE o.state <> n.state) THEN
+        RAISE EXCEPTION 'mint_request: no part of the daemon is acting; use the bskt command instead of SQL'
+            USING ERRCODE = 'insufficient_privilege';
+    END IF;
+    IF refused.id IS NOT NULL THEN
+        RAISE EXCEPTION 'mint_request %: % may not go from % to %', refused.id, acting, refused.from_state, refused.to_state
+            USING ERRCODE = 'check_violation';
+    END IF;
+    INSERT INTO mint_transition (request_id, from_state, to_state, actor, reason, detail, attempt_no)
+    SELECT n.id, o.state, n.state, acting, n.state_reason, n.state_detail, n.state_attempt_no
+    FROM old_rows o
+    JOIN new_rows n ON n.id = o.id
+    WHERE o.state <> n.state;
+    RETURN NULL;
+END
+$$;
+CREATE TRIGGER mint_request_changed
+    AFTER UPDATE ON mint_request
+    REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows
+    FOR EACH STATEMENT EXECUTE FUNCTION mint_request_changed();
+
+CREATE FUNCTION mint_request_recorded() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
+BEGIN
+    IF EXISTS (SELECT FROM new_rows WHERE state <> 'seen') THEN
+        RAISE EXCEPTION 'mint_request: a request begins as seen' USING ERRCODE = 'check_violation';
+    END IF;
+    INSERT INTO mint_transition (request_id, from_state, to_state, actor)
+    SELECT id, NULL, state, 'indexer' FROM new_rows;
+    RETURN NULL;
+END
+$$;
+CREATE TRIGGER mint_request_recorded
+    AFTER INSERT ON mint_request
+    REFERENCING NEW TABLE AS new_rows
+    FOR EACH STATEMENT EXECUTE FUNCTION mint_request_recorded();
+
+-- ------------------------------------------------------------------------------------------------------------------
+-- What the chain says about the outcome
+-- ------------------------------------------------------------------------------------------------------------------
+CREATE TABLE mint_execution (
+    chain_id bigint NOT NULL,
+    block_hash hash NOT NULL,
+    log_index integer NOT NULL,
+    block_number bigint NOT NULL,
+    tx_hash hash NOT NULL,
+    consumer address NOT NULL,
+    recipient address NOT NULL,
+    amount uint256 NOT NULL,
+    bank_reference hash NOT NULL,
+    canonical boolean NOT NULL DEFAULT true,
+    request_id bigint REFERENCES mint_request,
+    proof text,
+    PRIMARY KEY (chain_id, block_hash, log_index),
+    CONSTRAINT mint_execution_proof_is_known CHECK (proof IN ('report', 'simulated')),
+    CONSTRAINT mint_execution_is_proven_exactly_for_a_request CHECK ((request_id IS NULL) = (proof IS NULL))
+);
+COMMENT ON TABLE mint_execution IS
+    'Each MintExecuted of a known consumer, stored whether we expected it or not.  Without a request_id it proves nothing.';
+COMMENT ON COLUMN mint_execution.request_id IS
+    'The request that it is the proven mint of: our reference, and ReportProcessed(true) of our execution id later in the same transaction.';
+CREATE INDEX mint_execution_by_request ON mint_execution (request_id) WHERE request_id IS NOT NULL;
+CREATE INDEX mint_execution_by_reference ON mint_execution (bank_reference) WHERE canonical;
+
+CREATE TABLE report (
+    chain_id bigint NOT NULL,
+    block_hash hash NOT NULL,
+    log_index integer NOT NULL,
+    block_number bigint NOT NULL,
+    tx_hash hash NOT NULL,
+    receiver address NOT NULL,
+    execution_id hash NOT NULL,
+    report_id bytea NOT NULL,
+    result boolean NOT NULL,
+    canonical boolean NOT NULL DEFAULT true,
+    PRIMARY KEY (chain_id, block_hash, log_index)
+);
+COMMENT ON TABLE report IS 'Each ReportProcessed of the configured forwarder for a known consumer.  result = false is never final.';
+CREATE INDEX report_by_execution_id ON report (execution_id);
+
+CREATE TABLE alarm (
+    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    chain_id bigint NOT NULL REFERENCES chain,
+    kind text NOT NULL,
+    request_id bigint REFERENCES mint_request,
+    sentence text NOT NULL,
+    at timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+COMMENT ON TABLE alarm IS 'Append-only: what a person must know.  docs/runbook.md has a heading for each kind.';
+CREATE INDEX alarm_by_request ON alarm (request_id);
+
+-- ------------------------------------------------------------------------------------------------------------------
+-- What the invocator did
+-- ------------------------------------------------------------------------------------------------------------------
+CREATE TABLE workflow (
+    chain_id bigint NOT NULL REFERENCES chain,
+    workflow_id hash NOT NULL,
+    listed_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    PRIMARY KEY (chain_id, workflow_id)
+);
+COMMENT ON TABLE workflow IS 'Append-only: every workflow id that was ever configured, so that any of their reports is recognised.';
+
+CREATE TABLE workflow_slot (
+    chain_id bigint NOT NULL,
+    workflow_id hash NOT NULL,
+    earliest_next_at timestamptz NOT NULL,
+    PRIMARY KEY (chain_id, workflow_id),
+    FOREIGN KEY (chain_id, workflow_id) REFERENCES workflow
+);
+COMMENT ON TABLE workflow_slot IS 'Durable pacing: the theoretical arrival time of the next trigger of each workflow.  A restart causes no burst.';
+
+CREATE TABLE basket_turn (
+    chain_id bigint NOT NULL REFERENCES chain,
+    stablecoin address NOT NULL,
+    last_claim_at timestamptz NOT NULL,
+    PRIMARY KEY (chain_id, stablecoin)
+);
+COMMENT ON TABLE basket_turn IS 'Fairness: the basket that was served longest ago is served next.';
+
+CREATE TABLE frozen_request (
+    request_id bigint NOT NULL REFERENCES mint_request,
+    generation integer NOT NULL,
+    nonce uuid NOT NULL UNIQUE,
+    mode text NOT NULL,
+    workflow_id hash NOT NULL,
+    receiver address NOT NULL,
+    gateway text NOT NULL,
+    signer address NOT NULL,
+    body bytea NOT NULL,
+    body_sha256 hash NOT NULL,
+    frozen_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    PRIMARY KEY (request_id, generation),
+    CONSTRAINT frozen_request_mode_is_known CHECK (mode IN ('gateway', 'simulate')),
+    CONSTRAINT frozen_request_body_is_what_it_says CHECK (body_sha256 = sha256(body))
+);
+COMMENT ON TABLE frozen_request IS 'Insert-only: the bytes that every attempt sends.  Fixed at the first claim.';
+
+CREATE TABLE execution_id (
+    chain_id bigint NOT NULL REFERENCES chain,
+    execution_id hash NOT NULL,
+    request_id bigint NOT NULL REFERENCES mint_request,
+    source text NOT NULL,
+    PRIMARY KEY (chain_id, execution_id),
+    CONSTRAINT execution_id_source_is_known CHECK (source IN ('legacy', 'trigger_index', 'returned'))
+);
+COMMENT ON TABLE execution_id IS 'Insert-only: under which execution ids a request may appear on chain.';
+CREATE INDEX execution_id_by_request ON execution_id (request_id);
+-- An id that only CRE's answer taught us may have been indexed before: the indexer looks at these few again.
+CREATE INDEX execution_id_returned ON execution_id (chain_id, request_id) WHERE source = 'returned';
+
+CREATE TABLE attempt (
+    request_id bigint NOT NULL REFERENCES mint_request,
+    attempt_no integer NOT NULL,
+    generation integer NOT NULL,
+    claim_no integer NOT NULL,
+    worker_id uuid NOT NULL,
+    jti uuid NOT NULL UNIQUE,
+    started_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    answered_at timestamptz,
+    outcome text,
+    http_status integer,
+    sentence text,
+    answer bytea,
+    simulated_tx_hash hash,
+    PRIMARY KEY (request_id, attempt_no),
+    CONSTRAINT attempt_outcome_is_known CHECK (outcome IN (
+        'accepted', 'refused_now', 'refused_for_good', 'instance_refused', 'never_connected', 'in_flight', 'payload_conflict', 'unknown'
+    )),
+    CONSTRAINT attempt_is_answered_exactly_with_an_outcome CHECK ((outcome IS NULL) = (answered_at IS NULL)),
+    CONSTRAINT attempt_answer_is_capped CHECK (octet_length(answer) <= 4096)
+);
+COMMENT ON TABLE attempt IS 'One row a call to CRE, committed before the socket opens.  No outcome means that it may have been delivered.';
+
+COMMENT ON COLUMN attempt.simulated_tx_hash IS 'Mode simulate only: the transaction that the workflow returned; its receipt is the proof.';
+CREATE INDEX attempt_by_simulated_tx_hash ON attempt (simulated_tx_hash) WHERE simulated_tx_hash IS NOT NULL;
+
+-- Design §4, "sent": what proves the contrary is only an answer that comes before forwarding, or no connection.
+CREATE FUNCTION is_sent(request bigint) RETURNS boolean LANGUAGE sql STABLE AS $$
+    SELECT EXISTS (
+        SELECT FROM attempt
+        WHERE request_id = request
+          AND (outcome IS NULL OR outcome NOT IN ('refused_now', 'refused_for_good', 'instance_refused', 'never_connected'))
+    ) OR EXISTS (
+        SELECT FROM mint_execution WHERE request_id = request
+    ) OR EXISTS (
+        SELECT FROM execution_id e JOIN report r ON r.execution_id = e.execution_id AND r.chain_id = e.chain_id
+        WHERE e.request_id = request
+    )
+$$;
+COMMENT ON FUNCTION is_sent IS 'Whether a request was sent, or may have been: it then keeps its nonce and its bank reference for ever.';
+
+CREATE FUNCTION was_accepted(request bigint) RETURNS boolean LANGUAGE sql STABLE AS $$
+    SELECT EXISTS (SELECT FROM attempt WHERE request_id = request AND outcome = 'accepted')
+$$;
+
+-- ------------------------------------------------------------------------------------------------------------------
+-- Grants: the twin of the import contract.  What the chain said is insert-only for everyone.
+-- ------------------------------------------------------------------------------------------------------------------
+GRANT SELECT ON ALL TABLES IN SCHEMA public TO bskt_indexer, bskt_invocator, bskt_operator, bskt_reader;
+
+GRANT INSERT ON chain, cursor, control, block, log, basket, reorg, mint_request, mint_execution, report, alarm TO bskt_indexer;
+GRANT UPDATE (block_number, block_hash, finalized_number, safe_number, head_number, indexed_at) ON cursor TO bskt_indexer;
+GRANT UPDATE (halted_at, halted_reason) ON control TO bskt_indexer;
+GRANT UPDATE (canonical) ON block, log, basket, mint_execution, report TO bskt_indexer;
+GRANT UPDATE (request_id, proof) ON mint_execution TO bskt_indexer;
+GRANT UPDATE (
+    block_hash, block_number, block_timestamp, log_index, stablecoin, consumer, chain_status, orphaned_for_good, state, state_reason,
+    state_detail, state_attempt_no, state_changed_at, holds_reference, held_at, held_reason, worker_id, lease_ends_at,
+    next_attempt_at, deadline_at
+) ON mint_request TO bskt_indexer;
+
+GRANT INSERT ON workflow, workflow_slot, basket_turn, frozen_request, execution_id, attempt, alarm TO bskt_invocator;
+GRANT UPDATE ON workflow_slot, basket_turn TO bskt_invocator;
+GRANT UPDATE (answered_at, outcome, http_status, sentence, answer, simulated_tx_hash) ON attempt TO bskt_invocator;
+GRANT UPDATE (decimals) ON basket TO bskt_invocator;
+GRANT UPDATE (request_id, proof) ON mint_execution TO bskt_invocator;
+GRANT UPDATE (
+    state, state_reason, state_detail, state_attempt_no, state_changed_at, holds_reference, held_at, held_reason, claim_no, worker_id,
+    lease_ends_at, next_attempt_at, deadline_at
+) ON mint_request TO bskt_invocator;
+
+GRANT INSERT ON operator_action, alarm TO bskt_operator;
+GRANT UPDATE ON control TO bskt_operator;
+GRANT UPDATE (
+    nonce, generation, state, state_reason, state_detail, state_attempt_no, state_changed_at, holds_reference, held_at, held_reason,
+    worker_id, lease_ends_at, next_attempt_at, deadline_at
+) ON mint_request TO bskt_operator;
