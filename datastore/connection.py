@@ -14,8 +14,9 @@ from datastore.errors import DatastoreUnavailable, DatastoreUnsuitable
 if TYPE_CHECKING:
     from asyncpg.pool import PoolConnectionProxy
 
-    Connection: TypeAlias = asyncpg.Connection[asyncpg.Record] | PoolConnectionProxy[asyncpg.Record]
-    Pool: TypeAlias = asyncpg.Pool[asyncpg.Record]
+# Quoted: asyncpg's classes are generic for the type checker only.
+Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record] | PoolConnectionProxy[asyncpg.Record]"
+Pool: TypeAlias = "asyncpg.Pool[asyncpg.Record]"
 
 MINIMUM_SERVER_MAJOR: Final = 15
 
@@ -106,8 +107,8 @@ async def check_server(pool: Pool) -> None:
         durability = await connection.fetchval("SELECT current_setting('synchronous_commit')")
         if durability in {"off", "local"}:
             raise DatastoreUnsuitable(
-                f"postgres runs with synchronous_commit = {durability}: a crash or failover could lose a claim that was "
-                "already sent; set it to on"
+                f"postgres runs with synchronous_commit = {durability}: a crash or failover could lose a claim "
+                "that was already sent; set it to on"
             )
         major = int(await connection.fetchval("SELECT current_setting('server_version_num')")) // 10_000
         if major < MINIMUM_SERVER_MAJOR:

