@@ -98,12 +98,12 @@ class Accepted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RefusedNow:
-    """Not forwarded, and the same request may succeed later: with a new token, after a pause if one is named."""
+    """Not forwarded: no slot was free.  The same request may succeed after the pause."""
 
     outcome: ClassVar[Outcome] = Outcome.REFUSED_NOW
     code: Code
     sentence: str
-    retry_after_seconds: int | None
+    retry_after_seconds: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -189,9 +189,13 @@ class _Error:
 def classify(reply: Reply, *, request_id: str, workflow_id: bytes) -> Answer:
     """Judge the reply to a call with ``request_id`` for ``workflow_id`` (32 bytes).  Never raises."""
     if isinstance(reply, NeverConnected):
-        return NeverSent(code=Code.NOT_CONNECTED, sentence=_clean(f"No connection to the gateway: {reply.reason}"))
+        return NeverSent(code=Code.NOT_CONNECTED, sentence=one_line(f"No connection to the gateway: {reply.reason}"))
     if isinstance(reply, NoAnswer):
-        return Unknown(code=Code.NO_ANSWER, sentence=_clean(f"No answer from the gateway: {reply.reason}"))
+        return Unknown(code=Code.NO_ANSWER, sentence=one_line(f"No answer from the gateway: {reply.reason}"))
+    return _judge_http(reply, request_id, workflow_id)
+
+
+def _judge_http(reply: HttpReply, request_id: str, workflow_id: bytes) -> Answer:
     if reply.truncated:
         return _not_understood(reply, "is too long")
     if reply.status == _BAD_REQUEST and not reply.body:
@@ -202,6 +206,10 @@ def classify(reply: Reply, *, request_id: str, workflow_id: bytes) -> Answer:
         return _not_understood(reply, "is not JSON-RPC")
     if envelope.get("error") is None:
         return _judge_result(reply, envelope, request_id, workflow_id)
+    return _judge_error(reply, envelope, request_id)
+
+
+def _judge_error(reply: HttpReply, envelope: dict[str, object], request_id: str) -> Answer:
     error = _error(envelope["error"])
     if error is None:
         return _not_understood(reply, "has an error of unknown form")
@@ -231,14 +239,14 @@ def _judge_result(
 
 
 def _judge_node_error(error: _Error) -> PayloadConflict | Unknown:
-    sentence = _clean(f"The nodes answered with an error ({error.code}): {error.message}")
+    sentence = one_line(f"The nodes answered with an error ({error.code}): {error.message}")
     if error.code == _CONFLICT and "different payload" in error.message.casefold():
         return PayloadConflict(sentence=sentence)
     return Unknown(code=Code.NODE_ERROR, sentence=sentence)
 
 
 def _judge_gateway_error(reply: HttpReply, error: _Error) -> Answer:
-    sentence = _clean(f"The gateway answered HTTP {reply.status} ({error.code}): {error.message}")
+    sentence = one_line(f"The gateway answered HTTP {reply.status} ({error.code}): {error.message}")
     match (reply.status, error.code):
         case (400, -32700 | -32601 | -32602):
             return RefusedForGood(code=Code.REQUEST_INVALID, sentence=sentence)
@@ -253,10 +261,12 @@ def _judge_gateway_error(reply: HttpReply, error: _Error) -> Answer:
             return Unknown(code=Code.GATEWAY_ERROR, sentence=sentence)
 
 
-def _judge_invalid_request(message: str, sentence: str) -> RefusedNow | RefusedForGood | InstanceRefused:
+def _judge_invalid_request(message: str, sentence: str) -> RefusedForGood | InstanceRefused | Unknown:
     about_token = "auth failure" in message
     if about_token and "already been used" in message:
-        return RefusedNow(code=Code.TOKEN_REPLAYED, sentence=sentence, retry_after_seconds=None)
+        # We never send a jti twice, so something between us and the gateway delivered this call twice, and the first
+        # delivery may have been forwarded.
+        return Unknown(code=Code.TOKEN_REPLAYED, sentence=sentence)
     for text, code in _INSTANCE_TEXTS:
         if text in message:
             return InstanceRefused(code=code, sentence=sentence)
@@ -290,7 +300,7 @@ def _error(value: object) -> _Error | None:
 
 def _is_about(request_id: str, answered_id: object, error: _Error) -> bool:
     # A body that could not be parsed has no id to repeat.
-    return answered_id == request_id or (error.code == _PARSE_ERROR and answered_id in {"", None})
+    return answered_id == request_id or (error.code == _PARSE_ERROR and not answered_id)
 
 
 def _hash(value: object) -> bytes | None:
@@ -298,6 +308,6 @@ def _hash(value: object) -> bytes | None:
     return bytes.fromhex(match[1]) if match else None
 
 
-def _clean(sentence: str) -> str:
-    """One line for logs, rows and terminals, whatever the other side wrote (hard case 113)."""
-    return "".join(c if c.isprintable() else "\ufffd" for c in sentence[:_SENTENCE_CHARACTERS])
+def one_line(text: str) -> str:
+    """``text`` as one short line for logs, rows and terminals, whatever the other side wrote (hard case 113)."""
+    return "".join(c if c.isprintable() else "\ufffd" for c in text[:_SENTENCE_CHARACTERS])

@@ -12,7 +12,6 @@ import ipaddress
 from dataclasses import dataclass
 from datetime import UTC
 from email.utils import parsedate_to_datetime
-from types import SimpleNamespace
 from typing import Final
 
 import aiohttp
@@ -21,6 +20,7 @@ from yarl import URL
 from invocator.classification import HttpReply, NeverConnected, NoAnswer, Reply
 
 MAX_ANSWER_BYTES: Final = 64 * 1024
+_MAX_RETRY_AFTER_SECONDS: Final = 86_400
 
 
 class GatewayUrlUnusable(ValueError):
@@ -65,7 +65,7 @@ class CreGateway:
             token: Fresh for this call.
             timeout_seconds: For everything from the name's resolution to the answer's last byte.
         """
-        progress = SimpleNamespace(connected=False)
+        progress = _Progress()
         try:
             async with (
                 _session(progress, timeout_seconds) as session,
@@ -78,11 +78,18 @@ class CreGateway:
             return NoAnswer(reason=reason) if progress.connected else NeverConnected(reason=reason)
 
 
-def _session(progress: SimpleNamespace, timeout_seconds: float) -> aiohttp.ClientSession:
+@dataclass(slots=True)
+class _Progress:
+    """How far one call got; the only thing here that changes."""
+
+    connected: bool = False
+
+
+def _session(progress: _Progress, timeout_seconds: float) -> aiohttp.ClientSession:
     trace = aiohttp.TraceConfig()
 
     # Called when the TLS handshake is done and before the first byte of the request is written.
-    async def connected(*_: object) -> None:  # noqa: RUF029 - aiohttp awaits its signals
+    async def connected(*_: object) -> None:
         progress.connected = True
 
     trace.on_connection_create_end.append(connected)
@@ -125,10 +132,9 @@ def _unix_seconds(date: str) -> int | None:
 
 
 def _delay_seconds(text: str) -> int | None:
-    longest_sensible_delay_seconds = 86_400
     if not (text.isascii() and text.isdigit()):
         return None
-    return min(int(text[:9]), longest_sensible_delay_seconds)
+    return min(int(text[:9]), _MAX_RETRY_AFTER_SECONDS)
 
 
 def _is_loopback(host: str) -> bool:

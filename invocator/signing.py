@@ -62,9 +62,7 @@ class Signer:
 
         account: LocalAccount = Account.from_key(key)
         checksum_address = str(account.address)
-        return cls(
-            address=bytes.fromhex(checksum_address[2:]), checksum_address=checksum_address, _account=account
-        )
+        return cls(address=bytes.fromhex(checksum_address[2:]), checksum_address=checksum_address, _account=account)
 
     def __repr__(self) -> str:
         return f"Signer(address={self.checksum_address})"
@@ -110,7 +108,7 @@ def signed_token(body: bytes, *, key: Signer, issued_at: int, jti: UUID) -> str:
     Raises:
         BodyNotSignable: Nothing may be sent.
     """
-    claims = {
+    claims: dict[str, str | int] = {
         "digest": request_digest(body),
         "iss": key.checksum_address,
         "iat": issued_at,

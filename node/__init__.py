@@ -1,0 +1,16 @@
+"""Ask an EVM node, and believe nothing that is not well-formed.  The only code that speaks JSON-RPC.
+
+The node is authoritative for the chain, but any single answer of it may be wrong: late, cut, of another branch, of
+another chain, or made up.  What this package promises is about form: an answer is either parsed whole into frozen
+values (hashes and addresses are bytes, logs in order and each once, everything from the block that was asked for), or
+it is an error whose name says what to do next (``errors``).  Whether the content is true is for the caller to prove.
+
+All calls are reads, so each may be repeated.  Only failures of the connection are repeated here, a few times and at
+once; waiting for better weather is the caller's.  What an endpoint's error text suggests is never used for control
+(hard case 23), and no message holds its URL: the key of an account is in it.
+
+Nothing is cached, so that a crash costs nothing and a null near the tip is asked for again (hard case 32).
+
+Reading order: ``errors``, ``blocks`` (what an answer means), ``refusals`` (what an error means), ``provider`` (one
+HTTP exchange, bounded in time and size), ``endpoint`` (one URL), ``node`` (the questions).
+"""

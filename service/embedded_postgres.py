@@ -165,7 +165,7 @@ class EmbeddedPostgres:
         version = f"Postgres {binaries.major} ({binaries.source})" if binaries else "Postgres"
         return (
             f"No BSKT_DATABASE_URL: running an embedded {version} on 127.0.0.1:{self._port}, "
-            f"data in {self.data_dir}; back up that directory, or set BSKT_DATABASE_URL."
+            f"data in {self.data_dir}. To back it up, copy that directory while bskt is stopped."
         )
 
     @property
@@ -222,7 +222,9 @@ class EmbeddedPostgres:
         try:
             await asyncio.to_thread(initdb.wait)
         except asyncio.CancelledError:
-            initdb.kill()
+            if initdb.poll() is None:
+                os.killpg(initdb.pid, signal.SIGTERM)  # the server that it runs for a moment writes too
+            await asyncio.shield(asyncio.to_thread(_await_end, initdb))
             raise
         if initdb.returncode != 0:
             raise EmbeddedPostgresUnusable(f"initdb failed in {partial}:\n{self._log_tail()}")

@@ -174,6 +174,8 @@ class Anvil:
     ) -> Self:
         """Start a node on loopback and return when it answers; on Linux it dies when the starting thread does.
 
+        It keeps every block, and the state of the last 500: none older can be asked, or be the ancestor of a reorg.
+
         Args:
             binary: From `find_or_install_anvil`.
             port: 0 is any free one.
@@ -188,6 +190,9 @@ class Anvil:
         """
         options = ["--host", "127.0.0.1", "--port", str(port), "--chain-id", str(chain_id), "--accounts", str(accounts)]
         options += ["--slots-in-an-epoch", str(slots_in_an_epoch)]
+        # Older states would go to the home directory: anvil leaves them there when it ends, and a reorg to a block
+        # whose state comes back from the disk loses the contracts' code.
+        options += ["--max-persisted-states", "0"]
         if block_time_seconds is not None:
             options += ["--block-time", str(block_time_seconds)]
         process = await asyncio.create_subprocess_exec(

@@ -1,0 +1,49 @@
+"""What is refused before anything is sent, whatever the bank reference says.  Pure (hard case 45)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from datastore.judgement import Candidate, Refused
+
+ZERO_ADDRESS = bytes(20)
+_PRECOMPILES_BELOW = 0x400
+"""Addresses below this number are the chain's own (precompiles and system contracts); tokens sent there are lost."""
+
+_WEI_A_TOKEN = 10**18
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """The instance's limits; ``max_mint_tokens`` is ``None`` for no limit of ours."""
+
+    max_mint_tokens: int | None
+    forbidden_beneficiaries: frozenset[bytes] = frozenset()
+
+    def __call__(self, candidate: Candidate) -> Refused | None:  # noqa: PLR0911 - one return a reason reads best
+        """Why ``candidate`` is refused, or ``None``."""
+        if candidate.amount == 0:
+            return Refused(code="amount_zero", sentence="The request asks for nothing.")
+        if candidate.predicted_amount is None:
+            return Refused(
+                code="amount_not_representable",
+                sentence="The workflow's floating-point arithmetic cannot mint this amount: it would throw.",
+            )
+        if self.max_mint_tokens is not None and candidate.amount > self.max_mint_tokens * _WEI_A_TOKEN:
+            return Refused(
+                code="amount_above_cap", sentence=f"More than {self.max_mint_tokens} tokens (BSKT_MAX_MINT_TOKENS)."
+            )
+        if candidate.bank_reference == bytes(32):
+            return Refused(code="bank_reference_missing", sentence="No bank reference, so no deposit backs this mint.")
+        if int.from_bytes(candidate.beneficiary) < _PRECOMPILES_BELOW:
+            return Refused(
+                code="beneficiary_special", sentence="The beneficiary is the zero address or one of the chain's own."
+            )
+        if (
+            candidate.beneficiary in {candidate.stablecoin, candidate.consumer}
+            or candidate.beneficiary in self.forbidden_beneficiaries
+        ):
+            return Refused(
+                code="beneficiary_is_protocol", sentence="The beneficiary is a contract of the protocol itself."
+            )
+        return None

@@ -1,0 +1,66 @@
+"""Errors of the node package, named by what the caller should do.
+
+Messages hold the endpoint's name, never its URL: providers put the key of an account into it.
+"""
+
+from __future__ import annotations
+
+
+class NodeError(Exception):
+    """Root of what this package raises on purpose."""
+
+
+class NodeUnavailable(NodeError):
+    """No answer now.  Nothing is known; call again later, not before ``retry_after_seconds`` where that is given."""
+
+    def __init__(self, endpoint: str, method: str, reason: str, *, retry_after_seconds: float | None = None) -> None:
+        self.endpoint = endpoint
+        self.method = method
+        self.reason = reason
+        self.retry_after_seconds = retry_after_seconds
+        super().__init__(f"endpoint {endpoint}, {method}: {reason}")
+
+
+class NodeAnswerInvalid(NodeUnavailable):
+    """The endpoint lies or is broken.  Take nothing from the answer; call again later, better another endpoint."""
+
+
+class HistoryPruned(NodeUnavailable):
+    """This endpoint has thrown the block away for good (hard case 34).  Only an archive endpoint can answer."""
+
+
+class RangeRefused(NodeError):
+    """Too much at once for this endpoint.  Ask for less; for a single block, read it by its hash instead."""
+
+    def __init__(self, endpoint: str, method: str, reason: str) -> None:
+        self.endpoint = endpoint
+        self.method = method
+        self.reason = reason
+        super().__init__(f"endpoint {endpoint}, {method}: asked for too much at once: {reason}")
+
+
+class BlockUnknown(NodeError):
+    """The node does not know the block, no longer or not yet.  Read the tip again and start from there."""
+
+    def __init__(self, block: bytes | int | str) -> None:
+        self.block = block
+        super().__init__(f"the node does not know block {'0x' + block.hex() if isinstance(block, bytes) else block}")
+
+
+class CallReverted(NodeError):
+    """The contract refused the call; ``revert_data`` is what it said (empty where the node does not tell)."""
+
+    def __init__(self, to: bytes, revert_data: bytes) -> None:
+        self.to = to
+        self.revert_data = revert_data
+        super().__init__(f"the call of 0x{to.hex()} reverted with 0x{revert_data[:100].hex()}")
+
+
+class ChainMismatch(NodeError):
+    """The endpoint serves another chain than the configured one.  Stop: do not call again (hard cases 14, 27)."""
+
+    def __init__(self, *, what: str, expected: str, found: str) -> None:
+        self.what = what
+        self.expected = expected
+        self.found = found
+        super().__init__(f"the node's {what} is {found}; this daemon serves {expected}")

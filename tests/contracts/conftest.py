@@ -1,0 +1,31 @@
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+from service.demo.anvil import Anvil, find_or_install_anvil
+from service.demo.contracts import Basket, DevChain, System, create_basket, deploy_system
+
+CACHE_DIR = Path(__file__).parents[2] / ".cache"
+
+
+@pytest.fixture(scope="session")
+def anvil_binary() -> Path:
+    return find_or_install_anvil(configured=None, cache_dir=CACHE_DIR)
+
+
+@pytest.fixture
+async def chain(anvil_binary: Path) -> AsyncIterator[DevChain]:
+    async with await Anvil.start(anvil_binary) as anvil, aiohttp.ClientSession() as session:
+        yield DevChain(session=session, url=anvil.url)
+
+
+@pytest.fixture
+async def system(chain: DevChain) -> System:
+    return await deploy_system(chain)
+
+
+@pytest.fixture
+async def basket(chain: DevChain, system: System) -> Basket:
+    return await create_basket(chain, system.factory, name="Australian Dollar Token", symbol="AUDT")
