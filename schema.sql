@@ -567,7 +567,8 @@ GRANT SELECT ON ALL TABLES IN SCHEMA public TO bskt_indexer, bskt_invocator, bsk
 GRANT INSERT ON chain, cursor, control, block, log, basket, reorg, mint_request, mint_execution, report, alarm TO bskt_indexer;
 GRANT UPDATE (block_number, block_hash, finalized_number, safe_number, head_number, indexed_at) ON cursor TO bskt_indexer;
 GRANT UPDATE (halted_at, halted_reason) ON control TO bskt_indexer;
-GRANT UPDATE (canonical) ON block, log, basket, mint_execution, report TO bskt_indexer;
+GRANT UPDATE (canonical, parent_hash) ON block TO bskt_indexer;
+GRANT UPDATE (canonical) ON log, basket, mint_execution, report TO bskt_indexer;
 GRANT UPDATE (request_id, proof) ON mint_execution TO bskt_indexer;
 GRANT UPDATE (
     block_hash, block_number, block_timestamp, log_index, stablecoin, consumer, chain_status, orphaned_for_good, state, state_reason,

@@ -273,8 +273,7 @@ async def claim(
 ) -> Order | None:
     """Take one waiting request under a lease; ``None`` if somebody else was faster or the gate closed meanwhile."""
     async with unit(pool) as connection:
-        # The control row is locked in share mode: a pause that commits is seen by every claim after it.
-        await connection.execute("SELECT FROM control WHERE chain_id = $1 FOR SHARE", chain_id)
+        # Read again here, and once more by begin_attempt: a pause that commits meanwhile still stops the send.
         gate = await connection.fetchrow(_MAY_CLAIM, chain_id)
         if gate is None or not gate["open"] or gate["in_flight"] >= pacing.max_in_flight:
             return None

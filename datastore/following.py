@@ -498,7 +498,7 @@ async def _orphan(connection: Connection, chain_id: int, batch: Batch, committed
         chain_id,
         committed,
         "orphaned_after_send",
-        {request: "Its block was orphaned after it was sent to CRE; it may still be minted." for request in sent},
+        dict.fromkeys(sent, "Its block was orphaned after it was sent to CRE; it may still be minted."),
     )
     if lost_reports:
         failed = await connection.fetch(_FAILED_BY_A_LOST_REPORT, chain_id, lost_reports)
@@ -572,10 +572,7 @@ async def _settle_outcomes(connection: Connection, chain_id: int, hashes: list[b
         chain_id,
         committed,
         "delivered_without_mint",
-        {
-            request: "The forwarder reports a delivery, but its transaction holds no mint of this request."
-            for request in empty
-        },
+        dict.fromkeys(empty, "The forwarder reports a delivery, but its transaction holds no mint of this request."),
     )
     if minted:
         await _settle_mints(connection, chain_id, minted, committed)
@@ -654,8 +651,7 @@ async def _settle_unattributed(
         [
             (
                 chain_id,
-                f"MintExecuted {row['log_index']} of block 0x{row['block_hash'].hex()} with reference "
-                f"0x{row['bank_reference'].hex()} is proven for none of our requests.",
+                f"MintExecuted {row['log_index']} of block 0x{row['block_hash'].hex()} with reference 0x{row['bank_reference'].hex()} is proven for none of our requests.",
             )
             for row in foreign
         ],

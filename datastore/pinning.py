@@ -1,4 +1,4 @@
-"""What is pinned at the first start, so that a daemon never works on another chain, factory or secret (hard case 14)."""
+"""What is pinned at the first start: a daemon never works on another chain, factory or secret (hard case 14)."""
 
 from __future__ import annotations
 

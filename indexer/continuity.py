@@ -84,6 +84,5 @@ def judge(held: Sequence[Linked], branch: Sequence[Linked]) -> Verdict:
 def is_linked(headers: Sequence[Linked]) -> bool:
     """Whether each header is the parent of the next one."""
     return all(
-        child.parent_hash == parent.hash and child.number == parent.number + 1
-        for parent, child in pairwise(headers)
+        child.parent_hash == parent.hash and child.number == parent.number + 1 for parent, child in pairwise(headers)
     )

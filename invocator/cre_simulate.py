@@ -31,7 +31,8 @@ _STDOUT_BYTES_KEPT: Final = 1024 * 1024
 _STDERR_BYTES_KEPT: Final = 16 * 1024
 _READ_BYTES: Final = 64 * 1024
 _KILL_SECONDS: Final = 5
-_MAX_CONTAINERS: Final = 1000
+# Python's own limit of recursion may be 1000 or, once eth-account is imported, more than the C stack holds.
+_MAX_CONTAINERS: Final = 500
 _CREDENTIAL_CHARACTERS: Final = 16
 
 
@@ -107,18 +108,18 @@ async def simulate(
     with tempfile.NamedTemporaryFile(prefix="bskt-", suffix=".json") as payload:
         payload.write(workflow_input)
         payload.flush()
+        # A future of its own, so that a cancelled start is waited for: half-way through it, asyncio would end the
+        # command without its children.
+        starting = asyncio.gather(_started(command, Path(payload.name)))
         try:
-            process = await asyncio.create_subprocess_exec(
-                *command.argv(Path(payload.name)),
-                cwd=command.project_root,
-                env=command.environment,
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.PIPE,
-                start_new_session=True,  # so that its children end with it
-            )
+            (process,) = await asyncio.shield(starting)
         except OSError as error:
             return NotStarted(reason=f"cre did not start: {type(error).__name__}")
+        except asyncio.CancelledError:
+            with suppress(OSError):  # it did not start, or (TimeoutError is one too) was ended
+                (process,) = await starting
+                await _outcome(process, timeout_seconds=0)
+            raise
         try:
             stdout, stderr, returncode = await _outcome(process, timeout_seconds)
         except TimeoutError:
@@ -153,13 +154,25 @@ def parse_simulation(returncode: int, stdout: str, stderr: str) -> Broadcast | N
 
 def _decoded(text: str) -> object:
     """The JSON value at the beginning of ``text``; ``None`` where there is none."""
-    # Python's parser recurses as deep as the text says, whatever the C stack holds.
+    # orjson, which bounds the depth, cannot stop where the value ends.
     if text.count("[") + text.count("{") > _MAX_CONTAINERS:
         return None
     try:
         return json.JSONDecoder().raw_decode(text.lstrip())[0]
     except ValueError:
         return None
+
+
+async def _started(command: CreCommand, payload: Path) -> asyncio.subprocess.Process:
+    return await asyncio.create_subprocess_exec(
+        *command.argv(payload),
+        cwd=command.project_root,
+        env=command.environment,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        start_new_session=True,  # so that its children end with it
+    )
 
 
 async def _outcome(process: asyncio.subprocess.Process, timeout_seconds: float) -> tuple[str, str, int]:

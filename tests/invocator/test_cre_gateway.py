@@ -1,22 +1,62 @@
 """What one call knows for certain, against real servers that misbehave."""
 
 import asyncio
+import dataclasses
 import gzip
+import json
 import socket
+import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
 
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from invocator.classification import HttpReply, NeverConnected, NoAnswer, Reply
+from datastore.identity import execution_id_candidates
+from datastore.mint_amount import amount_text, predicted_wei
+from invocator.classification import (
+    Accepted,
+    Answer,
+    Code,
+    HttpReply,
+    InstanceRefused,
+    NeverConnected,
+    NoAnswer,
+    Outcome,
+    Reply,
+    classify,
+)
 from invocator.cre_gateway import MAX_ANSWER_BYTES, CreGateway, GatewayUrlUnusable
+from invocator.payload import MintOrder, request_body
+from invocator.signing import Signer, signed_token
+from service.demo.cre_stand_in import CreStandIn, RateLimit, Workflow, faults
 
 BODY = b'{"id":"1","jsonrpc":"2.0","method":"workflows.execute","params":{}}'
 TOKEN = "header.payload.signature"
 PLENTY_SECONDS = 20
 SHORT_SECONDS = 0.3
+
+SIGNER = Signer.from_text(json.loads(Path(__file__).with_name("vectors.json").read_text())["private_key"])
+ORDER = MintOrder(
+    nonce=uuid.UUID("01234567-89ab-8cde-9012-3456789abcde"),
+    workflow_id=bytes.fromhex("00da21b8b3e117e31f3a3e8a0795225cbde6c00283a84395117669691f2b7856"),
+    beneficiary=b"\xee" * 20,
+    amount_wei=1_100_000_000_000_000_000,
+    decimals=18,
+    expected_reference=b"<DEPOSIT & 1>".ljust(32, b"\0"),
+    token=b"\xaa" * 20,
+    consumer=b"\xc0" * 20,
+    symbol="\u20acUR",
+    block_timestamp=1_770_076_800,
+    currency="USD",
+)
+FROZEN = request_body(ORDER)
+EXECUTION_IDS = dict(
+    zip(("legacy", "trigger_index"), execution_id_candidates(ORDER.workflow_id, ORDER.nonce.hex), strict=True)
+)
 
 Talk = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
@@ -359,3 +399,130 @@ def test_https_and_loopback_are_taken(url: str) -> None:
 
     assert str(gateway.url).startswith(url)
     assert "hunter2" not in repr(gateway)
+
+
+# The stand-in shares no code with us: whatever it takes, two readings of the protocol agree on.
+
+
+@asynccontextmanager
+async def standing_in(**options: Any) -> AsyncIterator[CreStandIn]:
+    """A CRE that trusts `SIGNER` and runs what it accepts, but sends no report: there is no chain behind it."""
+    workflow = Workflow(workflow_id=ORDER.workflow_id, authorized_keys=frozenset({SIGNER.address}))
+    options = {"workflows": [workflow], **options}
+    async with CreStandIn(rpc_url="http://127.0.0.1:9/", forwarder=b"\xf0" * 20, **options) as cre:
+        cre.hold_deliveries()
+        yield cre
+
+
+async def attempt(cre: CreStandIn, timeout_seconds: float = PLENTY_SECONDS, *, late_seconds: int = 0) -> Answer:
+    """Send the frozen request once, as each attempt does: the same bytes, and a token of its own."""
+    issued_at = int(cre.clock.now()) - late_seconds
+    token = signed_token(FROZEN, key=SIGNER, issued_at=issued_at, jti=uuid.uuid4())
+    reply = await CreGateway.at(cre.url).post(FROZEN, token, timeout_seconds)
+    return classify(reply, request_id=ORDER.nonce.hex, workflow_id=ORDER.workflow_id)
+
+
+@pytest.mark.parametrize("form", ["legacy", "trigger_index"])
+async def test_the_stand_in_accepts_our_request_and_mints_what_was_asked(form: str) -> None:
+    """Hard case 83."""
+    async with standing_in(execution_id_form=form) as cre:
+        answer = await attempt(cre)
+
+    execution_id = EXECUTION_IDS[form]
+    assert answer == Accepted(execution_id=execution_id, expected=True)
+    (delivery,) = cre.ledger.deliveries
+    assert delivery.execution_id == execution_id
+    assert (delivery.consumer, delivery.recipient) == (ORDER.consumer, ORDER.beneficiary)
+    assert delivery.amount_wei == predicted_wei(amount_text(ORDER.amount_wei)) != ORDER.amount_wei
+    assert delivery.bank_reference == ORDER.expected_reference
+
+
+@pytest.mark.parametrize(
+    ("fault", "outcome"),
+    [
+        (faults.too_many_requests(), Outcome.REFUSED_NOW),
+        (faults.conflict(), Outcome.IN_FLIGHT),
+        (faults.drop_before_forwarding(), Outcome.UNKNOWN),
+        (faults.answer_lost(), Outcome.UNKNOWN),
+        (faults.answer_cut_short(), Outcome.UNKNOWN),
+        (faults.internal_error(forwards=True), Outcome.UNKNOWN),
+        (faults.bad_gateway(forwards=True), Outcome.UNKNOWN),
+        (faults.unavailable(forwards=True), Outcome.UNKNOWN),
+        (faults.handler_timeout(sticks=False), Outcome.UNKNOWN),
+        (faults.html_page(), Outcome.UNKNOWN),
+        (faults.truncated_json(), Outcome.UNKNOWN),
+        (faults.foreign_id(), Outcome.UNKNOWN),
+        (faults.gigantic_body(), Outcome.UNKNOWN),
+        (faults.redirect(), Outcome.UNKNOWN),
+        (faults.accept_then_drop(), Outcome.ACCEPTED),
+    ],
+    ids=lambda value: value.name if isinstance(value, faults.Fault) else str(value),
+)
+async def test_after_each_fault_the_same_bytes_are_accepted_and_run_once_at_most(
+    fault: faults.Fault, outcome: Outcome
+) -> None:
+    """Hard cases 75, 76, 84 and 86."""
+    async with standing_in() as cre:
+        cre.faults.next(fault)
+
+        assert (await attempt(cre)).outcome is outcome
+        assert (await attempt(cre)).outcome is Outcome.ACCEPTED
+
+    assert len(cre.ledger.runs) == (0 if fault.name == "accept_then_drop" else 1)
+    assert len(cre.ledger.bodies_of(ORDER.nonce.hex)) == 1
+    assert len(cre.ledger.jtis()) == 2
+
+
+async def test_an_answer_that_never_comes_leaves_the_id_in_flight() -> None:
+    """Hard cases 75 and 80."""
+    async with standing_in() as cre:
+        cre.faults.next(faults.time_out(sticks=True))
+
+        assert (await attempt(cre, SHORT_SECONDS)).outcome is Outcome.UNKNOWN
+        assert (await attempt(cre)).outcome is Outcome.IN_FLIGHT
+
+    assert len(cre.ledger.runs) == 1
+
+
+async def test_a_second_trigger_within_the_minute_is_refused_before_it_is_forwarded() -> None:
+    """Hard case 78."""
+    async with standing_in(rate_limit=RateLimit(seconds_per_trigger=60)) as cre:
+        assert (await attempt(cre)).outcome is Outcome.ACCEPTED
+        assert (await attempt(cre)).outcome is Outcome.REFUSED_NOW
+
+
+@pytest.mark.parametrize(
+    ("workflows", "late_seconds", "code"),
+    [
+        ([], 0, Code.WORKFLOW_NOT_FOUND),
+        (
+            [Workflow(workflow_id=ORDER.workflow_id, authorized_keys=frozenset({bytes(20)}))],
+            0,
+            Code.SIGNER_NOT_AUTHORIZED,
+        ),
+        ([Workflow(workflow_id=ORDER.workflow_id, authorized_keys=frozenset({SIGNER.address}))], 400, Code.CLOCK_OFF),
+        ([Workflow(workflow_id=ORDER.workflow_id, authorized_keys=frozenset({SIGNER.address}))], -400, Code.CLOCK_OFF),
+    ],
+)
+async def test_what_is_the_instances_fault_is_told_as_such(
+    workflows: list[Workflow], late_seconds: int, code: Code
+) -> None:
+    """Hard cases 82 and 85."""
+    async with standing_in(workflows=workflows) as cre:
+        answer = await attempt(cre, late_seconds=late_seconds)
+
+    assert isinstance(answer, InstanceRefused)
+    assert answer.code is code
+    assert not cre.ledger.runs
+
+
+async def test_another_body_under_our_id_is_a_conflict() -> None:
+    """Hard case 76."""
+    async with standing_in() as cre:
+        await attempt(cre)
+        changed = request_body(dataclasses.replace(ORDER, block_timestamp=ORDER.block_timestamp + 86_400))
+        token = signed_token(changed, key=SIGNER, issued_at=int(cre.clock.now()), jti=uuid.uuid4())
+        reply = await CreGateway.at(cre.url).post(changed, token, PLENTY_SECONDS)
+
+    answer = classify(reply, request_id=ORDER.nonce.hex, workflow_id=ORDER.workflow_id)
+    assert answer.outcome is Outcome.PAYLOAD_CONFLICT

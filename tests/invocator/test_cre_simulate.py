@@ -6,6 +6,7 @@ import os
 import signal
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -68,7 +69,10 @@ def test_the_transaction_comes_from_the_last_decoded_result(stdout: str) -> None
         (f"{LOGS}[USER LOG] {MARKER}\n{json.dumps(SUCCESS)}", "no result"),
         (f"{MARKER}\n", "not an object"),
         (f"{MARKER}\nnot json", "not an object"),
-        (f"{MARKER}\n" + "[" * 100_000, "not an object"),
+        *[(f"{MARKER}\n" + "[" * depth, "not an object") for depth in (499, 500, 501, 999, 1000, 100_000)],
+        (f"{MARKER}\n" + '{"mintTransaction":' * 499 + "0" + "}" * 499, "no transaction"),
+        (f'{MARKER}\n{{"success":false,"error":{"[" * 499}{"]" * 499}}}', "failure"),
+        (f'{MARKER}\n{{"mintTransaction":{"9" * 5000}}}', "not an object"),
         (printed(None), "not an object"),
         (printed([SUCCESS]), "not an object"),
         (printed(TX_HASH), "not an object"),
@@ -195,6 +199,34 @@ async def test_a_cancelled_run_ends_with_its_children(tmp_path: Path) -> None:
         run = tasks.create_task(simulate(cre, INPUT))
         await asyncio.to_thread((tmp_path / "started").read_text)
         run.cancel()
+
+    assert run.cancelled()
+    assert not is_running(child_of(tmp_path))
+
+
+async def test_a_run_that_is_cancelled_while_it_starts_ends_with_its_children(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Hard case 102."""
+    os.mkfifo(tmp_path / "started")
+    os.mkfifo(tmp_path / "never")
+    cre = command(tmp_path, "(read line < never) & echo $! > child; echo > started; read line < never")
+    start = asyncio.create_subprocess_exec
+    runs, reported = asyncio.Event(), asyncio.Event()
+
+    async def start_slowly(*argv: str, **how: Any) -> asyncio.subprocess.Process:
+        process = await start(*argv, **how)
+        await asyncio.to_thread((tmp_path / "started").read_text)
+        runs.set()
+        await reported.wait()
+        return process
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", start_slowly)
+    async with asyncio.TaskGroup() as tasks:
+        run = tasks.create_task(simulate(cre, INPUT))
+        await runs.wait()
+        run.cancel()
+        reported.set()
 
     assert run.cancelled()
     assert not is_running(child_of(tmp_path))

@@ -14,14 +14,14 @@ REPORT_GAS = 5_000_000
 CALL_TIMEOUT_SECONDS = 30
 
 
-class ChainUnavailable(Exception):  # noqa: N818 - named by what the caller does: try again later
+class ChainUnavailable(Exception):
     """The node did not answer, or not with JSON-RPC; whether a transaction left is not known."""
 
     def __init__(self, method: str, cause: object) -> None:
         super().__init__(f"{method} got no answer from the node: {cause!r}")
 
 
-class ChainRefused(Exception):  # noqa: N818 - named by what happened: the node answered, and said no
+class ChainRefused(Exception):
     """The node answered with an error; `data` is the revert data of a call, if there is any."""
 
     def __init__(self, method: str, message: str, data: str) -> None:

@@ -62,7 +62,7 @@ class Reply:
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
-class Refused(Exception):  # noqa: N818 - a verdict of the gateway, not a fault of this program
+class Refused(Exception):
     """The gateway refuses before forwarding: answer with `reply(request_id)`; nothing ran.
 
     `reason` is one word for the ledger, `code` and `message` go to the caller.

@@ -61,7 +61,7 @@ class WrongTarget:
 Outcome: TypeAlias = Mint | ReturnedFailure | Threw | WrongTarget
 
 
-class _Throws(Exception):  # noqa: N818 - JavaScript's throw, always caught below
+class _Throws(Exception):
     pass
 
 

@@ -1,0 +1,85 @@
+"""One HTTP exchange of JSON, bounded in time and size."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import aiohttp
+import orjson
+
+from node.refusals import retry_after_seconds
+
+_HEADERS: Final = {"Content-Type": "application/json", "User-Agent": "bskt"}
+_OK: Final = 200
+
+
+class AnswerTooLarge(Exception):
+    """The answer has more bytes than we take; it was not read to its end."""
+
+
+class AnswerUnreadable(Exception):
+    """What came back is no answer to what was asked."""
+
+
+class HttpRefused(Exception):
+    """The status is not 200; ``answer`` is the JSON that came with it, ``None`` where it was something else."""
+
+    def __init__(self, status: int, answer: object, retry_after_seconds: float | None) -> None:
+        self.status = status
+        self.answer = answer
+        self.retry_after_seconds = retry_after_seconds
+        super().__init__(f"HTTP status {status}")
+
+
+class HttpExchange:
+    """One URL with its kept-alive connections.  ``close`` when done."""
+
+    def __init__(self, url: str, *, request_timeout_seconds: float, max_answer_bytes: int) -> None:
+        self._url = url
+        self._timeout = aiohttp.ClientTimeout(total=request_timeout_seconds)
+        self._max_answer_bytes = max_answer_bytes
+        self._session: aiohttp.ClientSession | None = None
+
+    async def post(self, question: object) -> object:
+        """Send JSON and read JSON.  Nothing is repeated, no redirect followed, no content type believed.
+
+        Raises:
+            HttpRefused: The status is not 200.
+            AnswerTooLarge: Ask for less.
+            AnswerUnreadable: The answer is not JSON.
+            TimeoutError: The answer was not there, whole, in time (hard case 28).
+            aiohttp.ClientError: The connection failed.
+        """
+        if self._session is None:  # made here, because a session belongs to the running loop
+            self._session = aiohttp.ClientSession(
+                timeout=self._timeout, headers=_HEADERS, cookie_jar=aiohttp.DummyCookieJar()
+            )
+        async with self._session.post(self._url, data=orjson.dumps(question), allow_redirects=False) as response:
+            content = await self._read(response)
+            try:
+                answer: object = orjson.loads(content)
+            except orjson.JSONDecodeError as error:
+                if response.status == _OK:
+                    raise AnswerUnreadable("not JSON") from error
+                answer = None
+            if response.status != _OK:
+                headers = response.headers
+                wait = retry_after_seconds(headers.get("Retry-After"), headers.get("Date"))
+                raise HttpRefused(response.status, answer, wait)
+            return answer
+
+    async def close(self) -> None:
+        """Close the connections."""
+        if self._session is not None:
+            await self._session.close()
+
+    async def _read(self, response: aiohttp.ClientResponse) -> bytes:
+        # Counted after decompression: a small compressed body can hold gigabytes.
+        chunks: list[bytes] = []
+        size = 0
+        async for chunk in response.content.iter_any():
+            size += len(chunk)
+            if size > self._max_answer_bytes:
+                raise AnswerTooLarge(f"more than {self._max_answer_bytes} bytes")
+            chunks.append(chunk)
+        return b"".join(chunks)

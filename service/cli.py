@@ -1,0 +1,81 @@
+"""The ``bskt`` command.
+
+Imports that cost time stand inside the commands: ``bskt --help`` must answer at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Final, NoReturn
+
+import click
+
+EXIT_ERROR: Final = 1
+EXIT_USAGE: Final = 2
+EXIT_NOT_READY: Final = 3
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    click.echo(f"bskt: {message}", err=True)
+    sys.exit(code)
+
+
+@click.group(context_settings={"auto_envvar_prefix": "BSKT"})
+@click.version_option(package_name="bskt")
+def main() -> None:
+    """BSKT's mint daemon: every MintRequested recorded, each one minted at most once."""
+
+
+@main.group()
+def schema() -> None:
+    """The tables in Postgres."""
+
+
+_database_url = click.option(
+    "--database-url",
+    envvar="BSKT_DATABASE_URL",
+    help="postgresql://…; better given as BSKT_DATABASE_URL, for arguments are visible to other users.",
+)
+
+
+@schema.command("apply")
+@_database_url
+def schema_apply(database_url: str | None) -> None:
+    """Create the tables if the database has none; safe with many starters at once."""
+    _with_schema("apply", database_url)
+
+
+@schema.command("check")
+@_database_url
+def schema_check(database_url: str | None) -> None:
+    """Say whether the database has the schema that this program needs."""
+    _with_schema("check", database_url)
+
+
+@schema.command("sql")
+def schema_sql() -> None:
+    """Print the schema."""
+    from datastore import schema as tables  # noqa: PLC0415 - see the module's docstring
+
+    click.echo(tables.sql(), nl=False)
+
+
+def _with_schema(command: str, database_url: str | None) -> None:
+    import asyncio  # noqa: PLC0415 - see the module's docstring
+
+    from datastore import schema as tables  # noqa: PLC0415 - see the module's docstring
+    from datastore.errors import DatastoreUnavailable, DatastoreUnsuitable  # noqa: PLC0415 - see above
+
+    if not database_url:
+        _fail("no database: set BSKT_DATABASE_URL", EXIT_USAGE)
+    try:
+        if command == "apply":
+            made = asyncio.run(tables.apply(database_url))
+            click.echo("schema applied" if made else "the schema is already there", err=True)
+        else:
+            asyncio.run(tables.check(database_url))
+            click.echo("the schema is the one that this program needs", err=True)
+    except DatastoreUnsuitable as error:
+        _fail(str(error), EXIT_ERROR)
+    except DatastoreUnavailable as error:
+        _fail(f"the database cannot be used now: {error}", EXIT_NOT_READY)

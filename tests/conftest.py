@@ -1,0 +1,75 @@
+"""Fixtures that every part needs: one real Postgres a session, and a database of its own for each test."""
+
+import asyncio
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from uuid import uuid4
+
+import asyncpg
+import pytest
+
+from datastore import schema
+from datastore.connection import Pool, Role, open_pool
+from service.embedded_postgres import EmbeddedPostgres
+
+TEMPLATE = "bskt_template"
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[EmbeddedPostgres]:
+    # Not pytest's own folder: as root its parents are closed to the user that the server runs as.
+    folder = Path(tempfile.mkdtemp(prefix="bskt-test-"))
+    folder.chmod(0o755)
+    server = EmbeddedPostgres(folder / "postgres", durable=False, options={"max_connections": "100"})
+    asyncio.run(server.start())
+    try:
+        asyncio.run(_make_template(server.dsn))
+        yield server
+    finally:
+        asyncio.run(server.stop())
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+async def _make_template(dsn: str) -> None:
+    connection = await asyncpg.connect(dsn)
+    await connection.execute(f"CREATE DATABASE {TEMPLATE}")
+    await connection.close()
+    await schema.apply(_named(dsn, TEMPLATE))
+
+
+def _named(dsn: str, database: str) -> str:
+    return dsn.rpartition("/")[0] + "/" + database
+
+
+async def _created(postgres: EmbeddedPostgres, template: str) -> str:
+    name = f"test_{uuid4().hex}"
+    connection = await asyncpg.connect(postgres.dsn)
+    await connection.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
+    await connection.close()
+    return _named(postgres.dsn, name)
+
+
+@pytest.fixture
+async def empty_dsn(postgres: EmbeddedPostgres) -> str:
+    """A database without any table."""
+    return await _created(postgres, "template0")
+
+
+@pytest.fixture
+async def dsn(postgres: EmbeddedPostgres) -> str:
+    """A database with the schema."""
+    return await _created(postgres, TEMPLATE)
+
+
+@pytest.fixture
+async def indexer_pool(dsn: str) -> AsyncIterator[Pool]:
+    async with await open_pool(dsn, Role.INDEXER) as pool:
+        yield pool
+
+
+@pytest.fixture
+async def invocator_pool(dsn: str) -> AsyncIterator[Pool]:
+    async with await open_pool(dsn, Role.INVOCATOR) as pool:
+        yield pool
