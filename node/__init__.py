@@ -1,20 +1,16 @@
-"""Ask Ethereum nodes, and believe no more of an answer than what it proves.
+"""Ask an EVM node, and believe nothing that is not well-formed.  The only code that speaks JSON-RPC.
 
-The only package that speaks JSON-RPC.  It knows the chain's own things (headers, logs, receipts) and nothing of baskets
-or mints, and it keeps no state that a caller relies on: every question can be asked again.
+The node is authoritative for the chain, but any single answer of it may be wrong: late, cut, of another branch, of
+another chain, or made up.  What this package promises is about form: an answer is either parsed whole into frozen
+values (hashes and addresses are bytes, logs in order and each once, everything from the block that was asked for), or
+it is an error whose name says what to do next (``errors``).  Whether the content is true is for the caller to prove.
 
-What holds for every answer that a caller gets:
+All calls are reads, so each may be repeated.  Only failures of the connection are repeated here, a few times and at
+once; waiting for better weather is the caller's.  What an endpoint's error text suggests is never used for control
+(hard case 23), and no message holds its URL: the key of an account is in it.
 
-* it was complete, within the size and time allowed, and every member had exactly the form that the specification
-  promises; otherwise nothing of it is used (``NodeAnswerInvalid``);
-* logs asked by block hash are of that block, logs asked by range are inside that range, headers have the number or the
-  hash that was asked for; logs are in chain order and none is there twice;
-* an error is named by what the caller should do: call again (``NodeUnavailable``), ask for less (``RangeRefused``),
-  read the tip again (``BlockUnknown``), give up the call (``CallReverted``) or the endpoint (``ChainMismatch``);
-* no error, log line or metric holds an endpoint's URL.
+Nothing is cached, so that a crash costs nothing and a null near the tip is asked for again (hard case 32).
 
-What an answer does not prove: that an empty list is really empty.  Callers compare with the bloom and with receipts.
-
-Reading order: ``blocks`` (what is told, pure), ``errors``, ``refusals`` (what an error means, pure), ``endpoint`` (one
-URL), ``provider`` (web3's part in it), ``node`` (the questions).
+Reading order: ``errors``, ``blocks`` (what an answer means), ``refusals`` (what an error means), ``provider`` (one
+HTTP exchange, bounded in time and size), ``endpoint`` (one URL), ``node`` (the questions).
 """

@@ -1,99 +1,66 @@
-"""What can go wrong with a node, named by what the caller should do then.
+"""Errors of the node package, named by what the caller should do.
 
-No message ever holds a URL: its path, query or user part may be the key to a paid account.
+Messages hold the endpoint's name, never its URL: providers put the key of an account into it.
 """
 
 from __future__ import annotations
 
-from typing import ClassVar
 
-from node.refusals import Outcome
+class NodeError(Exception):
+    """Root of what this package raises on purpose."""
 
 
-class NodeFailure(Exception):
-    """No result; what to do is in the class below it.  ``endpoint`` is the name of the one that was asked, if any."""
+class NodeUnavailable(NodeError):
+    """No answer now.  Nothing is known; call again later, not before ``retry_after_seconds`` where that is given."""
 
-    outcome: ClassVar[Outcome] = Outcome.UNAVAILABLE
-
-    def __init__(self, reason: str, *, endpoint: str | None = None) -> None:
-        self.reason = reason
+    def __init__(self, endpoint: str, method: str, reason: str, *, retry_after_seconds: float | None = None) -> None:
         self.endpoint = endpoint
-        super().__init__(reason if endpoint is None else f"{endpoint}: {reason}")
-
-
-class NodeUnavailable(NodeFailure):
-    """Nothing is known: call again later, not before ``retry_after_seconds`` have passed if it is given."""
-
-    def __init__(self, reason: str, *, endpoint: str | None = None, retry_after_seconds: float | None = None) -> None:
+        self.method = method
+        self.reason = reason
         self.retry_after_seconds = retry_after_seconds
-        super().__init__(reason, endpoint=endpoint)
+        super().__init__(f"endpoint {endpoint}, {method}: {reason}")
 
 
 class NodeAnswerInvalid(NodeUnavailable):
-    """The endpoint lies or is broken: take nothing from this answer, and ask again later or elsewhere."""
-
-    outcome = Outcome.INVALID
-
-
-class NodeTimedOut(NodeUnavailable):
-    """No answer in time: call again later, or ask for less."""
-
-    outcome = Outcome.TIMED_OUT
-
-
-class NodeRateLimited(NodeUnavailable):
-    """We ask too much of this endpoint: call again later, and less often."""
-
-    outcome = Outcome.RATE_LIMITED
+    """The endpoint lies or is broken.  Take nothing from the answer; call again later, better another endpoint."""
 
 
 class HistoryPruned(NodeUnavailable):
-    """The endpoint has thrown this part of the chain away: another one is needed (hard case 34)."""
-
-    outcome = Outcome.HISTORY_PRUNED
+    """This endpoint has thrown the block away for good (hard case 34).  Only an archive endpoint can answer."""
 
 
-class MethodUnsupported(NodeUnavailable):
-    """The endpoint does not know this method, or not with these parameters: do without it, or ask another one."""
+class RangeRefused(NodeError):
+    """Too much at once for this endpoint.  Ask for less; for a single block, read it by its hash instead."""
 
-    outcome = Outcome.UNSUPPORTED
-
-
-class RangeRefused(NodeFailure):
-    """Too many blocks or logs for one question: ask for less.
-
-    What the endpoint suggests instead is deliberately not offered: it may be useless or hostile (hard case 23).
-    """
-
-    outcome = Outcome.RANGE_REFUSED
+    def __init__(self, endpoint: str, method: str, reason: str) -> None:
+        self.endpoint = endpoint
+        self.method = method
+        self.reason = reason
+        super().__init__(f"endpoint {endpoint}, {method}: asked for too much at once: {reason}")
 
 
-class BlockUnknown(NodeFailure):
-    """The node does not (any longer, or yet) know this block: read the tip again, then decide again."""
+class BlockUnknown(NodeError):
+    """The node does not know the block, no longer or not yet.  Read the tip again and start from there."""
 
-    outcome = Outcome.BLOCK_UNKNOWN
-
-    def __init__(self, block: bytes | int | str, *, endpoint: str | None = None) -> None:
+    def __init__(self, block: bytes | int | str) -> None:
         self.block = block
-        name = f"0x{block.hex()}" if isinstance(block, bytes) else str(block)
-        super().__init__(f"block {name} is unknown", endpoint=endpoint)
+        super().__init__(f"the node does not know block {'0x' + block.hex() if isinstance(block, bytes) else block}")
 
 
-class CallReverted(NodeFailure):
-    """The contract refused the call, and will again in the same block.  ``output`` is its revert data."""
+class CallReverted(NodeError):
+    """The contract refused the call; ``revert_data`` is what it said (empty where the node does not tell)."""
 
-    outcome = Outcome.REVERTED
+    def __init__(self, to: bytes, revert_data: bytes) -> None:
+        self.to = to
+        self.revert_data = revert_data
+        super().__init__(f"the call of 0x{to.hex()} reverted with 0x{revert_data[:100].hex()}")
 
-    def __init__(self, reason: str, *, endpoint: str | None = None, output: bytes = b"") -> None:
-        self.output = output
-        super().__init__(reason, endpoint=endpoint)
 
+class ChainMismatch(NodeError):
+    """The endpoint serves another chain than the configured one.  Stop: do not call again (hard cases 14, 27)."""
 
-class ChainMismatch(Exception):
-    """The endpoint follows another chain than the one that is pinned: stop using it."""
-
-    def __init__(self, what: str, *, expected: str, actual: str) -> None:
+    def __init__(self, *, what: str, expected: str, found: str) -> None:
         self.what = what
         self.expected = expected
-        self.actual = actual
-        super().__init__(f"{what} is {actual} where {expected} is pinned: this is another chain")
+        self.found = found
+        super().__init__(f"the node's {what} is {found}; this daemon serves {expected}")

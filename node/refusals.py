@@ -1,121 +1,122 @@
 """What an endpoint means when it refuses.  Pure.
 
-JSON-RPC has no agreed errors for what matters most here ("ask for less"), so the words are recognised; the numbers in
-them are never used (hard case 23).  A form that is not in the table is ``UNAVAILABLE``: call again later.
+The protocol does not say how, so every node and provider has its own words; the table has those that were seen.  Its
+order matters: the first line that matches decides.  A hint in the text ("try this range") is never read: it may be
+useless or hostile (hard cases 22, 23).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from datetime import datetime, timedelta
 from email.utils import parsedate_to_datetime
 from enum import StrEnum
 from typing import Final
 
-RETRY_AFTER_MAX_SECONDS: Final = 3600.0
+MAX_RETRY_AFTER_SECONDS: Final = 300.0
+"""However long an endpoint asks us to stay away, it is tried again after this."""
+
+_JUDGED_CHARACTERS: Final = 500
 
 
-class Outcome(StrEnum):
-    """How a question ended; also the closed set of a metric's label."""
+class Refusal(StrEnum):
+    """Why an endpoint did not answer."""
 
-    OK = "ok"
-    RANGE_REFUSED = "range_refused"
+    TOO_MUCH = "too_much"
+    RATE_LIMITED = "rate_limited"
     BLOCK_UNKNOWN = "block_unknown"
-    HISTORY_PRUNED = "history_pruned"
+    PRUNED = "pruned"
     REVERTED = "reverted"
     UNSUPPORTED = "unsupported"
-    RATE_LIMITED = "rate_limited"
-    TIMED_OUT = "timed_out"
-    INVALID = "invalid"
-    UNAVAILABLE = "unavailable"
+    INVALID_REQUEST = "invalid_request"
+    OUT_OF_ORDER = "out_of_order"
 
 
-_OUTCOME_BY_CODE: Final[Mapping[int, Outcome]] = {
-    3: Outcome.REVERTED,  # geth and those that follow it
-    -32015: Outcome.REVERTED,  # parity's "VM execution error"
-    4444: Outcome.HISTORY_PRUNED,  # EIP-4444
-    -39001: Outcome.BLOCK_UNKNOWN,  # the execution API's "unknown block"
-    -32001: Outcome.BLOCK_UNKNOWN,  # EIP-1474's "resource not found"
-    -32008: Outcome.RANGE_REFUSED,  # jsonrpsee's "response is too big" (reth)
-    -32614: Outcome.RANGE_REFUSED,  # QuickNode
-    -32601: Outcome.UNSUPPORTED,
-    -32602: Outcome.UNSUPPORTED,
-    -32004: Outcome.UNSUPPORTED,  # EIP-1474's "method not supported"
-    -32005: Outcome.RATE_LIMITED,  # EIP-1474's "limit exceeded"; Infura also uses it for ranges, by the words below
-    429: Outcome.RATE_LIMITED,
+_BY_CODE: Final = {
+    3: Refusal.REVERTED,  # geth and those who follow it
+    4444: Refusal.PRUNED,  # EIP-4444
+    -32601: Refusal.UNSUPPORTED,  # JSON-RPC: method not found
+    -32004: Refusal.UNSUPPORTED,  # EIP-1474: method not supported
 }
-_OUTCOME_BY_STATUS: Final[Mapping[int, Outcome]] = {
-    408: Outcome.TIMED_OUT,
-    413: Outcome.RANGE_REFUSED,
-    429: Outcome.RATE_LIMITED,
-    504: Outcome.TIMED_OUT,
-    524: Outcome.TIMED_OUT,  # Cloudflare waited for the origin
-}
-# The first that matches counts.  Beside each, whose words they are.
-_OUTCOME_BY_WORDS: Final[tuple[tuple[re.Pattern[str], Outcome], ...]] = tuple(
-    (re.compile(words, re.IGNORECASE), outcome)
-    for words, outcome in (
-        (r"execution reverted|vm execution error|always failing transaction", Outcome.REVERTED),
-        (r"more than [\d,]+ (results|logs)", Outcome.RANGE_REFUSED),  # geth, Infura
-        (r"(max|maximum|exceeds?|exceeded) [\w ]*(block )?range", Outcome.RANGE_REFUSED),  # reth, besu, bsc, PublicNode
-        (r"range[\w ]* (limit|exceed|exceeds|exceeded|limited)\b", Outcome.RANGE_REFUSED),  # erigon, Chainstack
-        (r"range (is )?too (large|wide|big)", Outcome.RANGE_REFUSED),  # Ankr, Base
+
+_BY_WORDS: Final = tuple(
+    (re.compile(words, re.IGNORECASE), refusal)
+    for words, refusal in (
+        # Infura, Alchemy, QuickNode, public nodes
         (
-            r"(limited to|up to) (a|an) [\d,]+K?( blocks?)? range",
-            Outcome.RANGE_REFUSED,
-        ),  # QuickNode, Alchemy's free tier
-        (r"ranges? over [\d,]+ blocks", Outcome.RANGE_REFUSED),  # dRPC
-        (r"max(imum)? results|too many (logs|results)|max logs", Outcome.RANGE_REFUSED),  # reth, nethermind, besu
+            r"rate.?limit|too many requests|requests? (count|limit)|per second|compute units|throughput|quota|credits",
+            Refusal.RATE_LIMITED,
+        ),
+        # geth: the end is before the start, or after the head; proxyd, besu, anvil: a backend that lags
         (
-            r"(response|result)( size)?[\w ]* (exceeded|too (big|large)|greater than)",
-            Outcome.RANGE_REFUSED,
-        ),  # Alchemy, proxyd
-        (r"(too many|max|maximum) (addresses|topics)", Outcome.RANGE_REFUSED),  # geth
-        (r"pruned|missing trie node|archive node|histor(y|ical)[\w ]* (not|un)\s?available", Outcome.HISTORY_PRUNED),
-        (r"(block|header)[\w ]*( (with|for) [\w ]+)?not found|unknown block|blocknotfound", Outcome.BLOCK_UNKNOWN),
-        (r"rate.?limit|too many requests|rate exceeded|request count exceeded", Outcome.RATE_LIMITED),
-        (r"compute units|capacity exceeded|quota|credits|limit exceeded", Outcome.RATE_LIMITED),
-        (r"time[d ]?-?out|deadline exceeded|took too long", Outcome.TIMED_OUT),  # geth, erigon, Alchemy
-        (r"not supported|unsupported|does not exist|not available", Outcome.UNSUPPORTED),
+            r"beyond (current |the )?head|block is out of range|not (yet )?(imported|available yet)",
+            Refusal.BLOCK_UNKNOWN,
+        ),
+        (r"invalid block range", Refusal.OUT_OF_ORDER),
+        # Alchemy, geth, reth, besu, BSC and Infura, Ankr, Chainstack, Moonbeam
+        (r"(response|result|answer).{0,30}(size|too (big|large)|exceed)|exceed.{0,30}(size|result)", Refusal.TOO_MUCH),
+        (r"block.?range|range.{0,30}(too|large|wide|exceed|limit|not supported|maximum)", Refusal.TOO_MUCH),
+        # Infura, nethermind, Avalanche, QuickNode, Cronos, erigon, geth (addresses and topics)
+        (r"more than \d+ (results|logs)|too many (results|logs|blocks|topics|addresses)", Refusal.TOO_MUCH),
+        (
+            r"limited to|exceeds? (the )?max|exceeds? limit|limit exceeded|blocks distance|maximum is set",
+            Refusal.TOO_MUCH,
+        ),
+        # geth (-32002), nethermind, Alchemy, proxies: the same question about fewer blocks may be answered
+        (r"time.?out|timed out|deadline exceeded|cancell?ed", Refusal.TOO_MUCH),
+        # erigon, geth, nethermind, providers without archive
+        (r"prun|archive|missing trie node|data before .* not available|receipts? not available", Refusal.PRUNED),
+        (r"unknown block|(block|header).{0,80}(not found|not be found|does not exist)", Refusal.BLOCK_UNKNOWN),
+        (r"revert|invalid opcode|out of gas|vm execution error", Refusal.REVERTED),
+        (r"not supported|unsupported|not available|does not exist|unknown method", Refusal.UNSUPPORTED),
     )
 )
 
+_BY_HTTP_STATUS: Final = {
+    400: Refusal.INVALID_REQUEST,
+    404: Refusal.OUT_OF_ORDER,
+    408: Refusal.TOO_MUCH,
+    413: Refusal.TOO_MUCH,
+    429: Refusal.RATE_LIMITED,
+    504: Refusal.TOO_MUCH,
+    524: Refusal.TOO_MUCH,  # Cloudflare: the server behind it took too long
+}
 
-def classify_rpc_error(code: int | None, message: str, http_status: int = 200) -> Outcome:
-    """Say what an error answer means; never ``OK``.
+_INVALID_REQUEST_CODES: Final = frozenset({-32600, -32602})
+
+
+def classify_rpc_error(code: int | None, message: str, http_status: int) -> Refusal:
+    """Name the refusal; what nobody knows is ``OUT_OF_ORDER``.
 
     Args:
-        code: The JSON-RPC error's code, ``None`` if the body held none.
-        message: Its message, of any length and honesty.
-        http_status: The status that it came under.
+        code: Of the JSON-RPC error; ``None`` where there was none.
+        message: Its text, or empty.  Only the start is judged.
+        http_status: 200 for most.
     """
-    for words, outcome in _OUTCOME_BY_WORDS:
-        if words.search(message[:1000]):
-            return outcome
-    if code is not None and code in _OUTCOME_BY_CODE:
-        return _OUTCOME_BY_CODE[code]
-    return _OUTCOME_BY_STATUS.get(http_status, Outcome.UNAVAILABLE)
+    if code in _BY_CODE:
+        return _BY_CODE[code]
+    start = message[:_JUDGED_CHARACTERS]
+    for words, refusal in _BY_WORDS:
+        if words.search(start):
+            return refusal
+    if code in _INVALID_REQUEST_CODES:
+        return Refusal.INVALID_REQUEST
+    return _BY_HTTP_STATUS.get(http_status, Refusal.OUT_OF_ORDER)
 
 
 def retry_after_seconds(retry_after: str | None, date: str | None) -> float | None:
-    """Read a ``Retry-After`` header, seconds or a date (RFC 9110 §10.2.3), at most an hour.
+    """How long to stay away, from the headers ``Retry-After`` and ``Date``; ``None`` where they do not say.
 
-    A date is compared with the server's own ``Date``, so that a wrong clock on either side does not matter.
+    A moment is measured against the server's own clock, so ours does not matter.
     """
     if retry_after is None:
         return None
-    if retry_after.strip().isascii() and retry_after.strip().isdigit():
-        return min(float(retry_after), RETRY_AFTER_MAX_SECONDS)
-    until, now = _http_date(retry_after), _http_date(date or "")
-    if until is None or now is None:
-        return None
-    return min(max(0.0, (until - now) / timedelta(seconds=1)), RETRY_AFTER_MAX_SECONDS)
-
-
-def _http_date(text: str) -> datetime | None:
     try:
-        parsed = parsedate_to_datetime(text)
+        seconds = float(int(retry_after))
     except ValueError:
-        return None
-    return parsed if parsed.tzinfo is not None else None
+        try:
+            if date is None:
+                return None
+            seconds = (parsedate_to_datetime(retry_after) - parsedate_to_datetime(date)).total_seconds()
+        except (ValueError, TypeError):  # TypeError: one of the two has a time zone and the other has none
+            return None
+    return min(max(seconds, 0.0), MAX_RETRY_AFTER_SECONDS)

@@ -2,13 +2,26 @@ from uuid import UUID, uuid4
 
 import asyncpg
 import pytest
-from builders import ALICE, BOB, CHAIN, RULES, batch, block, hash_of, mint, pin_chain, report, request, with_finality
 
 from datastore import claims, following
 from datastore.claims import Answered, Frozen, Pacing
 from datastore.connection import Pool
 from datastore.errors import CursorMoved, FinalityViolated
 from datastore.rows import Block, Finality
+from tests.datastore.builders import (
+    ALICE,
+    BOB,
+    CHAIN,
+    RULES,
+    batch,
+    block,
+    hash_of,
+    mint,
+    pin_chain,
+    report,
+    request,
+    with_finality,
+)
 
 PACING = Pacing(seconds_per_trigger=0, burst=1, max_in_flight=5)
 WORKFLOW = hash_of("workflow")
