@@ -7,7 +7,7 @@ that comes after.  Leases and slots run on the database's clock only.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Final
@@ -364,7 +364,7 @@ async def begin_attempt(
     jti: UUID,
     worker_id: UUID,
     pacing: Pacing,
-    retry_seconds: float,
+    retry_seconds: Callable[[int], float],
     deadline_seconds: float,
 ) -> int | None:
     """Commit the attempt before the socket opens; its number, or ``None`` if it may not be made (any more).
@@ -391,7 +391,7 @@ async def begin_attempt(
         if after is not request.state:
             await move(connection, [Move(request=request, after=after, reason="attempt_started", attempt_no=number)])
         await connection.execute(
-            _IN_DOUBT, order.request_id, timedelta(seconds=retry_seconds), timedelta(seconds=deadline_seconds)
+            _IN_DOUBT, order.request_id, timedelta(seconds=retry_seconds(number)), timedelta(seconds=deadline_seconds)
         )
     return number
 

@@ -11,6 +11,6 @@ once; waiting for better weather is the caller's.  What an endpoint's error text
 
 Nothing is cached, so that a crash costs nothing and a null near the tip is asked for again (hard case 32).
 
-Reading order: ``errors``, ``blocks`` (what an answer means), ``refusals`` (what an error means), ``provider`` (one
-HTTP exchange, bounded in time and size), ``endpoint`` (one URL), ``node`` (the questions).
+Reading order: ``errors``, ``blocks`` (what an answer means), ``refusals`` (what an error means), ``exchange`` (HTTP,
+bounded in time and size), ``provider`` (web3's part), ``endpoint`` (one URL), ``node`` (the questions).
 """

@@ -4,49 +4,39 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
-from urllib.parse import parse_qsl, urlsplit
+from enum import StrEnum
+from typing import TYPE_CHECKING, Final, TypeAlias, TypeVar
 
 import aiohttp
-import orjson
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
-from node.blocks import parse_bytes
-from node.errors import (
-    BlockUnknown,
-    CallReverted,
-    HistoryPruned,
-    MethodUnsupported,
-    NodeAnswerInvalid,
-    NodeFailure,
-    NodeRateLimited,
-    NodeTimedOut,
-    NodeUnavailable,
-    RangeRefused,
-)
-from node.refusals import Outcome, classify_rpc_error, retry_after_seconds
+from node.blocks import Malformed, parse_octets
+from node.errors import NodeAnswerInvalid, NodeError, NodeRefused, NodeUnavailable, RangeRefused
+from node.exchange import AnswerTooLarge, AnswerUnreadable, HttpExchange, HttpRefused
+from node.refusals import Refusal, classify_rpc_error
 
 if TYPE_CHECKING:
-    from node.provider import TransportedProvider
+    from node.provider import BoundedHTTPProvider
 
 T = TypeVar("T")
-Block: TypeAlias = bytes | int | str  # a hash, a number or a tag
-Params: TypeAlias = Sequence[object]
-Observe: TypeAlias = Callable[[str, str, Outcome, float], None]  # endpoint, method, outcome, seconds
 
-CONNECTION_ATTEMPTS: Final = 3
-RETRY_WAIT_MAX_SECONDS: Final = 0.5
-MAX_CONNECTIONS: Final = 32
-_HTTP_OK: Final = 200
-_SHOWN_CHARACTERS: Final = 200
-_SECRET_MIN_CHARACTERS: Final = 6
-_UNAVAILABLE_BY_OUTCOME: Final[Mapping[Outcome, type[NodeUnavailable]]] = {
-    kind.outcome: kind for kind in (NodeUnavailable, NodeTimedOut, NodeRateLimited, HistoryPruned, MethodUnsupported)
-}
+GET_LOGS: Final = "eth_getLogs"
+_CONNECTION_ATTEMPTS: Final = 3
+_RETRY_WAIT_MAX_SECONDS: Final = 0.5
+_REASON_CHARACTERS: Final = 200
 
 
-class _ConnectionFailed(NodeUnavailable):
-    """The connection broke before the answer was complete: the one failure that is worth another try at once."""
+class Outcome(StrEnum):
+    """How a question ended: the label of its metric."""
+
+    OK = "ok"
+    REFUSED = "refused"
+    INVALID = "invalid"
+    UNAVAILABLE = "unavailable"
+
+
+Observe: TypeAlias = Callable[[str, str, Outcome, float], None]
+"""Told of every question and batch: endpoint, method, outcome, seconds."""
 
 
 class RpcEndpoint:
@@ -77,191 +67,135 @@ class RpcEndpoint:
             clock: Seconds that never go back.
         """
         self.name = name
-        self._url = url
-        self._secrets = _secrets_of(url)
-        self._timeout = aiohttp.ClientTimeout(total=request_timeout_seconds)
-        self._max_answer_bytes = max_answer_bytes
+        self._exchange = HttpExchange(
+            url, request_timeout_seconds=request_timeout_seconds, max_answer_bytes=max_answer_bytes
+        )
         self._observe = observe
         self._clock = clock
         self._silent_until = float("-inf")
-        self._session: aiohttp.ClientSession | None = None
-        self._provider: TransportedProvider | None = None
+        self._provider: BoundedHTTPProvider | None = None
 
-    async def ask(self, method: str, params: Params, parse: Callable[[Any], T], *, block: Block = "latest") -> T:
-        """Ask one question and read its result with ``parse``; ``block`` is the one that it is about, for the error.
+    async def call(self, method: str, params: Sequence[object], parse: Callable[[object], T]) -> T:
+        """Ask one question and read its result with ``parse``.
 
         Raises:
-            NodeUnavailable: Call again later; its narrower forms say more.
+            NodeUnavailable: Call again later; ``NodeRefused`` and ``NodeAnswerInvalid`` say more.
             RangeRefused: Ask for less.
-            BlockUnknown: Read the tip again.
-            CallReverted: The contract refused the call.
         """
+
+        async def ask(provider: BoundedHTTPProvider) -> T:
+            return self._result(method, await provider.make_request(method, params), parse)
+
+        return await self._observed(method, ask)
+
+    async def batch(self, method: str, questions: Sequence[Sequence[object]], parse: Callable[[object], T]) -> list[T]:
+        """Ask one question with several parameters in one exchange; the results are in the order of ``questions``.
+
+        Raises:
+            NodeUnavailable: A question had no usable answer; nothing is to be taken from the others either.
+            RangeRefused: Ask for less.
+        """
+        if not questions:
+            return []
+
+        async def ask(provider: BoundedHTTPProvider) -> list[T]:
+            answers = await provider.make_batch_request([(method, question) for question in questions])
+            if not isinstance(answers, list):
+                answers = [answers] * len(questions)
+            return [self._result(method, answer, parse) for answer in answers]
+
+        return await self._observed(method, ask)
+
+    async def close(self) -> None:
+        """Close the connections; a later question would open new ones."""
+        await self._exchange.close()
+
+    async def _observed(self, method: str, ask: Callable[[BoundedHTTPProvider], Awaitable[T]]) -> T:
+        if (silent := self._silent_until - self._clock()) > 0:
+            raise NodeUnavailable(self.name, method, "the endpoint asked to be left alone", retry_after_seconds=silent)
         started, outcome = self._clock(), Outcome.UNAVAILABLE
         try:
-            answer = await self._retrying(lambda provider: provider.make_request(_rpc(method), params))
-            result = self._result(answer, parse, block)
+            result = await self._retrying(method, ask)
             outcome = Outcome.OK
-        except NodeFailure as failure:
-            outcome = failure.outcome
+        except (NodeRefused, RangeRefused):
+            outcome = Outcome.REFUSED
+            raise
+        except NodeAnswerInvalid:
+            outcome = Outcome.INVALID
             raise
         finally:
             self._observe(self.name, method, outcome, self._clock() - started)
         return result
 
-    async def ask_many(
-        self, method: str, many: Sequence[Params], parse: Callable[[Any], T], *, block: Block = "latest"
-    ) -> list[T | NodeFailure]:
-        """Ask one question with several parameters in one batch; each outcome stands for itself (hard case 25).
-
-        Raises:
-            NodeUnavailable: The batch as a whole had no answer; its narrower forms say more.
-            RangeRefused: The batch as a whole is too much.
-        """
-        requests = [(_rpc(method), params) for params in many]
-        started, outcome = self._clock(), Outcome.UNAVAILABLE
-        results: list[T | NodeFailure] = []
-        try:
-            for answer in await self._retrying(lambda provider: provider.make_batch_request(requests)):
-                try:
-                    results.append(self._result(answer, parse, block))
-                except NodeFailure as failure:
-                    results.append(failure)
-            outcome = next((result.outcome for result in results if isinstance(result, NodeFailure)), Outcome.OK)
-        except NodeFailure as failure:
-            outcome = failure.outcome
-            raise
-        finally:
-            self._observe(self.name, method, outcome, self._clock() - started)
-        return results
-
-    async def close(self) -> None:
-        """Close the connections; a later question would open new ones."""
-        session, self._session = self._session, None
-        if session is not None:
-            await session.close()
-
-    async def _retrying(self, send: Callable[[TransportedProvider], Awaitable[T]]) -> T:
+    async def _retrying(self, method: str, ask: Callable[[BoundedHTTPProvider], Awaitable[T]]) -> T:
         if self._provider is None:
-            from node.provider import TransportedProvider  # noqa: PLC0415 - web3 takes a second to import
+            from node.provider import BoundedHTTPProvider  # noqa: PLC0415 - web3 takes a second to import
 
-            self._provider = TransportedProvider(self.name, self._post)
+            self._provider = BoundedHTTPProvider(self._exchange)
         provider = self._provider
         try:
-            return await AsyncRetrying(
-                retry=retry_if_exception_type(_ConnectionFailed),
-                stop=stop_after_attempt(CONNECTION_ATTEMPTS),
-                wait=wait_random_exponential(multiplier=RETRY_WAIT_MAX_SECONDS / 4, max=RETRY_WAIT_MAX_SECONDS),
+            async for attempt in AsyncRetrying(
+                retry=retry_if_exception_type(aiohttp.ClientConnectionError),
+                stop=stop_after_attempt(_CONNECTION_ATTEMPTS),
+                wait=wait_random_exponential(multiplier=0.05, max=_RETRY_WAIT_MAX_SECONDS),
                 reraise=True,
-            )(send, provider)
-        except orjson.JSONDecodeError:
-            raise NodeAnswerInvalid("the answer is not JSON", endpoint=self.name) from None
-
-    async def _post(self, body: bytes) -> bytes:
-        """Send a request's body and give the answer's; also the only place that sees the URL."""
-        wait_seconds = self._silent_until - self._clock()
-        if wait_seconds > 0:
-            raise NodeRateLimited(
-                "it asked for a pause that is not over", endpoint=self.name, retry_after_seconds=wait_seconds
-            )
-        if self._session is None:
-            connector = aiohttp.TCPConnector(limit=MAX_CONNECTIONS)
-            self._session = aiohttp.ClientSession(connector=connector, timeout=self._timeout)
-        headers = {"Content-Type": "application/json"}
-        try:
-            async with self._session.post(self._url, data=body, headers=headers, allow_redirects=False) as response:
-                answer = await self._body(response)
-        # aiohttp's own words may hold the URL, so they are neither repeated nor chained.
-        except TimeoutError:
-            seconds = self._timeout.total
-            raise NodeTimedOut(f"no complete answer within {seconds:g} seconds", endpoint=self.name) from None
+            ):
+                with attempt:
+                    return await ask(provider)
+        except HttpRefused as refused:
+            raise self._http_refusal(method, refused) from refused
+        except AnswerTooLarge as error:
+            raise RangeRefused(self.name, method, "the answer is larger than we take") from error
+        except AnswerUnreadable as error:
+            raise NodeAnswerInvalid(self.name, method, str(error)) from error
+        except TimeoutError as error:
+            raise NodeUnavailable(self.name, method, "no answer in time") from error
         except (aiohttp.ClientError, OSError) as error:
-            raise _ConnectionFailed(f"the connection failed ({type(error).__name__})", endpoint=self.name) from None
-        if response.status != _HTTP_OK:
-            raise self._refusal(response, answer)
-        return answer
+            # The class says enough; the text of some of them repeats the URL.
+            raise NodeUnavailable(self.name, method, type(error).__name__) from error
+        raise AssertionError("the last attempt returns or raises")
 
-    async def _body(self, response: aiohttp.ClientResponse) -> bytes:
-        answer = bytearray()
-        async for chunk in response.content.iter_any():
-            answer += chunk
-            if len(answer) > self._max_answer_bytes:
-                response.close()  # the connection is of no more use: the rest of the answer is still coming
-                raise RangeRefused(f"the answer exceeds {self._max_answer_bytes} bytes", endpoint=self.name)
-        return bytes(answer)
-
-    def _refusal(self, response: aiohttp.ClientResponse, body: bytes) -> NodeFailure:
-        """Name an answer whose status is not 200; an error object in its body says more than the status."""
-        try:
-            answer = orjson.loads(body)
-        except orjson.JSONDecodeError:
-            answer = None
-        code, message, _ = _error_members(answer.get("error") if isinstance(answer, dict) else None)
-        pause = retry_after_seconds(response.headers.get("Retry-After"), response.headers.get("Date"))
-        if pause is not None:
-            self._silent_until = self._clock() + pause
-        outcome = classify_rpc_error(code, message, response.status)
-        return self._failure(outcome, f"HTTP {response.status}: {message}", "latest", retry_after=pause)
-
-    def _result(self, answer: Mapping[str, Any], parse: Callable[[Any], T], block: Block) -> T:
-        if answer.get("error") is not None:
-            code, message, data = _error_members(answer["error"])
-            raise self._failure(
-                classify_rpc_error(code, message), message or "an error without words", block, data=data
-            )
+    def _result(self, method: str, answer: Mapping[str, object], parse: Callable[[object], T]) -> T:
+        error = answer.get("error")
+        if isinstance(error, Mapping):
+            raise self._refusal(method, error, 200, None)
         if "result" not in answer:
-            raise NodeAnswerInvalid("the answer holds no result for the question", endpoint=self.name)
+            raise NodeAnswerInvalid(self.name, method, "a question of a batch has no answer")
         try:
             return parse(answer["result"])
-        except NodeAnswerInvalid as error:
-            raise NodeAnswerInvalid(error.reason, endpoint=self.name) from error
+        except (Malformed, TypeError) as malformed:  # TypeError: an array has no place in a parser's cache
+            raise NodeAnswerInvalid(self.name, method, str(malformed)) from malformed
 
-    def _failure(
-        self, outcome: Outcome, reason: str, block: Block, *, data: object = None, retry_after: float | None = None
-    ) -> NodeFailure:
-        shown = self._without_secrets(reason)
-        match outcome:
-            case Outcome.RANGE_REFUSED:
-                return RangeRefused(shown, endpoint=self.name)
-            case Outcome.BLOCK_UNKNOWN:
-                return BlockUnknown(block, endpoint=self.name)
-            case Outcome.REVERTED:
-                return CallReverted(shown, endpoint=self.name, output=_revert_output(data))
-        kind = _UNAVAILABLE_BY_OUTCOME[outcome]
-        return kind(shown, endpoint=self.name, retry_after_seconds=retry_after)
+    def _http_refusal(self, method: str, refused: HttpRefused) -> NodeError:
+        answer = refused.answer
+        error = answer.get("error") if isinstance(answer, Mapping) else None
+        return self._refusal(
+            method, error if isinstance(error, Mapping) else {}, refused.status, refused.retry_after_seconds
+        )
 
-    def _without_secrets(self, words: str) -> str:
-        # Endpoints like to repeat the URL, key and all, when they refuse it.
-        for secret in self._secrets:
-            words = words.replace(secret, "…")
-        return "".join(character if character.isprintable() else " " for character in words[:_SHOWN_CHARACTERS])
-
-
-def _rpc(method: str) -> Any:
-    return method  # web3's RPCEndpoint is a str to the type checker only, and importing it takes a second
-
-
-def _error_members(error: object) -> tuple[int | None, str, object]:
-    """Give code, message and data of an error object, whatever it is."""
-    if not isinstance(error, dict):
-        return None, error if isinstance(error, str) else "", None
-    code, message = error.get("code"), error.get("message")
-    return code if type(code) is int else None, message if isinstance(message, str) else "", error.get("data")
+    def _refusal(
+        self, method: str, error: Mapping[str, object], http_status: int, retry_after_seconds: float | None
+    ) -> NodeError:
+        code, message = error.get("code"), error.get("message")
+        text = message if isinstance(message, str) else ""
+        refusal = classify_rpc_error(code if isinstance(code, int) else None, text, http_status)
+        reason = f"{refusal.value} (HTTP {http_status}): {self._exchange.redacted(text)[:_REASON_CHARACTERS]}"
+        if refusal is Refusal.TOO_MUCH:
+            return RangeRefused(self.name, method, reason)
+        if retry_after_seconds is not None:
+            self._silent_until = self._clock() + retry_after_seconds
+        return NodeRefused(
+            self.name,
+            method,
+            reason,
+            refusal=refusal,
+            revert_data=_revert_data(error.get("data")),
+            retry_after_seconds=retry_after_seconds,
+        )
 
 
-def _revert_output(data: object) -> bytes:
-    if isinstance(data, dict):  # some put an object around it
-        data = data.get("data")
+def _revert_data(value: object) -> bytes:
     try:
-        return parse_bytes(data)
-    except NodeAnswerInvalid:
+        return parse_octets(value)
+    except Malformed:
         return b""
-
-
-def _secrets_of(url: str) -> tuple[str, ...]:
-    """Give the parts of a URL that may be a key, the whole first, so that no part of a longer one stays behind."""
-    parts = urlsplit(url)
-    named = [parts.username, parts.password, *parts.path.split("/"), *(value for _, value in parse_qsl(parts.query))]
-    return (
-        url,
-        *sorted({part for part in named if part and len(part) >= _SECRET_MIN_CHARACTERS}, key=len, reverse=True),
-    )

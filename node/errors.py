@@ -5,6 +5,8 @@ Messages hold the endpoint's name, never its URL: providers put the key of an ac
 
 from __future__ import annotations
 
+from node.refusals import Refusal
+
 
 class NodeError(Exception):
     """Root of what this package raises on purpose."""
@@ -19,6 +21,28 @@ class NodeUnavailable(NodeError):
         self.reason = reason
         self.retry_after_seconds = retry_after_seconds
         super().__init__(f"endpoint {endpoint}, {method}: {reason}")
+
+
+class NodeRefused(NodeUnavailable):
+    """The endpoint answered with an error; ``refusal`` says what it means, ``revert_data`` what a contract said.
+
+    ``Node`` gives the refusals that are about a block, a call or its history their own names; of the others nothing
+    is known, so call again later.
+    """
+
+    def __init__(
+        self,
+        endpoint: str,
+        method: str,
+        reason: str,
+        *,
+        refusal: Refusal,
+        revert_data: bytes = b"",
+        retry_after_seconds: float | None = None,
+    ) -> None:
+        self.refusal = refusal
+        self.revert_data = revert_data
+        super().__init__(endpoint, method, reason, retry_after_seconds=retry_after_seconds)
 
 
 class NodeAnswerInvalid(NodeUnavailable):

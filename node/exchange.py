@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Final
+from urllib.parse import parse_qsl, urlsplit
 
 import aiohttp
 import orjson
@@ -11,6 +12,7 @@ from node.refusals import retry_after_seconds
 
 _HEADERS: Final = {"Content-Type": "application/json", "User-Agent": "bskt"}
 _OK: Final = 200
+_SECRET_MIN_CHARACTERS: Final = 6
 
 
 class AnswerTooLarge(Exception):
@@ -36,6 +38,9 @@ class HttpExchange:
 
     def __init__(self, url: str, *, request_timeout_seconds: float, max_answer_bytes: int) -> None:
         self._url = url
+        parts = urlsplit(url)
+        pieces = [parts.username, parts.password, *parts.path.split("/"), *dict(parse_qsl(parts.query)).values()]
+        self._secrets = [url, *(piece for piece in pieces if piece and len(piece) >= _SECRET_MIN_CHARACTERS)]
         self._timeout = aiohttp.ClientTimeout(total=request_timeout_seconds)
         self._max_answer_bytes = max_answer_bytes
         self._session: aiohttp.ClientSession | None = None
@@ -67,6 +72,12 @@ class HttpExchange:
                 wait = retry_after_seconds(headers.get("Retry-After"), headers.get("Date"))
                 raise HttpRefused(response.status, answer, wait)
             return answer
+
+    def redacted(self, text: str) -> str:
+        """``text`` on one line and without any part of the URL that may be a key (hard case 110)."""
+        for secret in self._secrets:
+            text = text.replace(secret, "***")
+        return " ".join(text.split())
 
     async def close(self) -> None:
         """Close the connections."""

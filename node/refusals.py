@@ -55,7 +55,7 @@ _BY_WORDS: Final = tuple(
         # Alchemy, geth, reth, besu, BSC and Infura, Ankr, Chainstack, Moonbeam
         (r"(response|result|answer).{0,30}(size|too (big|large)|exceed)|exceed.{0,30}(size|result)", Refusal.TOO_MUCH),
         (r"block.?range|range.{0,30}(too|large|wide|exceed|limit|not supported|maximum)", Refusal.TOO_MUCH),
-        # Infura, nethermind, Avalanche, QuickNode, Cronos, erigon, geth (addresses and topics)
+        # Infura, nethermind, Avalanche, QuickNode, Cronos, erigon; geth of addresses and topics
         (r"more than \d+ (results|logs)|too many (results|logs|blocks|topics|addresses)", Refusal.TOO_MUCH),
         (
             r"limited to|exceeds? (the )?max|exceeds? limit|limit exceeded|blocks distance|maximum is set",

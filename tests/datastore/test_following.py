@@ -52,7 +52,7 @@ async def send(pool: Pool, outcome: str | None = "accepted") -> int:
         jti=uuid4(),
         worker_id=worker,
         pacing=PACING,
-        retry_seconds=90,
+        retry_seconds=lambda _: 90,
         deadline_seconds=2400,
     )
     assert number == 1
@@ -297,7 +297,7 @@ async def test_a_lease_that_ended_returns_the_claim_and_its_late_writes_are_refu
         jti=UUID(int=1),
         worker_id=uuid4(),
         pacing=PACING,
-        retry_seconds=90,
+        retry_seconds=lambda _: 90,
         deadline_seconds=2400,
     )
     assert late is None

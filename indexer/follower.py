@@ -1,0 +1,275 @@
+"""The shell that follows the chain: read the rows, ask the node, judge, commit."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final, Literal, TypeAlias
+
+import structlog
+
+from datastore import following
+from datastore.connection import Pool
+from datastore.errors import CursorMoved, FinalityViolated
+from datastore.following import Committed, Position, Rules
+from datastore.rows import Batch, Block, BlockRef, Finality
+from indexer.continuity import AlreadyHeld, LeavesFinality, NeedsParent, Reorg, is_linked, judge
+from indexer.observation import Observation, Sources
+from indexer.ranges import RangeSize, next_range
+from node.blocks import Header, Log
+from node.errors import BlockUnknown, NodeAnswerInvalid, RangeRefused
+from node.node import Node
+
+log = structlog.get_logger(__name__)
+
+Reached: TypeAlias = Callable[[str], None]
+"""Called with the name of each boundary around a commit; tests end the process there."""
+
+BLOCKS_A_COMMIT: Final = 64
+"""Near the head: bounds a commit after a pause; the rest is read by the next tick."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FinalityRule:
+    """Which finality is enough: a tag of the chain, or a number of linked blocks (``depth``, at least 1)."""
+
+    tag: Literal["finalized", "safe", "depth"]
+    depth: int = 0
+
+    def height(self, *, tip: int, finalized: int, safe: int) -> int:
+        """The highest block number that is final enough, seen from an indexed tip; -1 for none."""
+        if self.tag == "depth":
+            return tip - self.depth + 1
+        return min(tip, finalized if self.tag == "finalized" else safe)
+
+
+class Follower:
+    """Follows one chain with one cursor; ``tick`` does the work once."""
+
+    def __init__(
+        self,
+        *,
+        pool: Pool,
+        node: Node,
+        sources: Sources,
+        rules: Rules,
+        trigger_finality: FinalityRule,
+        complete_finality: FinalityRule,
+        max_range_blocks: int,
+        reached: Reached = lambda _: None,
+    ) -> None:
+        """Begin; nothing is asked yet.
+
+        Args:
+            pool: The indexer's.
+            node: The chain.
+            sources: Who is believed.
+            rules: What the settings say about recording and judging.
+            trigger_finality: From where on a request may be sent.
+            complete_finality: From where on a mint completes its request.
+            max_range_blocks: The largest range to ask for at once.
+            reached: Told each boundary around a commit.
+        """
+        self._pool = pool
+        self._node = node
+        self._sources = sources
+        self._rules = rules
+        self._trigger = trigger_finality
+        self._complete = complete_finality
+        self._range = RangeSize(blocks=max_range_blocks, ceiling=max_range_blocks)
+        self._reached = reached
+        # A cache of rows, believed only while the cursor is the one that it was read at.
+        self._baskets: tuple[BlockRef, dict[bytes, bytes]] | None = None
+
+    async def tick(self) -> bool:
+        """Index what follows the cursor; ``True`` if there is more to do at once.
+
+        Raises:
+            NodeUnavailable: Nothing was written; call again.
+            DatastoreUnavailable: Nothing is known to be written; call again.
+            FinalityViolated: Nothing was written; do not call again.
+        """
+        position = await following.position(self._pool, self._sources.chain_id)
+        try:
+            head = await self._node.head()
+            finalized = await self._node.tagged("finalized")
+            safe = await self._node.tagged("safe")
+            tags = _Tags(
+                head=head,
+                finalized=finalized.number if finalized else -1,
+                safe=safe.number if safe else -1,
+            )
+            if tags.finalized > head.number:
+                raise _contradiction(f"finalized block {tags.finalized} is above the head {head.number}")
+            if tags.finalized > position.cursor.number:
+                return await self._follow_final(position, tags)
+            return await self._follow_head(position, tags)
+        except (BlockUnknown, CursorMoved) as error:
+            # The tip moved under our questions, or another follower was faster: the next tick starts from the rows.
+            log.debug("chain.tick_repeated", reason=str(error))
+            return False
+
+    async def _follow_final(self, position: Position, tags: _Tags) -> bool:
+        first, last = next_range(position.cursor.number, tags.finalized, self._range)
+        headers = await self._node.headers_by_number(sorted({first, last}))
+        if headers[first].parent_hash != position.cursor.hash:
+            return await self._follow_head(position, tags)
+        try:
+            logs = await self._node.logs_in_range(first, last, self._sources.filters())
+        except RangeRefused:
+            if first == last:
+                logs = await self._node.logs_in_block(headers[first].hash, self._sources.filters())
+            else:
+                self._range = self._range.refused()
+                return True
+        self._range = self._range.answered()
+        known = {header.number: header for header in headers.values()}
+        missing = sorted({entry.block_number for entry in logs if entry.block_timestamp is None} - set(known))
+        if missing:
+            known |= await self._node.headers_by_number(missing)
+        blocks = _final_blocks(known, logs, last)
+        observation = Observation(self._sources, await self._known_baskets(position.cursor))
+        observation.read(logs, {block.number: block.timestamp for block in blocks})
+        await self._commit(position, position.cursor, blocks, observation, tags)
+        return True
+
+    async def _follow_head(self, position: Position, tags: _Tags) -> bool:
+        cursor = position.cursor
+        held = await following.held_blocks(
+            self._pool, self._sources.chain_id, lowest=min(cursor.number, max(position.finalized, 0))
+        )
+        branch = deque(await self._branch(cursor, tags.head))
+        while isinstance(verdict := judge(held, branch), NeedsParent):
+            branch.appendleft(await self._node.header_by_hash(verdict.block_hash))  # may fail: nothing to undo
+        if isinstance(verdict, AlreadyHeld):
+            return await self._advance_finality(position, tags)
+        if isinstance(verdict, LeavesFinality):
+            raise FinalityViolated(
+                f"the node's chain leaves ours at or below block {verdict.lowest_number}, which is final; "
+                "nothing was changed"
+            )
+        ancestor = cursor
+        if isinstance(verdict, Reorg):
+            ancestor = BlockRef(number=verdict.ancestor_number, hash=verdict.ancestor_hash)
+        headers = list(branch)[:BLOCKS_A_COMMIT]
+        observation = Observation(self._sources, await self._known_baskets(ancestor))
+        for header in headers:
+            logs = await self._node.logs_in_block(header.hash, self._sources.filters())
+            observation.read(logs, {header.number: header.timestamp})
+        await self._commit(position, ancestor, [_block(header) for header in headers], observation, tags)
+        return headers[-1].number < tags.head.number
+
+    async def _branch(self, cursor: BlockRef, head: Header) -> Sequence[Header]:
+        """The headers from the one after the cursor up to the head, or the head alone if it is not above the cursor."""
+        last = min(head.number, cursor.number + BLOCKS_A_COMMIT)
+        if last <= cursor.number + 1:
+            return [head]
+        found = await self._node.headers_by_number(range(cursor.number + 1, last + 1))
+        headers = [found[number] for number in sorted(found)]
+        if not is_linked(headers):
+            raise BlockUnknown(last)  # the node changed its branch between two answers
+        return headers
+
+    async def _advance_finality(self, position: Position, tags: _Tags) -> bool:
+        """Nothing new to index: what is final may have grown all the same."""
+        if min(tags.finalized, position.cursor.number) <= position.finalized and (
+            min(tags.safe, position.cursor.number) <= position.safe
+        ):
+            return False
+        observation = Observation(self._sources, {})
+        await self._commit(position, position.cursor, [], observation, tags)
+        return False
+
+    async def _known_baskets(self, at: BlockRef) -> dict[bytes, bytes]:
+        if self._baskets is not None and self._baskets[0] == at:
+            return self._baskets[1]
+        return dict(await following.known_baskets(self._pool, self._sources.chain_id, up_to=at.number))
+
+    async def _commit(
+        self, position: Position, ancestor: BlockRef, blocks: Sequence[Block], observation: Observation, tags: _Tags
+    ) -> None:
+        tip = blocks[-1].number if blocks else ancestor.number
+        finalized = max(position.finalized, tags.finalized)
+        safe = max(position.safe, tags.safe)
+        observed = observation.observed
+        batch = Batch(
+            expected=position.cursor,
+            ancestor=ancestor,
+            blocks=tuple(blocks),
+            head_number=tags.head.number,
+            finality=Finality(
+                finalized=finalized,
+                safe=safe,
+                trigger=self._trigger.height(tip=tip, finalized=finalized, safe=safe),
+                complete=self._complete.height(tip=tip, finalized=finalized, safe=safe),
+            ),
+            logs=tuple(observed.logs),
+            baskets=tuple(observed.baskets),
+            requests=tuple(observed.requests),
+            mints=tuple(observed.mints),
+            reports=tuple(observed.reports),
+        )
+        self._reached("indexer.before_commit")
+        committed = await following.commit(self._pool, self._sources.chain_id, batch, self._rules)
+        self._reached("indexer.after_commit")
+        if blocks:
+            self._baskets = (committed.cursor, observation.consumer_by_token)
+        _report(ancestor, committed, undecodable=observed.undecodable)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Tags:
+    """The chain's own words at the beginning of a tick; -1 where the node does not know a tag."""
+
+    head: Header
+    finalized: int
+    safe: int
+
+
+def _block(header: Header) -> Block:
+    return Block(number=header.number, hash=header.hash, parent_hash=header.parent_hash, timestamp=header.timestamp)
+
+
+def _final_blocks(known: dict[int, Header], logs: Sequence[Log], last: int) -> list[Block]:
+    """The blocks to store of a final range: those that hold a log, and the last one; checked against their logs."""
+    blocks: dict[int, Block] = {}
+    for entry in logs:
+        header = known.get(entry.block_number)
+        if header is not None and header.hash != entry.block_hash:
+            raise _contradiction(f"a log of block {entry.block_number} names another block hash than its header")
+        if entry.block_number in blocks:
+            continue
+        if header is not None:
+            blocks[header.number] = _block(header)
+        elif entry.block_timestamp is not None:
+            blocks[entry.block_number] = Block(
+                number=entry.block_number,
+                hash=entry.block_hash,
+                parent_hash=None,
+                timestamp=entry.block_timestamp,
+            )
+    blocks[last] = _block(known[last])
+    return [blocks[number] for number in sorted(blocks)]
+
+
+def _contradiction(reason: str) -> NodeAnswerInvalid:
+    return NodeAnswerInvalid("node", "several answers", reason)
+
+
+def _report(ancestor: BlockRef, committed: Committed, *, undecodable: int) -> None:
+    if committed.orphaned_blocks:
+        log.warning(
+            "chain.reorg_applied",
+            ancestor_number=ancestor.number,
+            orphaned_blocks=committed.orphaned_blocks,
+            orphaned_requests=committed.orphaned_requests,
+        )
+    if undecodable:
+        log.warning("log.kept_undecoded", logs=undecodable)
+    for kind, count in committed.alarms.items():
+        if count:
+            log.error("alarm.raised", kind=kind, requests=count)
+    for settled in committed.settled:
+        log.info("request.moved", request_id=settled.request_id, from_state=settled.before, to_state=settled.after)
+    log.debug("chain.block_committed", number=committed.cursor.number, recorded_requests=committed.recorded_requests)

@@ -1,0 +1,310 @@
+"""The shell that triggers CRE: claim, freeze, attempt, send, record."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final, Protocol, TypeAlias
+from uuid import uuid4
+
+import structlog
+
+from datastore import claims
+from datastore.claims import Answered, Frozen, Order, Pacing
+from datastore.connection import Pool
+from datastore.identity import execution_id_candidates
+from invocator.classification import (
+    Accepted,
+    Answer,
+    HttpReply,
+    InFlight,
+    InstanceRefused,
+    NeverSent,
+    PayloadConflict,
+    RefusedNow,
+    Reply,
+    classify,
+)
+from invocator.payload import MintOrder, OrderRefused, request_body
+from invocator.signing import Signer, signed_token
+from invocator.workflow_pool import resend_seconds, workflow_of
+
+log = structlog.get_logger(__name__)
+
+Reached: TypeAlias = Callable[[str], None]
+"""Called with the name of each boundary around a commit or a call; tests end the process there."""
+
+DECIMALS: Final = 18
+LOOKED_AT: Final = 50
+"""How many waiting requests a tick looks at to find one whose workflow is free."""
+_ANSWER_BYTES_KEPT: Final = 4_096
+_FIRST_PAUSE_SECONDS: Final = 5.0
+_LONGEST_PAUSE_SECONDS: Final = 300.0
+
+
+class Gateway(Protocol):
+    """Where a body is sent; the world begins here."""
+
+    async def post(self, body: bytes, token: str, timeout_seconds: float) -> Reply:
+        """Send once."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Terms:
+    """How this instance sends; times in seconds."""
+
+    gateway_url: str
+    workflow_ids: tuple[bytes, ...]
+    currency: str
+    pacing: Pacing
+    timeout_seconds: float
+    lease_seconds: float
+    completion_deadline_seconds: float
+    give_up_seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pause:
+    """An open circuit breaker: nothing is sent before ``until`` (the clock's seconds)."""
+
+    code: str
+    sentence: str
+    seconds: float
+    until: float
+
+
+class Invocator:
+    """One worker; any number of them may run over one database."""
+
+    def __init__(
+        self,
+        *,
+        pool: Pool,
+        chain_id: int,
+        gateway: Gateway,
+        signer: Signer,
+        terms: Terms,
+        clock: Callable[[], float],
+        reached: Reached = lambda _: None,
+    ) -> None:
+        """Begin; nothing is claimed yet.
+
+        Args:
+            pool: The invocator's.
+            chain_id: Whose requests are sent.
+            gateway: Where to.
+            signer: The key that the workflow authorises.
+            terms: How.
+            clock: Unix seconds, for the token's ``iat``; leases and slots run on the database's clock.
+            reached: Told each boundary around a commit or a call.
+        """
+        self._pool = pool
+        self._chain_id = chain_id
+        self._gateway = gateway
+        self._signer = signer
+        self._terms = terms
+        self._clock = clock
+        self._reached = reached
+        # Random for each process: a restarted one must not renew the leases of the dead one (hard case 71).
+        self._worker_id = uuid4()
+        self._clock_offset_seconds = 0.0
+        self._listed = False
+        self.pause: Pause | None = None
+
+    async def tick(self) -> bool:
+        """Sweep, then make at most one attempt; ``True`` if there may be more to do at once.
+
+        Raises:
+            DatastoreUnavailable: Call again; what was sent is known from the attempt's row.
+        """
+        terms = self._terms
+        if not self._listed:
+            await claims.list_workflows(self._pool, self._chain_id, terms.workflow_ids)
+            self._listed = True
+        swept = await claims.sweep(
+            self._pool,
+            self._chain_id,
+            give_up_seconds=terms.give_up_seconds,
+            deadline_seconds=terms.completion_deadline_seconds,
+        )
+        if swept.leases or swept.deadlines or swept.doubts:
+            log.info("requests.swept", leases=swept.leases, deadlines=swept.deadlines, doubts=swept.doubts)
+        if self.pause is not None and self._clock() < self.pause.until:
+            return False
+        for order in await claims.due(self._pool, self._chain_id, limit=LOOKED_AT):
+            if order.frozen is not None and await self._attempt(order, order.frozen):
+                return True
+        free = await claims.free_workflows(self._pool, self._chain_id, terms.pacing, terms.workflow_ids)
+        if not free:
+            return False
+        for waiting in await claims.waiting(self._pool, self._chain_id, limit=LOOKED_AT):
+            if self._workflow_of(waiting) in free and await self._work(waiting.request_id):
+                return True
+        return False
+
+    def _workflow_of(self, order: Order) -> bytes:
+        return order.frozen.workflow_id if order.frozen else workflow_of(order.nonce, self._terms.workflow_ids)
+
+    async def _work(self, request_id: int) -> bool:
+        """Claim one request and carry it to its first answer; ``False`` if somebody else has it."""
+        self._reached("invocator.before_claim")
+        order = await claims.claim(
+            self._pool,
+            self._chain_id,
+            request_id,
+            worker_id=self._worker_id,
+            lease_seconds=self._terms.lease_seconds,
+            pacing=self._terms.pacing,
+        )
+        self._reached("invocator.after_claim")
+        if order is None:
+            return False
+        frozen = order.frozen or await self._freeze(order)
+        if frozen is None or not await self._may_still_mint(order, frozen):
+            return True
+        if not await self._attempt(order, frozen):
+            await claims.give_back(self._pool, order, reason="no_slot")
+            return False
+        return True
+
+    async def _freeze(self, order: Order) -> Frozen | None:
+        """Fix the bytes of this request for good; ``None`` if they must not be made."""
+        workflow_id = workflow_of(order.nonce, self._terms.workflow_ids)
+        try:
+            body = request_body(
+                MintOrder(
+                    nonce=order.nonce,
+                    workflow_id=workflow_id,
+                    beneficiary=order.beneficiary,
+                    amount_wei=order.amount,
+                    decimals=DECIMALS if order.decimals is None else order.decimals,
+                    expected_reference=order.expected_reference,
+                    token=order.stablecoin,
+                    consumer=order.consumer,
+                    symbol=order.symbol,
+                    block_timestamp=order.block_timestamp,
+                    currency=self._terms.currency,
+                )
+            )
+        except OrderRefused as refused:
+            await claims.refuse_claim(self._pool, order, reason=refused.code, detail=refused.sentence)
+            return None
+        frozen = Frozen(
+            mode="gateway",
+            workflow_id=workflow_id,
+            receiver=order.consumer,
+            gateway=self._terms.gateway_url,
+            signer=self._signer.address,
+            body=body,
+        )
+        await claims.freeze(
+            self._pool, self._chain_id, order, frozen, execution_id_candidates(workflow_id, order.nonce.hex)
+        )
+        self._reached("invocator.after_freeze")
+        return frozen
+
+    async def _may_still_mint(self, order: Order, frozen: Frozen) -> bool:
+        """What rows say before a first attempt; a refusal goes to a person, for the bytes are frozen."""
+        if frozen.receiver != order.consumer:
+            reason, detail = "consumer_changed", "The basket has another consumer than when the request was frozen."
+        elif frozen.workflow_id not in self._terms.workflow_ids:
+            reason, detail = "workflow_retired", "The request is frozen for a workflow that is no longer configured."
+        elif frozen.signer != self._signer.address:
+            reason, detail = "signer_changed", "The request is frozen for another signer."
+        elif await self._is_reported(order):
+            reason, detail = "already_reported", "The chain holds a report with an execution id of this request."
+        else:
+            return True
+        await claims.refuse_claim(self._pool, order, reason=reason, detail=detail)
+        return False
+
+    async def _is_reported(self, order: Order) -> bool:
+        # Under every workflow ever listed: after a failover that lost commits, this is how an earlier send shows.
+        listed = await claims.listed_workflows(self._pool, self._chain_id)
+        candidates = [each for workflow in listed for each in execution_id_candidates(workflow, order.nonce.hex)]
+        return await claims.is_reported(self._pool, self._chain_id, candidates)
+
+    async def _attempt(self, order: Order, frozen: Frozen) -> bool:
+        """Send the frozen bytes once; ``False`` if no attempt could begin (no slot, or no longer ours to send)."""
+        terms = self._terms
+        jti = uuid4()
+        # Signed before the attempt is committed: a worker that sleeps after the commit cannot deliver once the token's
+        # 300 s are over, and one that sleeps before it finds the guards closed.
+        token = signed_token(frozen.body, key=self._signer, issued_at=self._gateway_time(), jti=jti)
+        self._reached("invocator.before_attempt")
+        attempt_no = await claims.begin_attempt(
+            self._pool,
+            self._chain_id,
+            order,
+            frozen,
+            jti=jti,
+            worker_id=self._worker_id,
+            pacing=terms.pacing,
+            retry_seconds=lambda number: resend_seconds(number, timeout_seconds=terms.timeout_seconds),
+            deadline_seconds=terms.completion_deadline_seconds,
+        )
+        if attempt_no is None:
+            return False
+        self._reached("invocator.after_attempt")
+        reply = await self._gateway.post(frozen.body, token, terms.timeout_seconds)
+        self._reached("invocator.after_answer")
+        answer = classify(reply, request_id=order.nonce.hex, workflow_id=frozen.workflow_id)
+        self._learn(reply, answer)
+        state = await claims.record_answer(
+            self._pool, self._chain_id, order, frozen, attempt_no, self._answered(reply, answer)
+        )
+        self._reached("invocator.after_record")
+        log.info(
+            "attempt.answered",
+            request_id=order.request_id,
+            nonce=str(order.nonce),
+            attempt_no=attempt_no,
+            outcome=answer.outcome.value,
+            state=state.value,
+        )
+        return True
+
+    def _answered(self, reply: Reply, answer: Answer) -> Answered:
+        postpone, unknown_id = 0.0, None
+        if isinstance(answer, Accepted) and not answer.expected:
+            unknown_id = answer.execution_id
+        if isinstance(answer, RefusedNow):
+            postpone = float(answer.retry_after_seconds or 0)
+        return Answered(
+            outcome=answer.outcome.value,
+            http_status=reply.status if isinstance(reply, HttpReply) else None,
+            sentence=None if isinstance(answer, Accepted) else answer.sentence,
+            answer=reply.body[:_ANSWER_BYTES_KEPT] if isinstance(reply, HttpReply) else None,
+            execution_id=unknown_id,
+            postpone_seconds=postpone,
+            deadline_seconds=self._terms.completion_deadline_seconds,
+        )
+
+    def _learn(self, reply: Reply, answer: Answer) -> None:
+        """Breaker and clock: what an answer says about this instance rather than about its request."""
+        if isinstance(reply, HttpReply) and reply.server_date is not None:
+            self._clock_offset_seconds = reply.server_date - self._clock()
+        match answer:
+            case InstanceRefused() | NeverSent():
+                last = self.pause.seconds if self.pause else _FIRST_PAUSE_SECONDS / 2
+                seconds = min(_LONGEST_PAUSE_SECONDS, last * 2)
+                self.pause = Pause(
+                    code=answer.code.value, sentence=answer.sentence, seconds=seconds, until=self._clock() + seconds
+                )
+                log.error("invocator.paused_itself", code=answer.code.value, sentence=answer.sentence, seconds=seconds)
+            case PayloadConflict():
+                log.error("attempt.conflicted", sentence=answer.sentence)
+            case Accepted() if not answer.expected:
+                log.error("attempt.accepted_under_an_unknown_execution_id", execution_id=answer.execution_id.hex())
+            case InFlight():
+                log.info("attempt.in_flight", sentence=answer.sentence)
+            case _:
+                pass
+        if not isinstance(answer, InstanceRefused | NeverSent) and self.pause is not None:
+            log.warning("invocator.resumed_itself", code=self.pause.code)
+            self.pause = None
+
+    def _gateway_time(self) -> int:
+        # Small differences are the Date header's own rounding; only a real offset is corrected (hard case 82).
+        offset = self._clock_offset_seconds
+        return int(self._clock() + (offset if abs(offset) > _FIRST_PAUSE_SECONDS else 0))

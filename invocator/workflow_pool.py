@@ -1,0 +1,26 @@
+"""Which workflow a request belongs to.  Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from hashlib import sha256
+from uuid import UUID
+
+
+def workflow_of(nonce: UUID, workflow_ids: Sequence[bytes]) -> bytes:
+    """The rendezvous choice of ``nonce`` among ``workflow_ids`` (32 bytes each, at least one).
+
+    The same again after a lost database, and only the requests of a workflow that leaves the pool choose anew.
+    """
+    return max(workflow_ids, key=lambda workflow_id: sha256(nonce.bytes + workflow_id).digest())
+
+
+def resend_seconds(attempt_no: int, *, timeout_seconds: float, longest_seconds: float = 1_800) -> float:
+    """How long after the start of attempt ``attempt_no`` (from 1 on) another one may start.
+
+    Beyond the client's own time-out always, so that no two attempts of one request run at once; doubling, because an
+    answer that nobody reads stays in the gateway for up to 20 minutes.
+    """
+    first = timeout_seconds + 5
+    return max(first, min(longest_seconds, math.ldexp(first, attempt_no - 1)))

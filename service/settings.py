@@ -1,0 +1,463 @@
+"""What a person can set, read once, checked before anything starts.
+
+A value comes from the first that has one: a flag, the environment, the env file, the default.  An empty value counts as
+absent, for compose files pass ``""`` for what is not set.  A secret may stand in a file named by ``…_FILE`` instead,
+and is never repeated in a message.
+"""
+
+import ipaddress
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from decimal import Decimal
+from pathlib import Path
+from typing import Annotated, Final, Literal
+from urllib.parse import SplitResult, urlsplit
+
+from dotenv import dotenv_values
+from eth_utils.address import is_checksum_address
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretBytes, SecretStr, ValidationError
+
+PREFIX: Final = "BSKT_"
+MINIMUM_SECRET_BYTES: Final = 32
+WEI_DIGITS: Final = 18
+
+_BIGINT = 2**63 - 1  # what a Postgres bigint holds
+_LONGEST_SECONDS = 366 * 86_400
+
+
+class SettingsError(Exception):
+    """The settings cannot be used; the text has a line for each, with the remedy and without any secret."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = tuple(problems)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finality:
+    """When a block counts as final enough; ``depth_blocks`` only for the kind ``depth``, counted in linked blocks."""
+
+    kind: Literal["finalized", "safe", "depth"]
+    depth_blocks: int | None = None
+
+    def __str__(self) -> str:
+        return self.kind if self.depth_blocks is None else f"{self.kind}:{self.depth_blocks}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listen:
+    """Where the HTTP server binds; the host without the brackets of IPv6."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Documented:
+    """One row of the README's table and of ``--help``; ``default`` is empty where there is none."""
+
+    name: str
+    default: str
+    description: str
+    is_secret: bool
+
+
+def _items(text: str) -> list[str]:
+    return [item for item in (part.strip() for part in text.split(",")) if item]
+
+
+def _hex_bytes(text: str, length: int) -> bytes:
+    digits = text.removeprefix("0x")
+    if re.fullmatch(rf"[0-9a-fA-F]{{{2 * length}}}", digits) is None:
+        raise ValueError(f"expected {2 * length} hex digits")
+    return bytes.fromhex(digits)
+
+
+def _address(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    address = _hex_bytes(value, 20)
+    digits = value.removeprefix("0x")
+    if digits not in {digits.lower(), digits.upper()} and not is_checksum_address("0x" + digits):
+        raise ValueError("its upper and lower case letters are not its checksum (EIP-55): one of them is mistyped")
+    if not any(address):
+        raise ValueError("the zero address is nobody's")
+    return address
+
+
+def _workflow_ids(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    ids = tuple(_hex_bytes(item, 32) for item in _items(value))
+    if len(set(ids)) < len(ids):
+        raise ValueError("a workflow id stands there twice")
+    return ids
+
+
+def _finality(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    kind, _, depth = value.partition(":")
+    if kind == "depth" and re.fullmatch(r"[1-9][0-9]{0,5}", depth):
+        return Finality(kind="depth", depth_blocks=int(depth))
+    if value == "finalized":
+        return Finality(kind="finalized")
+    if value == "safe":
+        return Finality(kind="safe")
+    raise ValueError("expected finalized, safe or depth:N with N of at least 1")
+
+
+def _listen(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    host, colon, port = value.rpartition(":")
+    # Port 0 lets the system choose.
+    if not (colon and host and re.fullmatch(r"[0-9]{1,5}", port) and int(port) < 2**16):
+        raise ValueError("expected HOST:PORT")
+    return Listen(host=host.removeprefix("[").removesuffix("]"), port=int(port))
+
+
+def _split_url(url: str, schemes: frozenset[str]) -> SplitResult:
+    wrong = f"expected a URL with {' or '.join(f'{scheme}://' for scheme in sorted(schemes))} and a host"
+    try:
+        parts = urlsplit(url)
+        usable = parts.scheme in schemes and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # urllib quotes the URL, which may hold a key
+        raise ValueError(wrong) from None
+    if not usable:
+        raise ValueError(wrong)
+    return parts
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _rpc_urls(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    urls = _items(value)
+    for url in urls:
+        _split_url(url, frozenset({"http", "https"}))
+    return tuple(SecretStr(url) for url in urls)
+
+
+def _ws_url(value: object) -> object:
+    if isinstance(value, str):
+        _split_url(value, frozenset({"ws", "wss"}))
+    return value
+
+
+def _database_url(value: object) -> object:
+    # A Unix socket has no host, so only the scheme is judged here; the driver reads the rest.
+    if isinstance(value, str) and not value.startswith(("postgresql://", "postgres://")):
+        raise ValueError("expected postgresql://USER:PASSWORD@HOST:PORT/DATABASE")
+    return value
+
+
+def _gateway_url(value: object) -> object:
+    if isinstance(value, str):
+        parts = _split_url(value, frozenset({"http", "https"}))
+        if parts.scheme == "http" and not _is_loopback(parts.hostname or ""):
+            raise ValueError("expected https:// (http:// only for this machine's own loopback)")
+        if parts.username or parts.password:
+            raise ValueError("a user or password in this URL would be logged; the signer key is what authenticates")
+    return value
+
+
+def _instance_secret(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    digits = value.removeprefix("0x")
+    # Hex digits alone always mean hex: 32 of them are 16 bytes of chance, however long the text.
+    is_hex = re.fullmatch(r"(?:[0-9a-fA-F]{2})+", digits) is not None
+    secret = bytes.fromhex(digits) if is_hex else value.encode()
+    if len(secret) < MINIMUM_SECRET_BYTES:
+        raise ValueError(
+            f"it has {len(secret)} bytes, at least {MINIMUM_SECRET_BYTES} are needed: openssl rand -hex 32"
+        )
+    return secret
+
+
+def _signer_key(value: object) -> object:
+    if isinstance(value, str):
+        _hex_bytes(value, 32)
+    return value
+
+
+Address = Annotated[bytes, BeforeValidator(_address)]
+Seconds = Annotated[float, Field(gt=0, le=_LONGEST_SECONDS, allow_inf_nan=False)]
+BlockNumber = Annotated[int, Field(ge=0, le=_BIGINT)]
+Tokens = Annotated[Decimal, Field(gt=0, max_digits=78, decimal_places=WEI_DIGITS)]
+FinalityText = Annotated[Finality, BeforeValidator(_finality)]
+
+
+class Settings(BaseModel):
+    """Every setting, parsed; a field's name is the setting's without ``BSKT_``, in lower case.
+
+    What is optional here may still be needed by a command: see ``require_chain`` and ``require_invocator``.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    database_url: Annotated[SecretStr | None, BeforeValidator(_database_url)] = Field(
+        default=None,
+        description="Postgres, as postgresql://USER:PASSWORD@HOST:PORT/DATABASE; without it an embedded Postgres",
+    )
+    data_dir: Path = Field(
+        default=Path(),
+        description="directory of the embedded Postgres and the generated secret; default: bskt in the XDG state"
+        " directory, /var/lib/bskt for root",
+    )
+    chain_id: int | None = Field(default=None, ge=1, le=_BIGINT, description="EIP-155 id of the chain to follow")
+    rpc_url: Annotated[tuple[SecretStr, ...], BeforeValidator(_rpc_urls)] = Field(
+        default=(), description="JSON-RPC URLs of nodes, comma-separated, in order of preference"
+    )
+    ws_url: Annotated[SecretStr | None, BeforeValidator(_ws_url)] = Field(
+        default=None, description="WebSocket URL of a node: tells of new heads sooner, never needed"
+    )
+    factory_address: Address | None = Field(default=None, description="the basket factory, 0x and 40 hex digits")
+    forwarder_address: Address | None = Field(
+        default=None, description="the CRE forwarder that delivers reports, 0x and 40 hex digits"
+    )
+    start_block: BlockNumber | None = Field(
+        default=None, description="block number of the factory's deployment; stored once, at the first start"
+    )
+    trigger_from_block: BlockNumber | None = Field(
+        default=None,
+        description="requests of earlier blocks are held; default: the block after the first head ever seen",
+    )
+    contested_reference: Literal["review", "first"] = Field(
+        default="review",
+        description="unsent requests of different beneficiaries for one bank reference: a person decides (review) or"
+        " the first on chain wins (first)",
+    )
+    abi_dir: Path | None = Field(default=None, description="directory of ABI files instead of the packaged ones")
+    trigger_finality: FinalityText = Field(
+        default=Finality(kind="finalized"), description="when a request may be sent: finalized, safe or depth:N blocks"
+    )
+    complete_finality: FinalityText = Field(
+        default=Finality(kind="finalized"),
+        description="when a mint counts as complete: finalized, safe or depth:N blocks",
+    )
+    poll_interval_seconds: Seconds = Field(default=2, description="pause between looks at an unchanged chain, seconds")
+    max_log_range_blocks: int = Field(
+        default=2_000, ge=1, le=1_000_000, description="most blocks in one eth_getLogs; halved when a node refuses"
+    )
+    instance_secret: Annotated[SecretBytes | None, BeforeValidator(_instance_secret)] = Field(
+        default=None,
+        description="32 bytes or more, hex or text, the same for ever: request ids derive from it; needed with"
+        " BSKT_DATABASE_URL, made at the first start without",
+    )
+    cre_mode: Literal["gateway", "simulate", "dry-run"] = Field(
+        default="gateway", description="how to trigger CRE: its gateway, its command line, or not at all (dry-run)"
+    )
+    cre_gateway_url: Annotated[str | None, BeforeValidator(_gateway_url)] = Field(
+        default=None, description="URL of the CRE gateway; https:// unless on loopback"
+    )
+    cre_workflow: Annotated[tuple[bytes, ...], BeforeValidator(_workflow_ids)] = Field(
+        default=(), description="CRE workflow ids, 64 hex digits each, comma-separated"
+    )
+    cre_signer_key: Annotated[SecretStr | None, BeforeValidator(_signer_key)] = Field(
+        default=None, description="private key that the workflow authorises, 64 hex digits"
+    )
+    cre_seconds_per_trigger: float = Field(
+        default=60, ge=0, le=86_400, allow_inf_nan=False, description="pace of one workflow, seconds; 0: no pacing"
+    )
+    cre_burst: int = Field(default=1, ge=1, le=1_000, description="triggers of one workflow allowed at once")
+    cre_max_in_flight: int = Field(
+        default=5, ge=1, le=10_000, description="undelivered requests at a time, over all workflows"
+    )
+    cre_timeout_seconds: float = Field(
+        default=90, ge=1, le=280, description="longest wait for the gateway's answer, seconds; a token lives 300"
+    )
+    claim_lease_seconds: Seconds = Field(
+        default=120, description="how long a worker holds a claim, seconds; longer than BSKT_CRE_TIMEOUT_SECONDS"
+    )
+    completion_deadline_seconds: Seconds = Field(
+        default=2_400, description="from ACCEPTED to failed: not_delivered, seconds; CRE may use 900 and the chain more"
+    )
+    # The gateway keeps a used id for 10 to 20 minutes and refuses it meanwhile: that is no reason to give up.
+    give_up_seconds: float = Field(
+        default=86_400,
+        gt=1_200,
+        le=_LONGEST_SECONDS,
+        description="how long a request in doubt is resent before a person reviews it, seconds; more than 1200",
+    )
+    resend_after_seconds: Seconds | None = Field(
+        default=None,
+        description="resend what was accepted but not delivered, seconds after; sensible from 172800, when CRE has"
+        " forgotten the id; default: an operator decides",
+    )
+    currency: str = Field(default="USD", pattern=r"^[A-Z]{3}$", description="currency of the deposits, ISO 4217")
+    max_mint_tokens: Tokens | None = Field(default=None, description="largest single mint, tokens; default: no cap")
+    daily_cap_tokens: Tokens | None = Field(
+        default=None, description="most that is triggered within 24 hours, tokens; default: no cap"
+    )
+    listen: Annotated[Listen, BeforeValidator(_listen)] = Field(
+        default=Listen(host="127.0.0.1", port=9464), description="HOST:PORT of /livez, /readyz, /status and /metrics"
+    )
+
+    def require_chain(self) -> None:
+        """Everything that run, backfill and check need to follow the chain.
+
+        Raises:
+            SettingsError: Names what is not set.
+        """
+        _require(self, ["chain_id", "rpc_url", "factory_address", "forwarder_address", "start_block"])
+
+    def require_invocator(self) -> None:
+        """Everything that a part which sends, or derives ids for sending, needs.
+
+        Raises:
+            SettingsError: Names what is not set.
+        """
+        names = ["cre_gateway_url", "cre_workflow", "cre_signer_key"] if self.cre_mode == "gateway" else []
+        if self.database_url is not None:
+            names.append("instance_secret")
+        _require(self, names)
+
+    def secret_texts(self) -> tuple[str, ...]:
+        """Every text that no log line may hold."""
+        single = (self.database_url, self.ws_url, self.cre_signer_key)
+        texts = [secret.get_secret_value() for secret in (*single, *self.rpc_url) if secret is not None]
+        if self.cre_signer_key is not None:
+            texts.append(self.cre_signer_key.get_secret_value().removeprefix("0x"))
+        if self.instance_secret is not None:
+            secret = self.instance_secret.get_secret_value()
+            texts += [secret.hex(), secret.decode(errors="backslashreplace")]
+        return tuple(texts)
+
+
+SECRET_FIELDS: Final = frozenset({"database_url", "rpc_url", "ws_url", "instance_secret", "cre_signer_key"})
+
+
+def wei(tokens: Decimal) -> int:
+    """Tokens of 18 decimals as their smallest unit, exactly; the setting was checked for more digits than that."""
+    numerator, denominator = tokens.as_integer_ratio()
+    return numerator * 10**WEI_DIGITS // denominator
+
+
+def load(
+    flags: Mapping[str, object], env_file: Path | None = None, environ: Mapping[str, str] | None = None
+) -> Settings:
+    """Read every setting.
+
+    Args:
+        flags: By field name; ``None`` is a flag that was not given.
+        env_file: Lines ``BSKT_NAME=value``; must exist when named.
+        environ: The environment; the process's own when not given.
+
+    Raises:
+        SettingsError: A value, file or name is wrong; nothing may start.
+    """
+    environment = os.environ if environ is None else environ  # noqa: TID251 - this module is the place
+    problems: list[str] = []
+    if unknown := flags.keys() - Settings.model_fields.keys():
+        problems.append(f"no such setting: {', '.join(sorted(unknown))}")
+    values: dict[str, object] = {"data_dir": _default_data_dir(environment)}
+    for source, texts in (("env file", _env_file_texts(env_file)), ("environment", environment)):
+        values |= _from_texts(texts, source, problems)
+    values |= {name: flag for name, flag in flags.items() if flag is not None and name not in unknown}
+    settings = None
+    try:
+        settings = Settings.model_validate(values)
+    except ValidationError as error:
+        problems += [
+            _problem(str(detail["loc"][0]), str(detail.get("ctx", {}).get("error", detail["msg"])))
+            for detail in error.errors(include_url=False, include_input=False)
+        ]
+    if settings is not None and settings.claim_lease_seconds <= settings.cre_timeout_seconds:
+        problems.append(_problem("claim_lease_seconds", "not longer than BSKT_CRE_TIMEOUT_SECONDS"))
+    if settings is None or problems:
+        raise SettingsError(problems)
+    return settings
+
+
+def documented() -> Iterator[Documented]:
+    """Every setting in the order of this file."""
+    for field, info in Settings.model_fields.items():
+        absent = info.default in (None, (), Path())
+        yield Documented(
+            name=_name(field),
+            default="" if absent else str(info.default),
+            description=info.description or "",
+            is_secret=field in SECRET_FIELDS,
+        )
+
+
+def _name(field: str) -> str:
+    return PREFIX + field.upper()
+
+
+def _problem(field: str, wrong: str) -> str:
+    return f"{_name(field)}: {wrong} ({Settings.model_fields[field].description})"
+
+
+def _require(settings: Settings, fields: list[str]) -> None:
+    missing = [field for field in fields if getattr(settings, field) in (None, ())]
+    if missing:
+        raise SettingsError([_problem(field, f"not set; set it{_or_file(field)}") for field in missing])
+
+
+def _or_file(field: str) -> str:
+    return f" or {_name(field)}_FILE" if field in SECRET_FIELDS else ""
+
+
+def _env_file_texts(env_file: Path | None) -> Mapping[str, str | None]:
+    if env_file is None:
+        return {}
+    try:
+        with env_file.open(encoding="utf-8") as lines:
+            # A password may hold a dollar sign: nothing is interpolated.
+            return dotenv_values(stream=lines, interpolate=False)
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
+        raise SettingsError([f"--env-file {env_file}: {reason}"]) from None
+
+
+def _from_texts(texts: Mapping[str, str | None], source: str, problems: list[str]) -> dict[str, object]:
+    values: dict[str, object] = {}
+    for field in Settings.model_fields:
+        name = _name(field)
+        text = (texts.get(name) or "").strip()
+        path = (texts.get(f"{name}_FILE") or "").strip() if field in SECRET_FIELDS else ""
+        if text and path:
+            problems.append(f"{name}: the {source} sets it and {name}_FILE; keep one of them")
+        elif path:
+            values[field] = _secret_file(name, path, problems)
+        elif text:
+            values[field] = text
+    return values
+
+
+def _secret_file(name: str, path: str, problems: list[str]) -> str | None:
+    try:
+        text = Path(path).read_text(encoding="utf-8").strip()
+    except OSError as error:
+        problems.append(f"{name}_FILE: {path}: {error.strerror}")
+    except UnicodeDecodeError:
+        problems.append(f"{name}_FILE: {path}: not UTF-8 text")
+    else:
+        if text:
+            return text
+        problems.append(f"{name}_FILE: {path}: the file is empty")
+    # The default stands in only so that the other settings are checked too: a problem has been noted.
+    default: str | None = Settings.model_fields[name.removeprefix(PREFIX).lower()].default
+    return default
+
+
+def _default_data_dir(environ: Mapping[str, str]) -> Path:
+    if os.geteuid() == 0:
+        return Path("/var/lib/bskt")
+    state = environ.get("XDG_STATE_HOME", "")
+    # A relative path here is invalid by the XDG specification and ignored.
+    return (Path(state) if state.startswith("/") else Path.home() / ".local" / "state") / "bskt"

@@ -1,0 +1,209 @@
+from collections.abc import Mapping
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+
+from service.settings import Finality, Listen, Settings, SettingsError, documented, load, wei
+
+SIGNER_KEY = "ac0974bec39a17e36ba4a6b4d238ff944bacb478cbed5efcae784d7bf4f2ff80"  # anvil's first account
+FACTORY = "0x5FbDB2315678afecb367f032d93F642f64180aa3"
+COMPLETE = {
+    "BSKT_DATABASE_URL": "postgresql://bskt:open-sesame@localhost/bskt",
+    "BSKT_CHAIN_ID": "11155111",
+    "BSKT_RPC_URL": "https://one.example/v2/key-of-one, http://127.0.0.1:8545",
+    "BSKT_FACTORY_ADDRESS": FACTORY,
+    "BSKT_FORWARDER_ADDRESS": FACTORY.lower(),
+    "BSKT_START_BLOCK": "17",
+    "BSKT_INSTANCE_SECRET": "ab" * 32,
+    "BSKT_CRE_GATEWAY_URL": "https://gateway.example",
+    "BSKT_CRE_WORKFLOW": f"{'01' * 32},{'02' * 32}",
+    "BSKT_CRE_SIGNER_KEY": SIGNER_KEY,
+}
+
+
+def read(environ: Mapping[str, str], **flags: object) -> Settings:
+    return load(flags, None, environ)
+
+
+def refusal(environ: Mapping[str, str]) -> str:
+    with pytest.raises(SettingsError) as caught:
+        read(environ)
+    return str(caught.value)
+
+
+def test_a_complete_environment_is_parsed_into_what_the_parts_take() -> None:
+    settings = read(COMPLETE)
+    settings.require_chain()
+    settings.require_invocator()
+    assert settings.factory_address == settings.forwarder_address == bytes.fromhex(FACTORY[2:])
+    assert settings.cre_workflow == (b"\x01" * 32, b"\x02" * 32)
+    assert [url.get_secret_value() for url in settings.rpc_url] == [
+        "https://one.example/v2/key-of-one",
+        "http://127.0.0.1:8545",
+    ]
+    assert settings.instance_secret is not None
+    assert settings.instance_secret.get_secret_value() == b"\xab" * 32
+    assert settings.trigger_finality == Finality(kind="finalized")
+    assert settings.listen == Listen(host="127.0.0.1", port=9464)
+
+
+def test_a_flag_beats_the_environment_beats_the_env_file_beats_the_default(tmp_path: Path) -> None:
+    env_file = tmp_path / "env"
+    env_file.write_text("BSKT_CHAIN_ID=1\nBSKT_CRE_BURST=2\nBSKT_CRE_MAX_IN_FLIGHT=3\n", encoding="utf-8")
+    settings = load({"chain_id": 100, "cre_burst": None}, env_file, {"BSKT_CHAIN_ID": "10", "BSKT_CRE_BURST": "20"})
+    assert (settings.chain_id, settings.cre_burst, settings.cre_max_in_flight) == (100, 20, 3)
+    assert settings.max_log_range_blocks == 2_000
+
+
+def test_an_empty_variable_counts_as_absent() -> None:
+    assert read({"BSKT_DATABASE_URL": "", "BSKT_LISTEN": " "}).database_url is None
+
+
+def test_a_secret_may_stand_in_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "key"
+    file.write_text(SIGNER_KEY + "\n", encoding="utf-8")
+    key = read({"BSKT_CRE_SIGNER_KEY_FILE": str(file)}).cre_signer_key
+    assert key is not None
+    assert key.get_secret_value() == SIGNER_KEY
+
+
+def test_a_secret_file_in_the_environment_beats_the_value_in_the_env_file(tmp_path: Path) -> None:
+    env_file, file = tmp_path / "env", tmp_path / "url"
+    env_file.write_text("BSKT_WS_URL=ws://old.example\n", encoding="utf-8")
+    file.write_text("ws://new.example", encoding="utf-8")
+    url = load({}, env_file, {"BSKT_WS_URL_FILE": str(file)}).ws_url
+    assert url is not None
+    assert url.get_secret_value() == "ws://new.example"
+
+
+def test_a_secret_given_twice_is_refused(tmp_path: Path) -> None:
+    text = refusal({"BSKT_WS_URL": "ws://a.example", "BSKT_WS_URL_FILE": str(tmp_path / "url")})
+    assert "BSKT_WS_URL: the environment sets it and BSKT_WS_URL_FILE" in text
+
+
+@pytest.mark.parametrize("content", [None, ""])
+def test_a_secret_file_that_is_missing_or_empty_is_refused_by_name(tmp_path: Path, content: str | None) -> None:
+    file = tmp_path / "secret"
+    if content is not None:
+        file.write_text(content, encoding="utf-8")
+    assert "BSKT_RPC_URL_FILE" in refusal({"BSKT_RPC_URL_FILE": str(file)})
+
+
+def test_an_env_file_that_is_missing_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="--env-file"):
+        load({}, tmp_path / "nothing", {})
+
+
+def test_a_dollar_sign_in_the_env_file_is_kept(tmp_path: Path) -> None:
+    env_file = tmp_path / "env"
+    env_file.write_text("BSKT_DATABASE_URL=postgresql://a:${HOME}@h/d\n", encoding="utf-8")
+    url = load({}, env_file, {}).database_url
+    assert url is not None
+    assert url.get_secret_value() == "postgresql://a:${HOME}@h/d"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("CHAIN_ID", "0"),
+        ("CHAIN_ID", "sepolia"),
+        ("RPC_URL", "ftp://node.example"),
+        ("FACTORY_ADDRESS", "0x12"),
+        ("FACTORY_ADDRESS", "0x" + "00" * 20),
+        ("FACTORY_ADDRESS", FACTORY.replace("F", "f", 1)),
+        ("CRE_WORKFLOW", "my-workflow"),
+        ("CRE_WORKFLOW", f"{'01' * 32},{'01' * 32}"),
+        ("TRIGGER_FINALITY", "depth:0"),
+        ("TRIGGER_FINALITY", "latest"),
+        ("CRE_GATEWAY_URL", "http://gateway.example"),
+        ("CRE_GATEWAY_URL", "https://user:word@gateway.example"),
+        ("CLAIM_LEASE_SECONDS", "90"),
+        ("GIVE_UP_SECONDS", "1200"),
+        ("POLL_INTERVAL_SECONDS", "nan"),
+        ("MAX_MINT_TOKENS", "0"),
+        ("MAX_MINT_TOKENS", "1.0000000000000000001"),
+        ("CURRENCY", "usd"),
+        ("LISTEN", "9464"),
+        ("LISTEN", "localhost:70000"),
+    ],
+)
+def test_a_wrong_value_is_refused_with_its_name(name: str, value: str) -> None:
+    assert refusal({"BSKT_" + name: value}).startswith(f"BSKT_{name}: ")
+
+
+def test_every_wrong_value_is_named_at_once() -> None:
+    text = refusal({"BSKT_CHAIN_ID": "x", "BSKT_LISTEN": "x", "BSKT_CRE_MODE": "x"})
+    assert [line.partition(":")[0] for line in text.splitlines()] == ["BSKT_CHAIN_ID", "BSKT_CRE_MODE", "BSKT_LISTEN"]
+
+
+@pytest.mark.parametrize("name", [row.name for row in documented() if row.is_secret])
+@pytest.mark.parametrize("value", ["zanzibar", "https://zanzibar:zanzibar/zanzibar", "http://[zanzibar"])
+def test_a_refusal_never_repeats_a_secret(name: str, value: str) -> None:
+    text = refusal({name: value, "BSKT_CHAIN_ID": "x"})
+    assert "zanzibar" not in text
+
+
+def test_printed_settings_hold_no_secret() -> None:
+    printed = repr(read(COMPLETE)) + str(read(COMPLETE))
+    for secret in ("open-sesame", "key-of-one", SIGNER_KEY, "\\xab\\xab"):
+        assert secret not in printed
+
+
+def test_the_secret_texts_hold_every_secret() -> None:
+    texts = read(COMPLETE).secret_texts()
+    for name in ("BSKT_DATABASE_URL", "BSKT_INSTANCE_SECRET", "BSKT_CRE_SIGNER_KEY"):
+        assert COMPLETE[name] in texts
+    assert "https://one.example/v2/key-of-one" in texts
+
+
+def test_short_hex_is_no_instance_secret_however_long_its_text() -> None:
+    assert "it has 16 bytes" in refusal({"BSKT_INSTANCE_SECRET": "ab" * 16})
+
+
+def test_what_a_command_needs_is_named_when_it_is_missing() -> None:
+    with pytest.raises(SettingsError) as chain:
+        read({}).require_chain()
+    assert [line.partition(":")[0] for line in chain.value.problems] == [
+        "BSKT_CHAIN_ID",
+        "BSKT_RPC_URL",
+        "BSKT_FACTORY_ADDRESS",
+        "BSKT_FORWARDER_ADDRESS",
+        "BSKT_START_BLOCK",
+    ]
+    with pytest.raises(SettingsError, match="set it or BSKT_CRE_SIGNER_KEY_FILE"):
+        read({}).require_invocator()
+
+
+def test_only_the_gateway_mode_needs_a_gateway() -> None:
+    read({"BSKT_CRE_MODE": "dry-run"}).require_invocator()
+
+
+def test_an_external_database_needs_an_instance_secret() -> None:
+    settings = read({"BSKT_CRE_MODE": "simulate", "BSKT_DATABASE_URL": "postgresql:///bskt"})
+    with pytest.raises(SettingsError, match="BSKT_INSTANCE_SECRET"):
+        settings.require_invocator()
+
+
+def test_tokens_become_wei_exactly() -> None:
+    tokens = read({"BSKT_MAX_MINT_TOKENS": "123456789012345678901234567890.000000000000000001"}).max_mint_tokens
+    assert tokens == Decimal("123456789012345678901234567890.000000000000000001")
+    assert wei(tokens) == 123456789012345678901234567890_000000000000000001
+
+
+def test_every_setting_is_documented_in_a_sentence() -> None:
+    rows = {row.name: row for row in documented()}
+    assert all(row.description for row in rows.values())
+    assert rows["BSKT_TRIGGER_FINALITY"].default == "finalized"
+    assert {name for name, row in rows.items() if row.is_secret} == {
+        "BSKT_DATABASE_URL",
+        "BSKT_RPC_URL",
+        "BSKT_WS_URL",
+        "BSKT_INSTANCE_SECRET",
+        "BSKT_CRE_SIGNER_KEY",
+    }
+
+
+def test_an_unknown_flag_is_refused() -> None:
+    with pytest.raises(SettingsError, match="no such setting: colour"):
+        read({}, colour="red")
