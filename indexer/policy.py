@@ -10,14 +10,12 @@ ZERO_ADDRESS = bytes(20)
 _PRECOMPILES_BELOW = 0x400
 """Addresses below this number are the chain's own (precompiles and system contracts); tokens sent there are lost."""
 
-_WEI_A_TOKEN = 10**18
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
-    """The instance's limits; ``max_mint_tokens`` is ``None`` for no limit of ours."""
+    """The instance's limits; ``max_mint_wei`` is ``None`` for no limit of ours."""
 
-    max_mint_tokens: int | None
+    max_mint_wei: int | None
     forbidden_beneficiaries: frozenset[bytes] = frozenset()
 
     def __call__(self, candidate: Candidate) -> Refused | None:  # noqa: PLR0911 - one return a reason reads best
@@ -29,9 +27,9 @@ class Policy:
                 code="amount_not_representable",
                 sentence="The workflow's floating-point arithmetic cannot mint this amount: it would throw.",
             )
-        if self.max_mint_tokens is not None and candidate.amount > self.max_mint_tokens * _WEI_A_TOKEN:
+        if self.max_mint_wei is not None and candidate.amount > self.max_mint_wei:
             return Refused(
-                code="amount_above_cap", sentence=f"More than {self.max_mint_tokens} tokens (BSKT_MAX_MINT_TOKENS)."
+                code="amount_above_cap", sentence=f"More than {self.max_mint_wei} wei (BSKT_MAX_MINT_TOKENS)."
             )
         if candidate.bank_reference == bytes(32):
             return Refused(code="bank_reference_missing", sentence="No bank reference, so no deposit backs this mint.")

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 GET_LOGS: Final = "eth_getLogs"
+MAX_BATCH: Final = 100
+"""Questions in one exchange; providers allow 100 to 1,000."""
+
 _CONNECTION_ATTEMPTS: Final = 3
 _RETRY_WAIT_MAX_SECONDS: Final = 0.5
 _REASON_CHARACTERS: Final = 200
@@ -89,26 +92,37 @@ class RpcEndpoint:
         return await self._observed(method, ask)
 
     async def batch(self, method: str, questions: Sequence[Sequence[object]], parse: Callable[[object], T]) -> list[T]:
-        """Ask one question with several parameters in one exchange; the results are in the order of ``questions``.
+        """Ask one question with several parameters in few exchanges; the results are in the order of ``questions``.
+
+        What a batch leaves unanswered is asked again alone, so that a missing item fails only itself (hard case 25).
 
         Raises:
             NodeUnavailable: A question had no usable answer; nothing is to be taken from the others either.
             RangeRefused: Ask for less.
         """
-        if not questions:
-            return []
-
-        async def ask(provider: BoundedHTTPProvider) -> list[T]:
-            answers = await provider.make_batch_request([(method, question) for question in questions])
-            if not isinstance(answers, list):
-                answers = [answers] * len(questions)
-            return [self._result(method, answer, parse) for answer in answers]
-
-        return await self._observed(method, ask)
+        results: list[T] = []
+        for start in range(0, len(questions), MAX_BATCH):
+            some = questions[start : start + MAX_BATCH]
+            found = await self._batch(method, some, parse) if len(some) > 1 else [None]
+            for question, result in zip(some, found, strict=True):
+                results.append(await self.call(method, question, parse) if result is None else result[0])
+        return results
 
     async def close(self) -> None:
         """Close the connections; a later question would open new ones."""
         await self._exchange.close()
+
+    async def _batch(
+        self, method: str, questions: Sequence[Sequence[object]], parse: Callable[[object], T]
+    ) -> list[tuple[T] | None]:
+        async def ask(provider: BoundedHTTPProvider) -> list[tuple[T] | None]:
+            answers = await provider.make_batch_request([(method, question) for question in questions])
+            if not isinstance(answers, list):
+                self._result(method, answers, _no_batch)
+                return []
+            return [(self._result(method, answer, parse),) if answer else None for answer in answers]
+
+        return await self._observed(method, ask)
 
     async def _observed(self, method: str, ask: Callable[[BoundedHTTPProvider], Awaitable[T]]) -> T:
         if (silent := self._silent_until - self._clock()) > 0:
@@ -135,7 +149,7 @@ class RpcEndpoint:
         provider = self._provider
         try:
             async for attempt in AsyncRetrying(
-                retry=retry_if_exception_type(aiohttp.ClientConnectionError),
+                retry=retry_if_exception_type((aiohttp.ClientConnectionError, aiohttp.ClientPayloadError)),
                 stop=stop_after_attempt(_CONNECTION_ATTEMPTS),
                 wait=wait_random_exponential(multiplier=0.05, max=_RETRY_WAIT_MAX_SECONDS),
                 reraise=True,
@@ -145,14 +159,15 @@ class RpcEndpoint:
         except HttpRefused as refused:
             raise self._http_refusal(method, refused) from refused
         except AnswerTooLarge as error:
-            raise RangeRefused(self.name, method, "the answer is larger than we take") from error
+            raise self._too_much(method, "the answer is larger than we take") from error
         except AnswerUnreadable as error:
             raise NodeAnswerInvalid(self.name, method, str(error)) from error
-        except TimeoutError as error:
-            raise NodeUnavailable(self.name, method, "no answer in time") from error
+        except TimeoutError:
+            # A range that always takes too long would never be read if less were not asked for.
+            raise self._too_much(method, "no answer in time") from None
         except (aiohttp.ClientError, OSError) as error:
-            # The class says enough; the text of some of them repeats the URL.
-            raise NodeUnavailable(self.name, method, type(error).__name__) from error
+            # The class says enough; the text of some of them repeats the URL, so it is not chained either.
+            raise NodeUnavailable(self.name, method, type(error).__name__) from None
         raise AssertionError("the last attempt returns or raises")
 
     def _result(self, method: str, answer: Mapping[str, object], parse: Callable[[object], T]) -> T:
@@ -160,7 +175,7 @@ class RpcEndpoint:
         if isinstance(error, Mapping):
             raise self._refusal(method, error, 200, None)
         if "result" not in answer:
-            raise NodeAnswerInvalid(self.name, method, "a question of a batch has no answer")
+            raise NodeAnswerInvalid(self.name, method, "neither a result nor an error")
         try:
             return parse(answer["result"])
         except (Malformed, TypeError) as malformed:  # TypeError: an array has no place in a parser's cache
@@ -181,7 +196,7 @@ class RpcEndpoint:
         refusal = classify_rpc_error(code if isinstance(code, int) else None, text, http_status)
         reason = f"{refusal.value} (HTTP {http_status}): {self._exchange.redacted(text)[:_REASON_CHARACTERS]}"
         if refusal is Refusal.TOO_MUCH:
-            return RangeRefused(self.name, method, reason)
+            return self._too_much(method, reason)
         if retry_after_seconds is not None:
             self._silent_until = self._clock() + retry_after_seconds
         return NodeRefused(
@@ -192,6 +207,14 @@ class RpcEndpoint:
             revert_data=_revert_data(error.get("data")),
             retry_after_seconds=retry_after_seconds,
         )
+
+    def _too_much(self, method: str, reason: str) -> NodeError:
+        # Only logs can be asked for in smaller pieces.
+        return (RangeRefused if method == GET_LOGS else NodeUnavailable)(self.name, method, reason)
+
+
+def _no_batch(_: object) -> object:
+    raise Malformed("one result instead of a batch")
 
 
 def _revert_data(value: object) -> bytes:

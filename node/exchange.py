@@ -74,10 +74,10 @@ class HttpExchange:
             return answer
 
     def redacted(self, text: str) -> str:
-        """``text`` on one line and without any part of the URL that may be a key (hard case 110)."""
+        """``text`` on one line, without controls and without any part of the URL that may be a key (hard case 110)."""
         for secret in self._secrets:
             text = text.replace(secret, "***")
-        return " ".join(text.split())
+        return "".join(character if character.isprintable() else " " for character in text)
 
     async def close(self) -> None:
         """Close the connections."""

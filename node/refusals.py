@@ -34,6 +34,7 @@ class Refusal(StrEnum):
 _BY_CODE: Final = {
     3: Refusal.REVERTED,  # geth and those who follow it
     4444: Refusal.PRUNED,  # EIP-4444
+    -39001: Refusal.BLOCK_UNKNOWN,  # the execution API
     -32601: Refusal.UNSUPPORTED,  # JSON-RPC: method not found
     -32004: Refusal.UNSUPPORTED,  # EIP-1474: method not supported
 }
@@ -65,7 +66,10 @@ _BY_WORDS: Final = tuple(
         (r"time.?out|timed out|deadline exceeded|cancell?ed", Refusal.TOO_MUCH),
         # erigon, geth, nethermind, providers without archive
         (r"prun|archive|missing trie node|data before .* not available|receipts? not available", Refusal.PRUNED),
-        (r"unknown block|(block|header).{0,80}(not found|not be found|does not exist)", Refusal.BLOCK_UNKNOWN),
+        (
+            r"unknown block|resource not found|(block|header).{0,80}(not found|not be found|does not exist)",
+            Refusal.BLOCK_UNKNOWN,
+        ),
         (r"revert|invalid opcode|out of gas|vm execution error", Refusal.REVERTED),
         (r"not supported|unsupported|not available|does not exist|unknown method", Refusal.UNSUPPORTED),
     )

@@ -6,7 +6,7 @@ Imports that cost time stand inside the commands: ``bskt --help`` must answer at
 from __future__ import annotations
 
 import sys
-from typing import Final, NoReturn
+from typing import Final, Literal, NoReturn
 
 import click
 
@@ -24,6 +24,48 @@ def _fail(message: str, code: int) -> NoReturn:
 @click.version_option(package_name="bskt")
 def main() -> None:
     """BSKT's mint daemon: every MintRequested recorded, each one minted at most once."""
+
+
+@main.command()
+@click.option(
+    "--part",
+    "parts",
+    multiple=True,
+    type=click.Choice(["indexer", "invocator"]),
+    help="Run only this part; may be given several times.  Default: all.",
+)
+@click.option("--env-file", type=click.Path(exists=True, dir_okay=False), help="Settings, NAME=VALUE a line.")
+@click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info")
+@click.option("--log-format", type=click.Choice(["text", "json"]), default="text")
+def run(parts: tuple[str, ...], env_file: str | None, log_level: str, log_format: Literal["text", "json"]) -> None:
+    """Run the daemon: follow the chain, record every request, trigger each one once."""
+    import asyncio  # noqa: PLC0415 - see the module's docstring
+    from pathlib import Path  # noqa: PLC0415 - see above
+
+    from datastore.errors import DatastoreUnavailable, DatastoreUnsuitable  # noqa: PLC0415 - see above
+    from node.errors import ChainMismatch, NodeUnavailable  # noqa: PLC0415 - see above
+    from service import settings, wiring  # noqa: PLC0415 - see above
+    from service.embedded_postgres import EmbeddedPostgresUnusable  # noqa: PLC0415 - see above
+    from service.supervision import Stop  # noqa: PLC0415 - see above
+
+    try:
+        configured = settings.load({}, Path(env_file) if env_file else None)
+        code = asyncio.run(
+            wiring.run(
+                configured,
+                parts=parts or wiring.PARTS,
+                stop=Stop(),
+                log_level=log_level,
+                log_format=log_format,
+            )
+        )
+        sys.exit(code)
+    except settings.SettingsError as error:
+        _fail(str(error), EXIT_USAGE)
+    except (DatastoreUnsuitable, ChainMismatch, EmbeddedPostgresUnusable) as error:
+        _fail(str(error), EXIT_ERROR)
+    except (DatastoreUnavailable, NodeUnavailable) as error:
+        _fail(f"not ready: {error}", EXIT_NOT_READY)
 
 
 @main.group()

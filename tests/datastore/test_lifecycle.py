@@ -14,7 +14,9 @@ from datastore.lifecycle import (
     State,
     allowed_transitions,
     decide,
+    diagram,
     keeps_reference,
+    table,
     trigger_rows,
 )
 
@@ -85,3 +87,9 @@ def test_no_person_cancels_what_was_sent_or_has_a_visible_mint(facts: Facts) -> 
     if facts.sent or facts.visible_mint:
         assert all(decide(Event.CANCEL, state, facts) is None for state in State)
         assert facts.visible_mint is False or all(decide(Event.RETRY, state, facts) is None for state in State)
+
+
+def test_the_diagram_and_the_table_in_the_docs_are_the_generated_ones() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "lifecycle.md").read_text()
+    assert diagram() in text
+    assert table() in text

@@ -170,7 +170,7 @@ async def world(anvil_binary: Path, indexer_pool: Pool, invocator_pool: Pool) ->
                 pool=indexer_pool,
                 node=node,
                 sources=sources,
-                rules=Rules(policy=Policy(max_mint_tokens=None), contest=True, first_trigger_block_number=0),
+                rules=Rules(policy=Policy(max_mint_wei=None), contest=True, first_trigger_block_number=0),
                 trigger_finality=FinalityRule(tag="depth", depth=1),
                 complete_finality=FinalityRule(tag="finalized"),
                 max_range_blocks=100,
