@@ -49,7 +49,7 @@ _BY_WORDS: Final = tuple(
         ),
         # geth: the end is before the start, or after the head; proxyd, besu, anvil: a backend that lags
         (
-            r"beyond (current |the )?head|block is out of range|not (yet )?(imported|available yet)",
+            r"beyond (current |the )?head|block ?(is )?out ?of ?range|not (yet )?(imported|available yet)",
             Refusal.BLOCK_UNKNOWN,
         ),
         (r"invalid block range", Refusal.OUT_OF_ORDER),
@@ -114,13 +114,11 @@ def retry_after_seconds(retry_after: str | None, date: str | None) -> float | No
     """
     if retry_after is None:
         return None
-    try:
-        seconds = float(int(retry_after))
-    except ValueError:
+    if retry_after.isascii() and retry_after.isdigit():
+        seconds = float(retry_after)  # of any length: at worst infinity
+    else:
         try:
-            if date is None:
-                return None
-            seconds = (parsedate_to_datetime(retry_after) - parsedate_to_datetime(date)).total_seconds()
+            seconds = (parsedate_to_datetime(retry_after) - parsedate_to_datetime(date or "")).total_seconds()
         except (ValueError, TypeError):  # TypeError: one of the two has a time zone and the other has none
             return None
     return min(max(seconds, 0.0), MAX_RETRY_AFTER_SECONDS)

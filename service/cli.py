@@ -68,6 +68,25 @@ def run(parts: tuple[str, ...], env_file: str | None, log_level: str, log_format
         _fail(f"not ready: {error}", EXIT_NOT_READY)
 
 
+@main.command()
+@click.option("--keep", is_flag=True, help="Stay up afterwards, and say where to look.")
+@click.option(
+    "--cache-dir",
+    type=click.Path(file_okay=False),
+    default=".cache",
+    show_default=True,
+    help="Where anvil and Node are kept if this machine has none.",
+)
+def demo(*, keep: bool, cache_dir: str) -> None:
+    """Watch mints complete on a chain, a database and a CRE stand-in of its own."""
+    import asyncio  # noqa: PLC0415 - see the module's docstring
+    from pathlib import Path  # noqa: PLC0415 - see above
+
+    from service.demo import scenario  # noqa: PLC0415 - see above
+
+    sys.exit(asyncio.run(scenario.run(keep=keep, cache_dir=Path(cache_dir).absolute())))
+
+
 @main.group()
 def schema() -> None:
     """The tables in Postgres."""
