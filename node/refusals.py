@@ -114,11 +114,13 @@ def retry_after_seconds(retry_after: str | None, date: str | None) -> float | No
     """
     if retry_after is None:
         return None
-    if retry_after.isascii() and retry_after.isdigit():
-        seconds = float(retry_after)  # of any length: at worst infinity
-    else:
+    try:
+        seconds = float(min(int(retry_after), MAX_RETRY_AFTER_SECONDS))  # a huge int is no float
+    except ValueError:
         try:
-            seconds = (parsedate_to_datetime(retry_after) - parsedate_to_datetime(date or "")).total_seconds()
+            if date is None:
+                return None
+            seconds = (parsedate_to_datetime(retry_after) - parsedate_to_datetime(date)).total_seconds()
         except (ValueError, TypeError):  # TypeError: one of the two has a time zone and the other has none
             return None
     return min(max(seconds, 0.0), MAX_RETRY_AFTER_SECONDS)

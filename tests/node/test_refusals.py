@@ -46,6 +46,7 @@ def test_ask_for_less_is_understood_whoever_says_it(code: int, message: str) -> 
         (-39001, "Unknown block", 200, Refusal.BLOCK_UNKNOWN),
         (-32000, "block not found", 200, Refusal.BLOCK_UNKNOWN),
         (-32001, "Resource not found", 200, Refusal.BLOCK_UNKNOWN),  # anvil
+        (-32602, "BlockOutOfRangeError: block height is 4 but requested was 99", 200, Refusal.BLOCK_UNKNOWN),  # anvil
         (-32001, "Unable to complete request at this time.", 200, Refusal.OUT_OF_ORDER),
         (4444, "pruned history unavailable", 200, Refusal.PRUNED),
         (-32000, "missing trie node 0abc (path ) state is not available", 200, Refusal.PRUNED),
@@ -75,6 +76,8 @@ def test_every_error_has_a_meaning(code: int | None, message: str, status: int) 
         ("7", None, 7.0),
         ("-7", None, 0.0),
         ("99999999", None, MAX_RETRY_AFTER_SECONDS),
+        ("9" * 400, None, MAX_RETRY_AFTER_SECONDS),
+        ("9" * 5000, None, None),
         ("soon", None, None),
         ("soon", "Wed, 21 Oct 2015 07:28:00 GMT", None),
         ("Wed, 21 Oct 2015 07:28:30 GMT", "Wed, 21 Oct 2015 07:28:00 GMT", 30.0),
