@@ -326,23 +326,6 @@ async def refuse_claim(pool: Pool, order: Order, *, reason: str, detail: str) ->
     await _end_claim(pool, order, Event.PREFLIGHT_NEVER, reason=reason, detail=detail)
 
 
-async def hold_claim(pool: Pool, order: Order, *, reason: str) -> None:
-    """Pre-flight says not now: held, and given back."""
-    async with unit(pool) as connection:
-        status = await connection.execute(
-            # $1 id, $2 claim_no, $3 reason
-            """
-            UPDATE mint_request SET held_at = clock_timestamp(), held_reason = $3
-            WHERE id = $1 AND state = 'claimed' AND claim_no = $2
-            """,
-            order.request_id,
-            order.claim_no,
-            reason,
-        )
-        if status == "UPDATE 1":
-            await settle(connection, Event.GIVEN_BACK, [order.request_id], reason=reason)
-
-
 async def _end_claim(pool: Pool, order: Order, event: Event, *, reason: str, detail: str | None) -> None:
     async with unit(pool) as connection:
         ours = await connection.fetchval(
@@ -532,21 +515,6 @@ async def _sweep(
     overdue_now = [request for request in candidates if request in still]
     settled = await settle(connection, event, overdue_now, reason=reason, detail=detail)
     return [s.request_id for s in settled]
-
-
-async def remember_decimals(pool: Pool, chain_id: int, stablecoin: bytes, decimals: int) -> None:
-    """Pin a token's decimals, read once before its first trigger (hard case 52)."""
-    async with unit(pool) as connection:
-        await connection.execute(
-            # $1 chain, $2 stablecoin, $3 decimals
-            """
-            UPDATE basket SET decimals = $3
-            WHERE chain_id = $1 AND stablecoin = $2 AND canonical AND decimals IS NULL
-            """,
-            chain_id,
-            stablecoin,
-            decimals,
-        )
 
 
 async def _order(connection: Connection, request_id: int) -> Order:

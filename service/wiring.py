@@ -13,7 +13,7 @@ from typing import Final, Literal, TypeAlias, TypeVar
 
 import structlog
 
-from datastore import pinning, schema
+from datastore import pinning, schema, status
 from datastore.claims import Pacing
 from datastore.connection import Pool, Role, check_server, open_pool
 from datastore.errors import DatastoreUnavailable, DatastoreUnsuitable, FinalityViolated
@@ -31,10 +31,10 @@ from invocator.signing import Signer
 from node.endpoint import RpcEndpoint
 from node.errors import BlockUnknown, NodeUnavailable, RangeRefused
 from node.node import Node
-from service import logs
+from service import http, logs
 from service.embedded_postgres import EmbeddedPostgres
 from service.settings import Finality, Settings, SettingsError, wei
-from service.supervision import Part, Stop, Supervisor
+from service.supervision import Companion, Part, Stop, Supervisor
 
 log = structlog.get_logger(__name__)
 
@@ -94,12 +94,17 @@ async def run(
         running: list[Part] = []
         if INDEXER in parts:
             follower = _follower(settings, pool, node, sources, pinned, reached)
-            running.append(_part(INDEXER, follower.tick, settings))
+            running.append(_part(INDEXER, _halting(follower, pool, sources.chain_id), settings))
+            await pinning.clear_halt(pool, sources.chain_id)
         if INVOCATOR in parts:
             invocator = _invocator(settings, await _opened(stack, dsn, Role.INVOCATOR), reached)
             running.append(_part(INVOCATOR, invocator.tick, settings))
         log.info("daemon.started", parts=[part.name for part in running], chain_id=settings.chain_id)
-        code = await Supervisor(running, stop=stop).run()
+        reader = await _opened(stack, dsn, Role.READER)
+        companions: list[Companion] = []
+        supervisor = Supervisor(running, companions, stop=stop)
+        companions.append(_server(settings, reader, sources.chain_id, supervisor))
+        code = await supervisor.run()
         log.info("daemon.stopped", exit_code=code)
         return code
 
@@ -279,6 +284,30 @@ def _invocator(settings: Settings, pool: Pool, reached: Reached) -> Invocator:
         clock=time.time,  # noqa: TID251 - a token's iat is wall-clock time; nothing else uses it
         reached=reached,
     )
+
+
+def _halting(follower: Follower, pool: Pool, chain_id: int) -> Callable[[], Awaitable[bool]]:
+    """The follower's tick, which leaves word in the database when it must not go on: every replica shows it."""
+
+    async def tick() -> bool:
+        try:
+            return await follower.tick()
+        except FinalityViolated as error:
+            await pinning.halt(pool, chain_id, str(error))
+            raise
+
+    return tick
+
+
+def _server(settings: Settings, reader: Pool, chain_id: int, supervisor: Supervisor) -> Companion:
+    app = http.application(
+        read=lambda: status.snapshot(reader, chain_id),
+        last_turn_at=supervisor.last_turn_at,
+        halted=supervisor.halted,
+        clock=time.monotonic,
+    )
+    listen = settings.listen
+    return Companion(name="http", run=lambda: http.serve(app, host=listen.host, port=listen.port))
 
 
 def _part(name: str, tick: Callable[[], Awaitable[bool]], settings: Settings) -> Part:

@@ -6,6 +6,7 @@ import asyncio
 import os
 import secrets
 import shutil
+import socket
 import sys
 import tempfile
 from collections import Counter
@@ -146,7 +147,7 @@ async def run(*, keep: bool, cache_dir: Path) -> int:
         agrees = await _summary(stage) and ended
         if keep:
             console.print(f"Everything stays up; the daemon's log: {stage.log_file}; database and node:")
-            for name in ("BSKT_DATABASE_URL", "BSKT_RPC_URL"):
+            for name in ("BSKT_DATABASE_URL", "BSKT_RPC_URL", "BSKT_LISTEN"):
                 console.print(f"  {name}={stage.environment[name]}", highlight=False, soft_wrap=True)
             console.print("Ctrl-C ends it.")
             while True:
@@ -285,7 +286,15 @@ def _environment(dsn: str, rpc_url: str, gateway_url: str, system: System) -> di
         "BSKT_CRE_SECONDS_PER_TRIGGER": "0.5",
         "BSKT_CRE_TIMEOUT_SECONDS": "2",
         "BSKT_CLAIM_LEASE_SECONDS": "3",
+        "BSKT_LISTEN": f"127.0.0.1:{_free_port()}",
     }
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
 
 
 def _deposit(line: RequestLine) -> str:

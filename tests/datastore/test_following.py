@@ -301,3 +301,28 @@ async def test_a_lease_that_ended_returns_the_claim_and_its_late_writes_are_refu
         deadline_seconds=2400,
     )
     assert late is None
+
+
+async def test_a_range_that_is_recorded_again_changes_nothing_and_new_requests_of_it_are_held(
+    indexer_pool: Pool, genesis: Block
+) -> None:
+    """Hard case 106."""
+    one, two = block(1), block(2)
+    known, missed = request("known", one), request("missed", one, log_index=1)
+    await following.commit(indexer_pool, CHAIN, batch(one, two, on=genesis, requests=(known,), final=2), RULES)
+    before = await following.position(indexer_pool, CHAIN)
+    whole = batch(one, two, on=genesis, requests=(known, missed), final=2)
+    for expected in (1, 0):
+        recorded = await following.record_range(indexer_pool, CHAIN, whole, RULES, hold_reason="backfill")
+        assert recorded.recorded_requests == expected
+    held = await indexer_pool.fetch("SELECT held_reason, state FROM mint_request ORDER BY id")
+    assert [tuple(row) for row in held] == [(None, "confirmed"), ("backfill", "confirmed")]
+    assert await following.position(indexer_pool, CHAIN) == before
+
+
+async def test_a_range_whose_blocks_contradict_the_stored_ones_is_refused(indexer_pool: Pool, genesis: Block) -> None:
+    one = block(1)
+    await following.commit(indexer_pool, CHAIN, batch(one, on=genesis, final=1), RULES)
+    other = batch(block(1, fork="b", parent_fork="a"), on=genesis, final=1)
+    with pytest.raises(FinalityViolated, match="block 1 is stored with another hash"):
+        await following.record_range(indexer_pool, CHAIN, other, RULES, hold_reason="backfill")

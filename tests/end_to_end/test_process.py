@@ -4,6 +4,7 @@ import asyncio
 import os
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Iterator
@@ -55,6 +56,13 @@ def data_dir() -> Iterator[Path]:
     folder.chmod(0o755)
     yield folder
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
 
 
 class Daemon:
@@ -143,6 +151,7 @@ async def world(data_dir: Path) -> AsyncIterator[World]:
                 "BSKT_CRE_SECONDS_PER_TRIGGER": "0",
                 "BSKT_CRE_TIMEOUT_SECONDS": "2",
                 "BSKT_CLAIM_LEASE_SECONDS": "3",
+                "BSKT_LISTEN": f"127.0.0.1:{_free_port()}",
             }
             yield World(chain, system, basket, cre, environment)
 
@@ -152,6 +161,12 @@ async def test_the_daemon_brings_its_own_database_mints_once_and_stops_gracefull
     await world.request("DEPOSIT-1")
     async with world.daemon() as daemon:
         await daemon.until("to_state=completed")
+        base = f"http://{world.environment['BSKT_LISTEN']}"
+        async with aiohttp.ClientSession() as session:
+            answers = {path: await session.get(base + path) for path in ("/livez", "/readyz", "/status")}
+            assert {path: answer.status for path, answer in answers.items()} == dict.fromkeys(answers, 200)
+            status = await answers["/status"].json()
+        assert (status["requests"]["completed"], status["chain"]["lag_blocks"]) == (1, 0)
         assert await daemon.stop() == 0
     assert await total_supply(world.chain, world.basket.token) == AMOUNT
     assert len(world.cre.ledger.request_ids()) == 1
