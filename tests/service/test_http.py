@@ -24,9 +24,10 @@ SNAPSHOT = Snapshot(
 )
 
 
-async def answer(
-    path: str, read: Callable[[], Awaitable[Snapshot | None]], halted: dict[str, str]
-) -> tuple[int, bytes]:
+Read: TypeAlias = Callable[[], Awaitable[Snapshot | None]]
+
+
+async def answer(path: str, read: Read, halted: dict[str, str]) -> tuple[int, bytes]:
     """Ask the application as a server would, by its ASGI interface."""
     app = application(read=read, last_turn_at={"indexer": 0.0}, halted=halted, clock=lambda: 1.0)
     sent: list[dict[str, object]] = []
