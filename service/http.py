@@ -9,10 +9,12 @@ from typing import Final, TypeAlias
 
 import uvicorn
 from fastapi import FastAPI
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
+from prometheus_client import CONTENT_TYPE_LATEST
 
 from datastore.errors import DatastoreUnavailable
 from datastore.status import Snapshot
+from service.metrics import exposition
 
 LONGEST_TURN_SECONDS: Final = 150.0
 """A tick may wait for CRE's answer for 90 s; a part that has not turned for longer than this is stuck."""
@@ -36,7 +38,12 @@ def unready_reasons(snapshot: Snapshot | None, halted: Mapping[str, str]) -> lis
 
 
 def application(
-    *, read: Read, last_turn_at: Mapping[str, float], halted: Mapping[str, str], clock: Callable[[], float]
+    *,
+    chain_id: int,
+    read: Read,
+    last_turn_at: Mapping[str, float],
+    halted: Mapping[str, str],
+    clock: Callable[[], float],
 ) -> FastAPI:
     """The endpoints; no page loads anything from elsewhere, so there are no interactive docs."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
@@ -61,6 +68,14 @@ def application(
         except DatastoreUnavailable as error:
             return JSONResponse({"error": f"database: {error}"}, status_code=503)
         return JSONResponse(_status(snapshot), status_code=200 if snapshot else 503)
+
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        try:
+            text = exposition(await read(), chain_id)
+        except DatastoreUnavailable as error:
+            return Response(f"# database: {error}\n", status_code=503, media_type=CONTENT_TYPE_LATEST)
+        return Response(text, media_type=CONTENT_TYPE_LATEST)
 
     return app
 

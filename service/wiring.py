@@ -301,6 +301,7 @@ def _halting(follower: Follower, pool: Pool, chain_id: int) -> Callable[[], Awai
 
 def _server(settings: Settings, reader: Pool, chain_id: int, supervisor: Supervisor) -> Companion:
     app = http.application(
+        chain_id=chain_id,
         read=lambda: status.snapshot(reader, chain_id),
         last_turn_at=supervisor.last_turn_at,
         halted=supervisor.halted,

@@ -163,7 +163,7 @@ async def test_the_daemon_brings_its_own_database_mints_once_and_stops_gracefull
         await daemon.until("to_state=completed")
         base = f"http://{world.environment['BSKT_LISTEN']}"
         async with aiohttp.ClientSession() as session:
-            answers = {path: await session.get(base + path) for path in ("/livez", "/readyz", "/status")}
+            answers = {path: await session.get(base + path) for path in ("/livez", "/readyz", "/status", "/metrics")}
             assert {path: answer.status for path, answer in answers.items()} == dict.fromkeys(answers, 200)
             status = await answers["/status"].json()
         assert (status["requests"]["completed"], status["chain"]["lag_blocks"]) == (1, 0)

@@ -1,5 +1,7 @@
+import re
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TypeAlias
 
 import pytest
@@ -7,6 +9,7 @@ import pytest
 from datastore.errors import DatastoreUnavailable
 from datastore.status import Snapshot
 from service.http import LONGEST_TURN_SECONDS, application, stuck_parts, unready_reasons
+from service.metrics import families
 
 SNAPSHOT = Snapshot(
     head=12,
@@ -29,7 +32,7 @@ Read: TypeAlias = Callable[[], Awaitable[Snapshot | None]]
 
 async def answer(path: str, read: Read, halted: dict[str, str]) -> tuple[int, bytes]:
     """Ask the application as a server would, by its ASGI interface."""
-    app = application(read=read, last_turn_at={"indexer": 0.0}, halted=halted, clock=lambda: 1.0)
+    app = application(chain_id=31337, read=read, last_turn_at={"indexer": 0.0}, halted=halted, clock=lambda: 1.0)
     sent: list[dict[str, object]] = []
 
     async def receive() -> dict[str, object]:
@@ -56,6 +59,12 @@ async def answer(path: str, read: Read, halted: dict[str, str]) -> tuple[int, by
     assert isinstance(status, int)
     assert isinstance(body, bytes)
     return status, body
+
+
+def test_every_metric_is_documented_and_every_documented_metric_exists() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
+    documented = set(re.findall(r"^\| `(bskt_\w+)`", text, re.MULTILINE))
+    assert documented == {family.name for family in families(SNAPSHOT, 31337)}
 
 
 async def healthy() -> Snapshot | None:
@@ -90,6 +99,8 @@ def test_a_halt_is_a_reason_for_not_being_ready() -> None:
         ("/readyz", healthy, {}, 200, b'"reasons":[]'),
         ("/readyz", down, {}, 503, b"database: postgres"),
         ("/readyz", healthy, {"indexer": "why"}, 503, b"indexer halted: why"),
+        ("/metrics", healthy, {}, 200, b'bskt_mint_requests{chain_id="31337",state="seen"} 1.0'),
+        ("/metrics", down, {}, 503, b"database: postgres"),
         ("/status", healthy, {}, 200, b'"lag_blocks":3'),
         ("/status", unpinned, {}, 503, b"not pinned"),
         ("/status", down, {}, 503, b"database: postgres"),
