@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -109,4 +110,6 @@ async def serve(app: FastAPI, *, host: str, port: int) -> None:
     config = uvicorn.Config(
         app, host=host, port=port, log_config=None, access_log=False, timeout_graceful_shutdown=1, lifespan="off"
     )
-    await _Server(config).serve()
+    # Bound here: on an address in use, uvicorn would end the process by itself, without the other parts' leave.
+    with socket.create_server((host, port)) as listening:
+        await _Server(config).serve(sockets=[listening])
