@@ -147,6 +147,11 @@ ORDER BY r.next_attempt_at
 LIMIT $2
 """
 
+# Whether a claim is still ours, and stays ours until this transaction ends.  $1 id, $2 claim_no
+_LOCK_CLAIM: Final = """
+SELECT id FROM mint_request WHERE id = $1 AND state = 'claimed' AND claim_no = $2 FOR UPDATE
+"""
+
 # $1 request, $2 generation, $3 nonce, $4 mode, $5 workflow, $6 receiver, $7 gateway, $8 signer, $9 body, $10 sha256
 _FREEZE: Final = """
 INSERT INTO frozen_request (
@@ -287,12 +292,14 @@ async def claim(
     return order
 
 
-async def freeze(pool: Pool, chain_id: int, order: Order, frozen: Frozen, execution_ids: tuple[bytes, bytes]) -> None:
+async def freeze(pool: Pool, chain_id: int, order: Order, frozen: Frozen, execution_ids: tuple[bytes, bytes]) -> bool:
     """Store the bytes that every attempt will send, and both execution ids that they may lead to.
 
-    A body that is frozen already stays; the caller uses ``order.frozen`` then.
+    ``False`` if the claim is no longer ours: nothing was stored, whoever holds it now freezes.
     """
     async with unit(pool) as connection:
+        if await connection.fetchval(_LOCK_CLAIM, order.request_id, order.claim_no) is None:
+            return False
         await connection.execute(
             _FREEZE,
             order.request_id,
@@ -308,6 +315,7 @@ async def freeze(pool: Pool, chain_id: int, order: Order, frozen: Frozen, execut
         await connection.execute(
             _EXECUTION_IDS, chain_id, list(execution_ids), order.request_id, ["legacy", "trigger_index"]
         )
+    return True
 
 
 async def is_reported(pool: Pool, chain_id: int, execution_ids: Sequence[bytes]) -> bool:
@@ -328,12 +336,7 @@ async def refuse_claim(pool: Pool, order: Order, *, reason: str, detail: str) ->
 
 async def _end_claim(pool: Pool, order: Order, event: Event, *, reason: str, detail: str | None) -> None:
     async with unit(pool) as connection:
-        ours = await connection.fetchval(
-            # $1 id, $2 claim_no
-            "SELECT id FROM mint_request WHERE id = $1 AND state = 'claimed' AND claim_no = $2 FOR UPDATE",
-            order.request_id,
-            order.claim_no,
-        )
+        ours = await connection.fetchval(_LOCK_CLAIM, order.request_id, order.claim_no)
         if ours is not None:
             await settle(connection, event, [order.request_id], reason=reason, detail=detail)
 
@@ -433,14 +436,6 @@ async def record_answer(
                 order.request_id,
                 timedelta(seconds=answered.deadline_seconds),
             )
-        if event is Event.ALL_REFUSED:
-            # Where nothing was sent, the request waits as long as its workflow does.
-            await connection.execute(
-                # $1 id, $2 interval
-                "UPDATE mint_request SET next_attempt_at = clock_timestamp() + $2::interval WHERE id = $1",
-                order.request_id,
-                timedelta(seconds=answered.postpone_seconds),
-            )
         settled = await settle(
             connection,
             event,
@@ -450,6 +445,15 @@ async def record_answer(
             attempt_no=attempt_no,
         )
         mine = [s for s in settled if s.request_id == order.request_id]
+        if event is Event.ALL_REFUSED and mine:
+            # Nothing was ever sent, so it waits as long as its workflow does.  One that an earlier attempt left in
+            # doubt keeps the back-off that its last attempt set.
+            await connection.execute(
+                # $1 id, $2 interval
+                "UPDATE mint_request SET next_attempt_at = clock_timestamp() + $2::interval WHERE id = $1",
+                order.request_id,
+                timedelta(seconds=answered.postpone_seconds),
+            )
         return mine[-1].after if mine else before
 
 

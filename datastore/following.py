@@ -47,7 +47,6 @@ class Committed:
     recorded_requests: int = 0
     settled: list[Settled] = field(default_factory=list)
     alarms: Counter[str] = field(default_factory=Counter)
-    more_to_judge: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -708,7 +707,6 @@ async def _judge(connection: Connection, chain_id: int, height: int, rules: Rule
         reason="contested_bank_reference",
         detail="Another request asks for the same deposit for another beneficiary; neither was sent.",
     )
-    committed.more_to_judge = len(locked) == JUDGED_A_COMMIT
 
 
 async def _settle_finality(connection: Connection, chain_id: int, finality: Finality, committed: Committed) -> None:

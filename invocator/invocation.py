@@ -197,9 +197,9 @@ class Invocator:
             signer=self._signer.address,
             body=body,
         )
-        await claims.freeze(
-            self._pool, self._chain_id, order, frozen, execution_id_candidates(workflow_id, order.nonce.hex)
-        )
+        candidates = execution_id_candidates(workflow_id, order.nonce.hex)
+        if not await claims.freeze(self._pool, self._chain_id, order, frozen, candidates):
+            return None
         self._reached("invocator.after_freeze")
         return frozen
 

@@ -145,14 +145,21 @@ def _kept_secret(data_dir: Path) -> bytes:
     """
     path = data_dir / "instance-secret"
     if not path.exists():
-        draft = path.with_suffix(f".{os.getpid()}")
-        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        # A draft that a crash left is overwritten; the embedded server lets only one daemon come here.
+        draft = path.with_suffix(".draft")
+        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         try:
             os.write(descriptor, secrets.token_bytes(_SECRET_BYTES).hex().encode())
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
         draft.rename(path)
+        # The database pins this secret next: a power cut must not keep the one and lose the other.
+        folder = os.open(data_dir, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
     return bytes.fromhex(path.read_text(encoding="ascii"))
 
 

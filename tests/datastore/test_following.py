@@ -43,7 +43,7 @@ async def send(pool: Pool, outcome: str | None = "accepted") -> int:
     worker = uuid4()
     claimed = await claims.claim(pool, CHAIN, order.request_id, worker_id=worker, lease_seconds=60, pacing=PACING)
     assert claimed is not None
-    await claims.freeze(pool, CHAIN, claimed, FROZEN, EXECUTION_IDS)
+    assert await claims.freeze(pool, CHAIN, claimed, FROZEN, EXECUTION_IDS)
     number = await claims.begin_attempt(
         pool,
         CHAIN,
@@ -289,6 +289,7 @@ async def test_a_lease_that_ended_returns_the_claim_and_its_late_writes_are_refu
     swept = await claims.sweep(invocator_pool, CHAIN, give_up_seconds=3600, deadline_seconds=2400)
     assert (swept.leases, await states(indexer_pool)) == (1, {"1": "confirmed finalized"})
     await send(invocator_pool)
+    assert await claims.freeze(invocator_pool, CHAIN, asleep, FROZEN, EXECUTION_IDS) is False
     late = await claims.begin_attempt(
         invocator_pool,
         CHAIN,
@@ -326,3 +327,28 @@ async def test_a_range_whose_blocks_contradict_the_stored_ones_is_refused(indexe
     other = batch(block(1, fork="b", parent_fork="a"), on=genesis, final=1)
     with pytest.raises(FinalityViolated, match="block 1 is stored with another hash"):
         await following.record_range(indexer_pool, CHAIN, other, RULES, hold_reason="backfill")
+
+
+async def test_a_refused_resend_of_a_request_in_doubt_keeps_its_back_off(
+    indexer_pool: Pool, invocator_pool: Pool, genesis: Block
+) -> None:
+    one = block(1)
+    await following.commit(indexer_pool, CHAIN, batch(one, on=genesis, requests=(request("a", one),), final=1), RULES)
+    sent = await send(invocator_pool, outcome="unknown")
+    await indexer_pool.execute("UPDATE mint_request SET next_attempt_at = clock_timestamp() WHERE id = $1", sent)
+    (due,) = await claims.due(invocator_pool, CHAIN, limit=9)
+    number = await claims.begin_attempt(
+        invocator_pool,
+        CHAIN,
+        due,
+        FROZEN,
+        jti=uuid4(),
+        worker_id=uuid4(),
+        pacing=PACING,
+        retry_seconds=lambda _: 900,
+        deadline_seconds=2400,
+    )
+    assert number == 2
+    refused = Answered(outcome="never_connected", http_status=None, sentence=None, answer=None)
+    assert await claims.record_answer(invocator_pool, CHAIN, due, FROZEN, number, refused) == "in_doubt"
+    assert await claims.due(invocator_pool, CHAIN, limit=9) == []
