@@ -10,6 +10,8 @@ from typing import Final, Literal, NoReturn
 
 import click
 
+from service.commands.backfill import backfill
+
 EXIT_ERROR: Final = 1
 EXIT_USAGE: Final = 2
 EXIT_NOT_READY: Final = 3
@@ -24,6 +26,9 @@ def _fail(message: str, code: int) -> NoReturn:
 @click.version_option(package_name="bskt")
 def main() -> None:
     """BSKT's mint daemon: every MintRequested recorded, each one minted at most once."""
+
+
+main.add_command(backfill)
 
 
 @main.command()

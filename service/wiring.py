@@ -8,6 +8,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal, TypeAlias, TypeVar
 
@@ -208,8 +209,51 @@ def _packaged_abis() -> Path:
     return installed if installed.is_dir() else here / "abi"
 
 
-async def _pin(pool: Pool, node: Node, settings: Settings, sources: Sources) -> pinning.Pinned:
-    """Check the chain against what the first start pinned; be that first start if there was none."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Indexing:
+    """What a command needs that indexes by itself, beside the daemon or without it."""
+
+    pool: Pool
+    node: Node
+    sources: Sources
+    rules: Rules
+    trigger_finality: FinalityRule
+    complete_finality: FinalityRule
+
+
+@asynccontextmanager
+async def indexing(settings: Settings) -> AsyncIterator[Indexing]:
+    """Open the database and the node of a chain that the daemon has pinned.
+
+    Raises:
+        SettingsError, DatastoreUnsuitable, ChainMismatch: The message has the remedy.
+        NodeUnavailable, DatastoreUnavailable: Not now.
+    """
+    settings.require_chain()
+    async with AsyncExitStack() as stack:
+        dsn, secret = await stack.enter_async_context(_datastore(settings))
+        node = _node(settings)
+        stack.push_async_callback(node.close)
+        pool = await _opened(stack, dsn, Role.INDEXER)
+        await check_server(pool)
+        sources = _sources(settings, secret)
+        pinned = await pinning.pinned(pool, await _found(node, sources))
+        if pinned is None:
+            raise DatastoreUnsuitable(
+                f"the database does not hold chain {sources.chain_id} yet: start `bskt run` first, it pins the chain"
+            )
+        yield Indexing(
+            pool=pool,
+            node=node,
+            sources=sources,
+            rules=_rules(settings, sources, pinned),
+            trigger_finality=_finality(settings.trigger_finality),
+            complete_finality=_finality(settings.complete_finality),
+        )
+
+
+async def _found(node: Node, sources: Sources) -> pinning.Pin:
+    """What the node says of that which must never change."""
     genesis_hash = await node.genesis_hash()
     await node.require_chain(chain_id=sources.chain_id, genesis_hash=None)
     code_hash = await node.code_hash(sources.factory)
@@ -217,7 +261,7 @@ async def _pin(pool: Pool, node: Node, settings: Settings, sources: Sources) -> 
         raise DatastoreUnsuitable(
             f"there is no contract at BSKT_FACTORY_ADDRESS 0x{sources.factory.hex()} on chain {sources.chain_id}"
         )
-    pin = pinning.Pin(
+    return pinning.Pin(
         chain_id=sources.chain_id,
         genesis_hash=genesis_hash,
         factory_address=sources.factory,
@@ -225,6 +269,11 @@ async def _pin(pool: Pool, node: Node, settings: Settings, sources: Sources) -> 
         forwarder_address=sources.forwarder,
         secret_check=secret_check_value(sources.secret),
     )
+
+
+async def _pin(pool: Pool, node: Node, settings: Settings, sources: Sources) -> pinning.Pinned:
+    """Check the chain against what the first start pinned; be that first start if there was none."""
+    pin = await _found(node, sources)
     if (pinned := await pinning.pinned(pool, pin)) is not None:
         return pinned
     start = await node.header_by_number(max(1, _present(settings.start_block)))
@@ -243,23 +292,27 @@ async def _pin(pool: Pool, node: Node, settings: Settings, sources: Sources) -> 
 def _follower(
     settings: Settings, pool: Pool, node: Node, sources: Sources, pinned: pinning.Pinned, reached: Reached
 ) -> Follower:
-    cap = settings.max_mint_tokens
     return Follower(
         pool=pool,
         node=node,
         sources=sources,
-        rules=Rules(
-            policy=Policy(
-                max_mint_wei=None if cap is None else wei(cap),
-                forbidden_beneficiaries=frozenset({sources.factory, sources.forwarder}),
-            ),
-            contest=settings.contested_reference == "review",
-            first_trigger_block_number=pinned.first_trigger_block_number,
-        ),
+        rules=_rules(settings, sources, pinned),
         trigger_finality=_finality(settings.trigger_finality),
         complete_finality=_finality(settings.complete_finality),
         max_range_blocks=settings.max_log_range_blocks,
         reached=reached,
+    )
+
+
+def _rules(settings: Settings, sources: Sources, pinned: pinning.Pinned) -> Rules:
+    cap = settings.max_mint_tokens
+    return Rules(
+        policy=Policy(
+            max_mint_wei=None if cap is None else wei(cap),
+            forbidden_beneficiaries=frozenset({sources.factory, sources.forwarder}),
+        ),
+        contest=settings.contested_reference == "review",
+        first_trigger_block_number=pinned.first_trigger_block_number,
     )
 
 
