@@ -13,16 +13,16 @@ from typing import Final, TypeAlias
 
 from datastore.connection import Connection, Pool, translated, unit
 from datastore.errors import CursorMoved, FinalityViolated
-from datastore.judgement import Allowed, Candidate, ForReview, Holder, Refused, judge
+from datastore.judgement import Allowed, Asked, Candidate, ForReview, Holder, Refused, judge
 from datastore.lifecycle import Event, Facts, State
 from datastore.rows import Basket, Batch, Block, BlockRef, Finality, LogRow, Mint, Report, Request
 from datastore.settlement import Horizon, Known, Move, Settled, move, raise_alarms, settle
 
-Policy: TypeAlias = Callable[[Candidate], Refused | None]
+Policy: TypeAlias = Callable[[Asked], Refused | None]
 """What the indexer refuses whatever the reference says; pure."""
 
 JUDGED_A_COMMIT: Final = 5_000
-"""Bounds a commit's memory after a long stall of finality; the rest is judged by the next commit."""
+"""Bounds a commit's memory after a long stall of finality; ``Committed.more_to_judge`` asks for another commit."""
 
 CONFIRMED_CHANNEL: Final = "bskt_confirmed"
 """NOTIFY channel that shortens the invocator's pause; polling stays the truth."""
@@ -44,9 +44,15 @@ class Committed:
     cursor: BlockRef
     orphaned_blocks: int = 0
     orphaned_requests: int = 0
-    recorded_requests: int = 0
+    recorded: Counter[State] = field(default_factory=Counter)
     settled: list[Settled] = field(default_factory=list)
     alarms: Counter[str] = field(default_factory=Counter)
+    more_to_judge: bool = False
+
+    @property
+    def recorded_requests(self) -> int:
+        """New rows; ``recorded`` has the states in which they begin."""
+        return self.recorded.total()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,76 +97,34 @@ ON CONFLICT (chain_id, hash) DO UPDATE
 SET canonical = true, parent_hash = coalesce(excluded.parent_hash, block.parent_hash)
 """
 
-# $1 chain and the columns of LogRow in their order
-_INSERT_LOGS: Final = """
-INSERT INTO log (
-    chain_id, block_number, block_hash, log_index, tx_hash, tx_index, address, topics, data, event, undecodable
-)
-SELECT $1, * FROM unnest(
-    $2::bigint[], $3::bytea[], $4::integer[], $5::bytea[], $6::integer[], $7::bytea[], $8::bytea[], $9::bytea[],
-    $10::text[], $11::text[]
-)
-ON CONFLICT (chain_id, block_hash, log_index) DO UPDATE SET canonical = true
-"""
+# Of the batch's blocks and requests, which were recorded before.  $1 chain, $2 hashes
+_KNOWN_BLOCKS: Final = "SELECT hash FROM block WHERE chain_id = $1 AND hash = ANY($2::bytea[])"
+# $1 identities
+_KNOWN_REQUESTS: Final = "SELECT identity FROM mint_request WHERE identity = ANY($1::bytea[])"
 
-# $1 chain and the columns of Basket in their order
-_INSERT_BASKETS: Final = """
-INSERT INTO basket (
-    chain_id, block_number, block_hash, log_index, stablecoin, consumer, creator, admin, name_raw, symbol_raw, name, symbol
-)
-SELECT $1, * FROM unnest(
-    $2::bigint[], $3::bytea[], $4::integer[], $5::bytea[], $6::bytea[], $7::bytea[], $8::bytea[], $9::bytea[],
-    $10::bytea[], $11::text[], $12::text[]
-)
-ON CONFLICT (chain_id, block_hash, log_index) DO UPDATE SET canonical = true
-"""
+# What the known blocks among the new ones hold is canonical again (A→B→A).  $1 chain, $2 hashes of the known blocks
+_RESTORE: Final = {
+    "log": "UPDATE log SET canonical = true WHERE chain_id = $1 AND block_hash = ANY($2::bytea[]) AND NOT canonical",
+    "basket": "UPDATE basket SET canonical = true WHERE chain_id = $1 AND block_hash = ANY($2::bytea[]) AND NOT canonical",
+    "report": "UPDATE report SET canonical = true WHERE chain_id = $1 AND block_hash = ANY($2::bytea[]) AND NOT canonical",
+    "mint_execution": """
+        UPDATE mint_execution SET canonical = true
+        WHERE chain_id = $1 AND block_hash = ANY($2::bytea[]) AND NOT canonical
+    """,
+}
+_KNOWN_ROWS: Final = {
+    "log": "SELECT block_hash, log_index FROM log WHERE chain_id = $1 AND block_hash = ANY($2::bytea[])",
+    "basket": "SELECT block_hash, log_index FROM basket WHERE chain_id = $1 AND block_hash = ANY($2::bytea[])",
+    "report": "SELECT block_hash, log_index FROM report WHERE chain_id = $1 AND block_hash = ANY($2::bytea[])",
+    "mint_execution": """
+        SELECT block_hash, log_index FROM mint_execution WHERE chain_id = $1 AND block_hash = ANY($2::bytea[])
+    """,
+}
 
-# $1 chain and the columns of Report in their order
-_INSERT_REPORTS: Final = """
-INSERT INTO report (
-    chain_id, block_number, block_hash, log_index, tx_hash, receiver, execution_id, report_id, result
-)
-SELECT $1, * FROM unnest(
-    $2::bigint[], $3::bytea[], $4::integer[], $5::bytea[], $6::bytea[], $7::bytea[], $8::bytea[], $9::boolean[]
-)
-ON CONFLICT (chain_id, block_hash, log_index) DO UPDATE SET canonical = true
-"""
-
-# $1 chain and the columns of Mint in their order
-_INSERT_MINTS: Final = """
-INSERT INTO mint_execution (
-    chain_id, block_number, block_hash, log_index, tx_hash, consumer, recipient, amount, bank_reference
-)
-SELECT $1, n.block_number, n.block_hash, n.log_index, n.tx_hash, n.consumer, n.recipient, n.amount::numeric, n.bank_reference
-FROM unnest(
-    $2::bigint[], $3::bytea[], $4::integer[], $5::bytea[], $6::bytea[], $7::bytea[], $8::text[], $9::bytea[]
-) AS n (block_number, block_hash, log_index, tx_hash, consumer, recipient, amount, bank_reference)
-ON CONFLICT (chain_id, block_hash, log_index) DO UPDATE SET canonical = true
-"""
-
-# $1 chain; $2 first block number that may trigger; $3 reason of a hold for all, or NULL; then the columns of Request in
-# their order.  Amounts travel as text: exact, and faster than numeric parameters.
-_INSERT_REQUESTS: Final = """
-INSERT INTO mint_request (
-    chain_id, identity, nonce, emitter, tx_hash, block_number, block_hash, block_timestamp, log_index, stablecoin, consumer,
-    requester, beneficiary, amount, predicted_amount, bank_reference, expected_reference, held_at, held_reason
-)
-SELECT
-    $1, n.identity, n.nonce, n.emitter, n.tx_hash, n.block_number, n.block_hash, n.block_timestamp, n.log_index, n.stablecoin,
-    n.consumer, n.requester, n.beneficiary, n.amount::numeric, n.predicted_amount::numeric, n.bank_reference,
-    n.expected_reference,
-    CASE WHEN $3::text IS NOT NULL OR n.block_number < $2 THEN clock_timestamp() END,
-    CASE WHEN $3::text IS NOT NULL THEN $3 WHEN n.block_number < $2 THEN 'before_first_trigger_block' END
-FROM unnest(
-    $4::bytea[], $5::uuid[], $6::bytea[], $7::bytea[], $8::bigint[], $9::bytea[], $10::bigint[], $11::integer[], $12::bytea[],
-    $13::bytea[], $14::bytea[], $15::bytea[], $16::text[], $17::text[], $18::bytea[], $19::bytea[]
-) AS n (
-    identity, nonce, emitter, tx_hash, block_number, block_hash, block_timestamp, log_index, stablecoin, consumer, requester,
-    beneficiary, amount, predicted_amount, bank_reference, expected_reference
-)
-ON CONFLICT (identity) DO NOTHING
-RETURNING identity
-"""
+# Bank references that somebody else asked for, ever.  $1 bank references
+_ASKED_FOR: Final = "SELECT bank_reference FROM mint_request WHERE bank_reference = ANY($1::bytea[])"
+# $1 references that mints carry
+_MINTED: Final = "SELECT bank_reference FROM mint_execution WHERE canonical AND bank_reference = ANY($1::bytea[])"
 
 # A request that was recorded before and stands in a new place now: it keeps its row, its nonce and its state.
 # $1 identities, $2 block numbers, $3 block hashes, $4 timestamps, $5 log indexes, $6 stablecoins, $7 consumers
@@ -181,7 +145,7 @@ WHERE r.identity = n.identity
 RETURNING r.id
 """
 
-# Orphaning, by $1 chain and $2 hashes of the blocks that were left.
+# Orphaning, by $1 chain and $2 hashes of the blocks that were left; they are above $3, the ancestor.
 _ORPHAN_BLOCKS: Final = """
 UPDATE block SET canonical = false WHERE chain_id = $1 AND canonical AND number > $2 RETURNING hash
 """
@@ -201,7 +165,7 @@ RETURNING request_id
 """
 _ORPHAN_REQUESTS: Final = """
 UPDATE mint_request SET chain_status = 'orphaned'
-WHERE chain_id = $1 AND chain_status <> 'orphaned' AND block_hash = ANY($2::bytea[])
+WHERE chain_id = $1 AND chain_status = 'canonical' AND block_number > $3 AND block_hash = ANY($2::bytea[])
 RETURNING id
 """
 # $1 request ids
@@ -300,7 +264,9 @@ WHERE e.chain_id = $1 AND e.block_hash = ANY($2::bytea[]) AND e.request_id IS NU
 """
 # $1 references
 _REQUESTS_WITH_REFERENCE: Final = """
-SELECT id FROM mint_request WHERE expected_reference = ANY($1::bytea[])
+SELECT id FROM mint_request WHERE bank_reference = ANY($1::bytea[]) AND expected_reference = bank_reference
+UNION ALL
+SELECT id FROM mint_request WHERE expected_reference = ANY($1::bytea[]) AND expected_reference <> bank_reference
 """
 
 # $1 chain, $2 trigger height, $3 limit
@@ -410,7 +376,7 @@ async def commit(pool: Pool, chain_id: int, batch: Batch, rules: Rules) -> Commi
             await _orphan(connection, chain_id, batch, committed)
         hashes = [block.hash for block in batch.blocks]
         await _insert_observations(connection, chain_id, batch)
-        await _insert_requests(connection, chain_id, batch.requests, rules, None, committed)
+        await _insert_requests(connection, chain_id, batch, rules, None, committed)
         await _settle_outcomes(connection, chain_id, hashes, committed)
         await _judge(connection, chain_id, batch.finality.trigger, rules, committed)
         await _settle_finality(connection, chain_id, batch.finality, committed)
@@ -445,7 +411,7 @@ async def record_range(pool: Pool, chain_id: int, batch: Batch, rules: Rules, *,
                 f"block {conflict} is stored with another hash than the node gives; check the node with `bskt check`"
             )
         await _insert_observations(connection, chain_id, batch)
-        await _insert_requests(connection, chain_id, batch.requests, rules, hold_reason, committed)
+        await _insert_requests(connection, chain_id, batch, rules, hold_reason, committed)
         await _settle_outcomes(connection, chain_id, [block.hash for block in batch.blocks], committed)
         await _judge(connection, chain_id, batch.finality.trigger, rules, committed)
         await _settle_finality(connection, chain_id, batch.finality, committed)
@@ -454,7 +420,7 @@ async def record_range(pool: Pool, chain_id: int, batch: Batch, rules: Rules, *,
 
 
 async def _announce(connection: Connection, chain_id: int, committed: Committed) -> None:
-    if any(s.after is State.CONFIRMED for s in committed.settled):
+    if committed.recorded[State.CONFIRMED] or any(s.after is State.CONFIRMED for s in committed.settled):
         await connection.execute("SELECT pg_notify($1, $2)", CONFIRMED_CHANNEL, str(chain_id))
 
 
@@ -492,7 +458,7 @@ async def _orphan(connection: Connection, chain_id: int, batch: Batch, committed
     await connection.execute(_ORPHAN_BASKETS, chain_id, left)
     lost_reports = [row["execution_id"] for row in await connection.fetch(_ORPHAN_REPORTS, chain_id, left)]
     lost_mints = [row["request_id"] for row in await connection.fetch(_ORPHAN_MINTS, chain_id, left)]
-    requests = [row["id"] for row in await connection.fetch(_ORPHAN_REQUESTS, chain_id, left)]
+    requests = [row["id"] for row in await connection.fetch(_ORPHAN_REQUESTS, chain_id, left, batch.ancestor.number)]
     committed.orphaned_blocks = batch.expected.number - batch.ancestor.number
     committed.orphaned_requests = len(requests)
     await connection.execute(
@@ -523,40 +489,130 @@ async def _orphan(connection: Connection, chain_id: int, batch: Batch, committed
 
 
 async def _insert_observations(connection: Connection, chain_id: int, batch: Batch) -> None:
+    """Blocks and what their logs say.
+
+    The cursor's row is locked, so nobody else writes this chain's rows: what is not found is new, and is copied.
+    """
+    rows = await connection.fetch(_KNOWN_BLOCKS, chain_id, [block.hash for block in batch.blocks])
+    known = [row["hash"] for row in rows]
     await connection.execute(_INSERT_BLOCKS, chain_id, *_columns(batch.blocks, _BLOCK))
-    if batch.logs:
-        await connection.execute(_INSERT_LOGS, chain_id, *_columns(batch.logs, _LOG))
-    if batch.baskets:
-        await connection.execute(_INSERT_BASKETS, chain_id, *_columns(batch.baskets, _BASKET))
-    if batch.reports:
-        await connection.execute(_INSERT_REPORTS, chain_id, *_columns(batch.reports, _REPORT))
-    if batch.mints:
-        columns = _columns(batch.mints, _MINT)
-        columns[6] = [str(amount) for amount in columns[6]]
-        await connection.execute(_INSERT_MINTS, chain_id, *columns)
+    await _insert_new(connection, chain_id, "log", LogRow._fields, batch.logs, known)
+    await _insert_new(connection, chain_id, "basket", Basket._fields, batch.baskets, known)
+    await _insert_new(connection, chain_id, "report", Report._fields, batch.reports, known)
+    await _insert_new(connection, chain_id, "mint_execution", Mint._fields, batch.mints, known)
+
+
+async def _insert_new(
+    connection: Connection,
+    chain_id: int,
+    table: str,
+    columns: Sequence[str],
+    rows: Sequence[LogRow] | Sequence[Basket] | Sequence[Report] | Sequence[Mint],
+    known_blocks: list[bytes],
+) -> None:
+    there: set[tuple[bytes, int]] = set()
+    if known_blocks:
+        await connection.execute(_RESTORE[table], chain_id, known_blocks)
+        found = await connection.fetch(_KNOWN_ROWS[table], chain_id, known_blocks)
+        there = {(row["block_hash"], row["log_index"]) for row in found}
+    if rows:
+        await connection.copy_records_to_table(
+            table,
+            columns=("chain_id", *columns),
+            records=((chain_id, *row) for row in rows if (row.block_hash, row.log_index) not in there),
+        )
 
 
 async def _insert_requests(
     connection: Connection,
     chain_id: int,
-    requests: Sequence[Request],
+    batch: Batch,
     rules: Rules,
     hold_reason: str | None,
     committed: Committed,
 ) -> None:
-    if not requests:
+    if not batch.requests:
         return
-    columns = _columns(requests, _REQUEST)
-    columns[12] = [str(amount) for amount in columns[12]]
-    columns[13] = [None if amount is None else str(amount) for amount in columns[13]]
-    rows = await connection.fetch(_INSERT_REQUESTS, chain_id, rules.first_trigger_block_number, hold_reason, *columns)
-    committed.recorded_requests = len(rows)
-    if len(rows) == len(requests):
-        return
-    new = {row["identity"] for row in rows}
-    again = [request for request in requests if request.identity not in new]
-    attached = await connection.fetch(_RE_ATTACH_REQUESTS, *_columns(again, _PLACE))
-    committed.settled += await settle(connection, Event.RE_MINED, [row["id"] for row in attached])
+    rows = await connection.fetch(_KNOWN_REQUESTS, [request.identity for request in batch.requests])
+    known = {row["identity"] for row in rows}
+    new: dict[bytes, Request] = {}
+    again: list[Request] = []
+    for request in batch.requests:
+        if request.identity in known or request.identity in new:
+            again.append(request)
+        else:
+            new[request.identity] = request
+    if new:
+        await _copy_requests(connection, chain_id, list(new.values()), batch.finality, rules, hold_reason, committed)
+    if again:
+        attached = await connection.fetch(_RE_ATTACH_REQUESTS, *_columns(again, _PLACE))
+        committed.settled += await settle(connection, Event.RE_MINED, [row["id"] for row in attached])
+
+
+async def _copy_requests(
+    connection: Connection,
+    chain_id: int,
+    requests: Sequence[Request],
+    finality: Finality,
+    rules: Rules,
+    hold_reason: str | None,
+    committed: Committed,
+) -> None:
+    verdicts = await _judge_before_recording(connection, requests, finality.trigger, rules)
+    finalized = min(finality.finalized, committed.cursor.number)
+    now = await connection.fetchval("SELECT clock_timestamp()")
+
+    def record(request: Request) -> tuple[object, ...]:
+        held = hold_reason or (
+            "before_first_trigger_block" if request.block_number < rules.first_trigger_block_number else None
+        )
+        verdict = verdicts.get(request.identity)
+        match verdict:
+            case None:
+                state, reason, detail = State.SEEN, None, None
+            case Allowed():
+                state, reason, detail = State.CONFIRMED, "allowed", None
+            case Refused():
+                state, reason, detail = State.REJECTED, verdict.code, verdict.sentence
+        committed.recorded[state] += 1
+        return (
+            chain_id,
+            *request,
+            "finalized" if request.block_number <= finalized else "canonical",
+            state.value,
+            reason,
+            detail,
+            state is State.CONFIRMED,
+            now if held else None,
+            held,
+        )
+
+    await connection.copy_records_to_table(
+        "mint_request", columns=_RECORDED, records=(record(request) for request in requests)
+    )
+
+
+async def _judge_before_recording(
+    connection: Connection, requests: Sequence[Request], height: int, rules: Rules
+) -> dict[bytes, Allowed | Refused]:
+    """Verdicts, by identity, on new requests that are final enough and whose deposit nobody else ever touched.
+
+    Nothing but the policy can refuse these, so they are recorded as what they are about to become: one write instead
+    of three.  All others are recorded as seen, and judged among their rivals.
+    """
+    final = [request for request in requests if request.block_number <= height]
+    if not final:
+        return {}
+    asked = Counter(request.bank_reference for request in final)
+    touched = {reference for reference, times in asked.items() if times > 1}
+    touched |= {row["bank_reference"] for row in await connection.fetch(_ASKED_FOR, list(asked))}
+    expected = [request.expected_reference for request in final]
+    minted = {row["bank_reference"] for row in await connection.fetch(_MINTED, expected)}
+    return {
+        request.identity: rules.policy(request) or Allowed()
+        for request in final
+        if request.bank_reference not in touched and request.expected_reference not in minted
+    }
 
 
 async def _settle_outcomes(connection: Connection, chain_id: int, hashes: list[bytes], committed: Committed) -> None:
@@ -676,6 +732,7 @@ async def _judge(connection: Connection, chain_id: int, height: int, rules: Rule
     locked = [row["id"] for row in await connection.fetch(_LOCK_CANDIDATES, chain_id, height, JUDGED_A_COMMIT)]
     if not locked:
         return
+    committed.more_to_judge = len(locked) == JUDGED_A_COMMIT
     candidates = [Candidate(**row) for row in await connection.fetch(_CANDIDATES, locked)]
     references = sorted({candidate.bank_reference for candidate in candidates})
     await connection.execute(_LOCK_HOLDERS, references)
@@ -770,27 +827,16 @@ async def _alarm(
 
 
 _BLOCK: Final = ("number", "hash", "parent_hash", "timestamp")
-_LOG: Final = LogRow.__slots__
-_BASKET: Final = Basket.__slots__
-_REPORT: Final = Report.__slots__
-_MINT: Final = Mint.__slots__
-_REQUEST: Final = (
-    "identity",
-    "nonce",
-    "emitter",
-    "tx_hash",
-    "block_number",
-    "block_hash",
-    "block_timestamp",
-    "log_index",
-    "stablecoin",
-    "consumer",
-    "requester",
-    "beneficiary",
-    "amount",
-    "predicted_amount",
-    "bank_reference",
-    "expected_reference",
+_RECORDED: Final = (
+    "chain_id",
+    *Request._fields,
+    "chain_status",
+    "state",
+    "state_reason",
+    "state_detail",
+    "holds_reference",
+    "held_at",
+    "held_reason",
 )
 _PLACE: Final = (
     "identity",

@@ -9,13 +9,31 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, TypeAlias
+from typing import Final, Protocol, TypeAlias
 
 from datastore.lifecycle import State
 
 DUPLICATE_BANK_REFERENCE: Final = "duplicate_bank_reference"
 CONTESTED_BANK_REFERENCE: Final = "contested_bank_reference"
 REFERENCE_ALREADY_MINTED: Final = "reference_already_minted"
+
+
+class Asked(Protocol):
+    """What a policy looks at, of a request that is recorded or about to be: addresses, references and wei."""
+
+    # ruff: noqa: D102 - the names say it
+    @property
+    def bank_reference(self) -> bytes: ...
+    @property
+    def stablecoin(self) -> bytes: ...
+    @property
+    def consumer(self) -> bytes: ...
+    @property
+    def beneficiary(self) -> bytes: ...
+    @property
+    def amount(self) -> int: ...
+    @property
+    def predicted_amount(self) -> int | None: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

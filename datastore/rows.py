@@ -1,11 +1,16 @@
 """What the indexer hands to the datastore: rows, already decoded and checked.
 
 Hashes are 32 bytes, addresses 20, amounts wei.  ``Mint`` and ``Report`` are kept whether they were expected or not.
+
+What comes by the hundred thousand is a named tuple: it is made five times as fast as a frozen dataclass, and ``COPY``
+takes it as it is.  Its fields are the columns of its table.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 from uuid import UUID
 
 
@@ -27,8 +32,7 @@ class Block:
     timestamp: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LogRow:
+class LogRow(NamedTuple):
     """A raw log of known origin; ``topics`` are concatenated; ``undecodable`` says why it could not be decoded."""
 
     block_number: int
@@ -43,8 +47,7 @@ class LogRow:
     undecodable: str | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Basket:
+class Basket(NamedTuple):
     """A ``BasketCreated`` of the configured factory."""
 
     block_number: int
@@ -60,8 +63,7 @@ class Basket:
     symbol: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
+class Request(NamedTuple):
     """A ``MintRequested`` with everything that follows from it (design §3)."""
 
     identity: bytes
@@ -82,8 +84,7 @@ class Request:
     expected_reference: bytes
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Mint:
+class Mint(NamedTuple):
     """A ``MintExecuted`` of a known consumer."""
 
     block_number: int
@@ -96,8 +97,7 @@ class Mint:
     bank_reference: bytes
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Report:
+class Report(NamedTuple):
     """A ``ReportProcessed`` of the configured forwarder for a known consumer."""
 
     block_number: int
@@ -134,11 +134,11 @@ class Batch:
 
     expected: BlockRef
     ancestor: BlockRef
-    blocks: tuple[Block, ...]
+    blocks: Sequence[Block]
     head_number: int
     finality: Finality
-    logs: tuple[LogRow, ...] = ()
-    baskets: tuple[Basket, ...] = ()
-    requests: tuple[Request, ...] = ()
-    mints: tuple[Mint, ...] = ()
-    reports: tuple[Report, ...] = ()
+    logs: Sequence[LogRow] = ()
+    baskets: Sequence[Basket] = ()
+    requests: Sequence[Request] = ()
+    mints: Sequence[Mint] = ()
+    reports: Sequence[Report] = ()

@@ -6,19 +6,25 @@ that was killed at any line is simply run again: what is there costs a read and 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Final
 
 from datastore import following
 from datastore.connection import Pool
 from datastore.following import Rules
-from datastore.rows import Batch, Finality
-from indexer.final_zone import FinalZone
+from datastore.rows import Batch, Block, Finality
+from indexer.final_zone import FinalZone, overlapped
 from indexer.follower import FinalityRule, Reached, report
-from indexer.observation import Observation, Sources
+from indexer.observation import Observation, Observed, Sources
 from node.node import Node
 
-HELD_REASON = "backfill"
+HELD_REASON: Final = "backfill"
 """``held_reason`` of what a backfill finds, unless it was told to trigger."""
+
+
+RANGES_A_TICK: Final = 4
+"""Few, so that whoever waits sees how far it came."""
 
 
 class NotFinal(Exception):
@@ -46,7 +52,7 @@ class Found:
 
 
 class Backfill:
-    """Reads one range of blocks, one node range a ``tick``.
+    """Reads one range of blocks, some node ranges a ``tick``.
 
     ``last`` is known after the first tick: a backfill ends at the last block that is both indexed and final.
     """
@@ -118,43 +124,64 @@ class Backfill:
             raise NotFinal(self.first, final)
         if self._consumer_by_token is None:
             self._consumer_by_token = dict(await following.known_baskets(self._pool, chain_id, up_to=self.first - 1))
-        read = await self._zone.read(self._done, self.last)
-        observation = Observation(self._sources, self._consumer_by_token)
-        observation.read(read.logs, read.timestamp_by_block())
-        observed = observation.observed
+        before = self._done
+        async with self._zone.reading(self._done, self.last) as next_range:
+
+            async def prepare() -> tuple[int, Sequence[Block], Observation] | None:
+                nonlocal before
+                read = await next_range()
+                if read is None:
+                    return None
+                observation = Observation(self._sources, self._consumer_by_token or {})
+                observation.read(read.logs, read.timestamp_by_block())
+                self._consumer_by_token = observation.consumer_by_token
+                after, before = before, read.blocks[-1].number
+                return after, read.blocks, observation
+
+            async def commit(prepared: tuple[int, Sequence[Block], Observation]) -> None:
+                after, blocks, observation = prepared
+                new = await self._record(position, blocks, observation.observed)
+                self._count(observation.observed, blocks=blocks[-1].number - after, new=new)
+                self._done = blocks[-1].number
+
+            await overlapped(prepare, commit, turns=RANGES_A_TICK)
+        return self._done < self.last
+
+    async def _record(self, position: following.Position, blocks: Sequence[Block], observed: Observed) -> int:
+        """Write what was found, unless nothing shall be written; how many requests were, or would be, new."""
         if self._dry_run:
-            known = await following.recorded_requests(self._pool, [request.identity for request in observed.requests])
-            new = len(observed.requests) - known
-        else:
-            batch = Batch(
-                expected=position.cursor,
-                ancestor=position.cursor,
-                blocks=tuple(read.blocks),
-                head_number=position.head,
-                # What is above the final blocks is the follower's to judge: this position may be old by now.
-                finality=Finality(
-                    finalized=final,
-                    safe=final,
-                    trigger=min(final, self._height(self._trigger, position)),
-                    complete=min(final, self._height(self._complete, position)),
-                ),
-                logs=tuple(observed.logs),
-                baskets=tuple(observed.baskets),
-                requests=tuple(observed.requests),
-                mints=tuple(observed.mints),
-                reports=tuple(observed.reports),
-            )
-            self._reached("backfill.before_commit")
-            committed = await following.record_range(
-                self._pool, chain_id, batch, self._rules, hold_reason=self._hold_reason
-            )
-            self._reached("backfill.after_commit")
-            new = committed.recorded_requests
-            report(committed, undecodable=observed.undecodable)
-        self._consumer_by_token = observation.consumer_by_token
-        end = read.blocks[-1].number
+            identities = {request.identity for request in observed.requests}
+            return len(identities) - await following.recorded_requests(self._pool, list(identities))
+        final = position.finalized
+        batch = Batch(
+            expected=position.cursor,
+            ancestor=position.cursor,
+            blocks=blocks,
+            head_number=position.head,
+            # What is above the final blocks is the follower's to judge: this position may be old by now.
+            finality=Finality(
+                finalized=final,
+                safe=final,
+                trigger=min(final, self._height(self._trigger, position)),
+                complete=min(final, self._height(self._complete, position)),
+            ),
+            logs=observed.logs,
+            baskets=observed.baskets,
+            requests=observed.requests,
+            mints=observed.mints,
+            reports=observed.reports,
+        )
+        self._reached("backfill.before_commit")
+        committed = await following.record_range(
+            self._pool, self._sources.chain_id, batch, self._rules, hold_reason=self._hold_reason
+        )
+        self._reached("backfill.after_commit")
+        report(committed, undecodable=observed.undecodable)
+        return committed.recorded_requests
+
+    def _count(self, observed: Observed, *, blocks: int, new: int) -> None:
         found = self.found
-        found.blocks += end - self._done
+        found.blocks += blocks
         found.logs += len(observed.logs)
         found.baskets += len(observed.baskets)
         found.requests_new += new
@@ -162,8 +189,6 @@ class Backfill:
         found.mints += len(observed.mints)
         found.reports += len(observed.reports)
         found.undecodable += observed.undecodable
-        self._done = end
-        return end < self.last
 
     @staticmethod
     def _height(rule: FinalityRule, position: following.Position) -> int:

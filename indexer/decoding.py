@@ -11,7 +11,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final, TypeAlias, cast
+from typing import Final, NamedTuple, TypeAlias, cast
 
 from eth_hash.auto import keccak
 
@@ -254,8 +254,7 @@ def _tail(data: bytes, offset: int, head_bytes: int) -> bytes | None:
     return data[start : start + size]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BasketCreatedEvent:
+class BasketCreatedEvent(NamedTuple):
     """A new basket; ``name`` and ``symbol`` are raw: they need not be UTF-8, nor short, nor honest."""
 
     creator: bytes
@@ -266,19 +265,17 @@ class BasketCreatedEvent:
     symbol: bytes
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MintRequestedEvent:
+class MintRequestedEvent(NamedTuple):
     """A wish for a mint of ``amount`` wei; ``stablecoin`` is ``None`` in the token form: there the emitter is it."""
 
-    stablecoin: bytes | None
     requester: bytes
     beneficiary: bytes
     amount: int
     bank_reference: bytes
+    stablecoin: bytes | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MintExecutedEvent:
+class MintExecutedEvent(NamedTuple):
     """A mint of ``amount`` wei; by itself it proves nothing (``bskt.md`` §1, "Who to believe")."""
 
     recipient: bytes
@@ -286,8 +283,7 @@ class MintExecutedEvent:
     bank_reference: bytes
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReportProcessedEvent:
+class ReportProcessedEvent(NamedTuple):
     """A delivery by the forwarder; ``report_id`` has 2 bytes, ``result`` is false where the consumer reverted."""
 
     receiver: bytes
@@ -348,10 +344,7 @@ class EventCatalog:
         values = self._basket_created.values(topics, data)
         if isinstance(values, Undecodable):
             return values
-        creator, admin, stablecoin, consumer, name, symbol = cast("tuple[bytes, ...]", values)
-        return BasketCreatedEvent(
-            creator=creator, admin=admin, stablecoin=stablecoin, consumer=consumer, name=name, symbol=symbol
-        )
+        return BasketCreatedEvent(*cast("tuple[bytes, bytes, bytes, bytes, bytes, bytes]", values))
 
     def decode_mint_requested(
         self, topics: Sequence[bytes], data: bytes, *, from_factory: bool
@@ -369,30 +362,22 @@ class EventCatalog:
         values = form.values(topics, data)
         if isinstance(values, Undecodable):
             return values
-        requester, beneficiary, amount, bank_reference = cast("tuple[bytes, bytes, int, bytes]", values[:4])
-        return MintRequestedEvent(
-            stablecoin=cast("bytes", values[4]) if from_factory else None,
-            requester=requester,
-            beneficiary=beneficiary,
-            amount=amount,
-            bank_reference=bank_reference,
-        )
+        stablecoin = () if from_factory else (None,)
+        return MintRequestedEvent(*cast("tuple[bytes, bytes, int, bytes, bytes | None]", values + stablecoin))
 
     def decode_mint_executed(self, topics: Sequence[bytes], data: bytes) -> MintExecutedEvent | Undecodable:
         """Read a ``MintExecuted`` of a consumer."""
         values = self._mint_executed.values(topics, data)
         if isinstance(values, Undecodable):
             return values
-        recipient, amount, bank_reference = cast("tuple[bytes, int, bytes]", values)
-        return MintExecutedEvent(recipient=recipient, amount=amount, bank_reference=bank_reference)
+        return MintExecutedEvent(*cast("tuple[bytes, int, bytes]", values))
 
     def decode_report_processed(self, topics: Sequence[bytes], data: bytes) -> ReportProcessedEvent | Undecodable:
         """Read a ``ReportProcessed`` of the forwarder."""
         values = self._report_processed.values(topics, data)
         if isinstance(values, Undecodable):
             return values
-        receiver, execution_id, report_id, result = cast("tuple[bytes, bytes, bytes, bool]", values)
-        return ReportProcessedEvent(receiver=receiver, execution_id=execution_id, report_id=report_id, result=result)
+        return ReportProcessedEvent(*cast("tuple[bytes, bytes, bytes, bool]", values))
 
 
 def find_mint_requested(abis: Abis) -> list[EventDecoder]:

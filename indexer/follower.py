@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Literal, TypeAlias
 
 import structlog
@@ -15,16 +15,19 @@ from datastore.errors import CursorMoved, FinalityViolated
 from datastore.following import Committed, Position, Rules
 from datastore.rows import Batch, Block, BlockRef, Finality
 from indexer.continuity import AlreadyHeld, LeavesFinality, NeedsParent, Reorg, is_linked, judge
-from indexer.final_zone import FinalZone, stored
+from indexer.final_zone import FinalZone, contradiction, overlapped, stored
 from indexer.observation import Observation, Sources
 from node.blocks import Header
-from node.errors import BlockUnknown, NodeAnswerInvalid
+from node.errors import BlockUnknown
 from node.node import Node
 
 log = structlog.get_logger(__name__)
 
 Reached: TypeAlias = Callable[[str], None]
 """Called with the name of each boundary around a commit; tests end the process there."""
+
+LOGGED_ONE_BY_ONE: Final = 100
+"""A commit that moves more requests than this is logged as counts."""
 
 BLOCKS_A_COMMIT: Final = 64
 """Near the head: bounds a commit after a pause; the rest is read by the next tick."""
@@ -79,6 +82,8 @@ class Follower:
         self._complete = complete_finality
         self._zone = FinalZone(node, sources, max_range_blocks=max_range_blocks)
         self._reached = reached
+        # Whether requests may wait for their judgement though nothing new is on chain; a new process looks once.
+        self._more_to_judge = True
         # A cache of rows, believed only while the cursor is the one that it was read at.
         self._baskets: tuple[BlockRef, dict[bytes, bytes]] | None = None
 
@@ -101,7 +106,7 @@ class Follower:
                 safe=safe.number if safe else -1,
             )
             if tags.finalized > head.number:
-                raise _contradiction(f"finalized block {tags.finalized} is above the head {head.number}")
+                raise contradiction(f"finalized block {tags.finalized} is above the head {head.number}")
             if tags.finalized > position.cursor.number:
                 return await self._follow_final(position, tags)
             return await self._follow_head(position, tags)
@@ -111,12 +116,33 @@ class Follower:
             return False
 
     async def _follow_final(self, position: Position, tags: _Tags) -> bool:
-        read = await self._zone.read(position.cursor.number, tags.finalized)
-        if read.parent_hash != position.cursor.hash:
-            return await self._follow_head(position, tags)
-        observation = Observation(self._sources, await self._known_baskets(position.cursor))
-        observation.read(read.logs, read.timestamp_by_block())
-        await self._commit(position, position.cursor, read.blocks, observation, tags)
+        consumers = await self._known_baskets(position.cursor)
+        before = position.cursor
+        async with self._zone.reading(position.cursor.number, tags.finalized) as next_range:
+
+            async def prepare() -> tuple[BlockRef, Sequence[Block], Observation] | None:
+                nonlocal before, consumers
+                read = await next_range()
+                if read is None:
+                    return None
+                if read.parent_hash != before.hash:
+                    raise _NotOurs(before.number)
+                observation = Observation(self._sources, consumers)
+                observation.read(read.logs, read.timestamp_by_block())
+                follows, consumers = before, observation.consumer_by_token
+                before = BlockRef(number=read.blocks[-1].number, hash=read.blocks[-1].hash)
+                return follows, read.blocks, observation
+
+            async def commit(prepared: tuple[BlockRef, Sequence[Block], Observation]) -> None:
+                cursor, blocks, observation = prepared
+                await self._commit(replace(position, cursor=cursor), cursor, blocks, observation, tags)
+
+            try:
+                await overlapped(prepare, commit)
+            except _NotOurs as error:
+                if error.number != position.cursor.number:
+                    raise contradiction(f"the block after {error.number} has another parent") from error
+                return await self._follow_head(position, tags)
         return True
 
     async def _follow_head(self, position: Position, tags: _Tags) -> bool:
@@ -143,7 +169,7 @@ class Follower:
             logs = await self._node.logs_in_block(header.hash, self._sources.filters())
             observation.read(logs, {header.number: header.timestamp})
         await self._commit(position, ancestor, [stored(header) for header in headers], observation, tags)
-        return headers[-1].number < tags.head.number
+        return headers[-1].number < tags.head.number or self._more_to_judge
 
     async def _branch(self, cursor: BlockRef, head: Header) -> Sequence[Header]:
         """The headers from the one after the cursor up to the head, or the head alone if it is not above the cursor."""
@@ -157,14 +183,16 @@ class Follower:
         return headers
 
     async def _advance_finality(self, position: Position, tags: _Tags) -> bool:
-        """Nothing new to index: what is final may have grown all the same."""
-        if min(tags.finalized, position.cursor.number) <= position.finalized and (
-            min(tags.safe, position.cursor.number) <= position.safe
+        """Nothing new to index: what is final may have grown all the same, or there is still something to judge."""
+        if (
+            not self._more_to_judge
+            and min(tags.finalized, position.cursor.number) <= position.finalized
+            and min(tags.safe, position.cursor.number) <= position.safe
         ):
             return False
         observation = Observation(self._sources, {})
         await self._commit(position, position.cursor, [], observation, tags)
-        return False
+        return self._more_to_judge
 
     async def _known_baskets(self, at: BlockRef) -> dict[bytes, bytes]:
         if self._baskets is not None and self._baskets[0] == at:
@@ -181,7 +209,7 @@ class Follower:
         batch = Batch(
             expected=position.cursor,
             ancestor=ancestor,
-            blocks=tuple(blocks),
+            blocks=blocks,
             head_number=tags.head.number,
             finality=Finality(
                 finalized=finalized,
@@ -189,15 +217,16 @@ class Follower:
                 trigger=self._trigger.height(tip=tip, finalized=finalized, safe=safe),
                 complete=self._complete.height(tip=tip, finalized=finalized, safe=safe),
             ),
-            logs=tuple(observed.logs),
-            baskets=tuple(observed.baskets),
-            requests=tuple(observed.requests),
-            mints=tuple(observed.mints),
-            reports=tuple(observed.reports),
+            logs=observed.logs,
+            baskets=observed.baskets,
+            requests=observed.requests,
+            mints=observed.mints,
+            reports=observed.reports,
         )
         self._reached("indexer.before_commit")
         committed = await following.commit(self._pool, self._sources.chain_id, batch, self._rules)
         self._reached("indexer.after_commit")
+        self._more_to_judge = committed.more_to_judge
         if blocks:
             self._baskets = (committed.cursor, observation.consumer_by_token)
         if committed.orphaned_blocks:
@@ -210,6 +239,14 @@ class Follower:
         report(committed, undecodable=observed.undecodable)
 
 
+class _NotOurs(Exception):
+    """The block after ``number`` is not the child of ours."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Tags:
     """The chain's own words at the beginning of a tick; -1 where the node does not know a tag."""
@@ -219,10 +256,6 @@ class _Tags:
     safe: int
 
 
-def _contradiction(reason: str) -> NodeAnswerInvalid:
-    return NodeAnswerInvalid("node", "several answers", reason)
-
-
 def report(committed: Committed, *, undecodable: int) -> None:
     """Log what a commit changed."""
     if undecodable:
@@ -230,6 +263,12 @@ def report(committed: Committed, *, undecodable: int) -> None:
     for kind, count in committed.alarms.items():
         if count:
             log.error("alarm.raised", kind=kind, requests=count)
-    for settled in committed.settled:
-        log.info("request.moved", request_id=settled.request_id, from_state=settled.before, to_state=settled.after)
+    if len(committed.settled) <= LOGGED_ONE_BY_ONE:
+        for settled in committed.settled:
+            log.info("request.moved", request_id=settled.request_id, from_state=settled.before, to_state=settled.after)
+    else:
+        for (before, after), count in Counter((s.before, s.after) for s in committed.settled).items():
+            log.info("requests.moved", requests=count, from_state=before, to_state=after)
+    for state, count in committed.recorded.items():
+        log.info("requests.recorded", requests=count, state=state)
     log.debug("chain.block_committed", number=committed.cursor.number, recorded_requests=committed.recorded_requests)

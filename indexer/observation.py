@@ -9,9 +9,9 @@ basket which is created and used in one block is known when it is used (hard cas
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Final
 
 from datastore.identity import derive_nonce, request_identity
 from datastore.mint_amount import amount_text, predicted_wei
@@ -20,20 +20,19 @@ from datastore.rows import Basket, LogRow, Mint, Report, Request
 from indexer.decoding import (
     BasketCreatedEvent,
     EventCatalog,
-    MintExecutedEvent,
     MintRequestedEvent,
-    ReportProcessedEvent,
     Undecodable,
     display_text,
 )
 from node.blocks import Log, LogFilter
 
-Decoded: TypeAlias = BasketCreatedEvent | MintRequestedEvent | MintExecutedEvent | ReportProcessedEvent | Undecodable
-
 BASKET_CREATED = "BasketCreated"
 MINT_REQUESTED = "MintRequested"
 MINT_EXECUTED = "MintExecuted"
 REPORT_PROCESSED = "ReportProcessed"
+
+_FOREIGN: Final = Undecodable(reason="of unknown origin: counted, not kept")
+_NO_BASKET: Final = Undecodable(reason="the stablecoin is no basket of this factory")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,11 +48,13 @@ class Sources:
     def filters(self) -> tuple[LogFilter, ...]:
         """What to ask a node for: by topic, so that baskets born in the asked blocks are found; filtered here."""
         catalog = self.catalog
-        topics = (catalog.basket_created_topic0, *catalog.mint_requested_topics0, catalog.mint_executed_topic0)
-        return (
-            LogFilter(topics=(topics,)),
-            LogFilter(addresses=(self.forwarder,), topics=((catalog.report_processed_topic0,),)),
+        topics = (
+            catalog.basket_created_topic0,
+            *catalog.mint_requested_topics0,
+            catalog.mint_executed_topic0,
+            catalog.report_processed_topic0,
         )
+        return (LogFilter(topics=(topics,)),)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -83,6 +84,15 @@ class Observation:
         self.consumer_by_token = dict(consumer_by_token)
         self._consumers = set(self.consumer_by_token.values())
         self.observed = Observed()
+        catalog = sources.catalog
+        self._readers: dict[bytes, tuple[str, Callable[[Log], Undecodable | None]]] = {
+            catalog.basket_created_topic0: (BASKET_CREATED, self._basket_created),
+            catalog.mint_executed_topic0: (MINT_EXECUTED, self._mint_executed),
+            catalog.report_processed_topic0: (REPORT_PROCESSED, self._report_processed),
+            **dict.fromkeys(catalog.mint_requested_topics0, (MINT_REQUESTED, self._mint_requested)),
+        }
+        self._ranks: dict[tuple[bytes, bytes, tuple[bytes, ...], bytes], int] = {}
+        self._timestamp_by_block: Mapping[int, int] = {}
 
     def read(self, logs: Iterable[Log], timestamp_by_block: Mapping[int, int]) -> None:
         """Read logs in chain order, whole transactions at a time (a request's rank counts within its transaction).
@@ -91,83 +101,97 @@ class Observation:
             logs: As ``Sources.filters`` finds them.
             timestamp_by_block: The time of each block that holds one of them.
         """
-        ranks: Counter[tuple[bytes, bytes, tuple[bytes, ...], bytes]] = Counter()
+        self._timestamp_by_block = timestamp_by_block
+        self._ranks.clear()
+        observed = self.observed
         for log in logs:
-            event, decoded = self._decode(log)
-            if event is None:
+            reader = self._readers.get(log.topics[0]) if log.topics else None
+            if reader is None:
                 continue
-            reason: str | None = None
-            match decoded:
-                case Undecodable():
-                    reason = decoded.reason
-                case BasketCreatedEvent():
-                    self._basket(log, decoded)
-                case MintRequestedEvent():
-                    content = (log.tx_hash, log.address, log.topics, log.data)
-                    reason = self._request(log, decoded, ranks[content], timestamp_by_block[log.block_number])
-                    ranks[content] += 1
-                case MintExecutedEvent():
-                    self.observed.mints.append(
-                        Mint(
-                            block_number=log.block_number,
-                            block_hash=log.block_hash,
-                            log_index=log.log_index,
-                            tx_hash=log.tx_hash,
-                            consumer=log.address,
-                            recipient=decoded.recipient,
-                            amount=decoded.amount,
-                            bank_reference=decoded.bank_reference,
-                        )
-                    )
-                case ReportProcessedEvent():
-                    if decoded.receiver not in self._consumers:
-                        self.observed.foreign[event] += 1
-                        continue
-                    self._report(log, decoded)
-            self._raw(log, event, reason)
+            event, read = reader
+            verdict = read(log)
+            if verdict is _FOREIGN:
+                observed.foreign[event] += 1
+                continue
+            reason = None if verdict is None else verdict.reason
+            observed.undecodable += reason is not None
+            observed.logs.append(
+                LogRow(
+                    log.block_number,
+                    log.block_hash,
+                    log.log_index,
+                    log.tx_hash,
+                    log.tx_index,
+                    log.address,
+                    b"".join(log.topics),
+                    log.data,
+                    event,
+                    reason,
+                )
+            )
 
-    def _decode(
-        self, log: Log
-    ) -> tuple[
-        str | None,
-        BasketCreatedEvent | MintRequestedEvent | MintExecutedEvent | ReportProcessedEvent | Undecodable | None,
-    ]:
-        """The event and its values, or ``(None, None)`` for a log of unknown origin, which is counted."""
-        catalog, sources = self._sources.catalog, self._sources
-        topic0 = log.topics[0] if log.topics else b""
-        if topic0 == catalog.basket_created_topic0:
-            if log.address == sources.factory:
-                return BASKET_CREATED, catalog.decode_basket_created(log.topics, log.data)
-            self.observed.foreign[BASKET_CREATED] += 1
-        elif topic0 in catalog.mint_requested_topics0:
-            if log.address == sources.factory or log.address in self.consumer_by_token:
-                of_factory = log.address == sources.factory
-                return MINT_REQUESTED, catalog.decode_mint_requested(log.topics, log.data, from_factory=of_factory)
-            self.observed.foreign[MINT_REQUESTED] += 1
-        elif topic0 == catalog.mint_executed_topic0:
-            if log.address in self._consumers:
-                return MINT_EXECUTED, catalog.decode_mint_executed(log.topics, log.data)
-            self.observed.foreign[MINT_EXECUTED] += 1
-        elif topic0 == catalog.report_processed_topic0 and log.address == sources.forwarder:
-            return REPORT_PROCESSED, catalog.decode_report_processed(log.topics, log.data)
-        return None, None
+    def _basket_created(self, log: Log) -> Undecodable | None:
+        if log.address != self._sources.factory:
+            return _FOREIGN
+        event = self._sources.catalog.decode_basket_created(log.topics, log.data)
+        if isinstance(event, Undecodable):
+            return event
+        self._basket(log, event)
+        return None
 
-    def _raw(self, log: Log, event: str, reason: str | None) -> None:
-        self.observed.undecodable += reason is not None
-        self.observed.logs.append(
-            LogRow(
+    def _mint_requested(self, log: Log) -> Undecodable | None:
+        from_factory = log.address == self._sources.factory
+        if not from_factory and log.address not in self.consumer_by_token:
+            return _FOREIGN
+        event = self._sources.catalog.decode_mint_requested(log.topics, log.data, from_factory=from_factory)
+        if isinstance(event, Undecodable):
+            return event
+        content = (log.tx_hash, log.address, log.topics, log.data)
+        rank = self._ranks.get(content, 0)
+        self._ranks[content] = rank + 1
+        return self._request(log, event, rank)
+
+    def _mint_executed(self, log: Log) -> Undecodable | None:
+        if log.address not in self._consumers:
+            return _FOREIGN
+        event = self._sources.catalog.decode_mint_executed(log.topics, log.data)
+        if isinstance(event, Undecodable):
+            return event
+        self.observed.mints.append(
+            Mint(
                 block_number=log.block_number,
                 block_hash=log.block_hash,
                 log_index=log.log_index,
                 tx_hash=log.tx_hash,
-                tx_index=log.tx_index,
-                address=log.address,
-                topics=b"".join(log.topics),
-                data=log.data,
-                event=event,
-                undecodable=reason,
+                consumer=log.address,
+                recipient=event.recipient,
+                amount=event.amount,
+                bank_reference=event.bank_reference,
             )
         )
+        return None
+
+    def _report_processed(self, log: Log) -> Undecodable | None:
+        if log.address != self._sources.forwarder:
+            return _FOREIGN
+        event = self._sources.catalog.decode_report_processed(log.topics, log.data)
+        if isinstance(event, Undecodable):
+            return event
+        if event.receiver not in self._consumers:
+            return _FOREIGN
+        self.observed.reports.append(
+            Report(
+                block_number=log.block_number,
+                block_hash=log.block_hash,
+                log_index=log.log_index,
+                tx_hash=log.tx_hash,
+                receiver=event.receiver,
+                execution_id=event.execution_id,
+                report_id=event.report_id,
+                result=event.result,
+            )
+        )
+        return None
 
     def _basket(self, log: Log, event: BasketCreatedEvent) -> None:
         self.consumer_by_token[event.stablecoin] = event.consumer
@@ -188,12 +212,12 @@ class Observation:
             )
         )
 
-    def _request(self, log: Log, event: MintRequestedEvent, rank: int, timestamp: int) -> str | None:
+    def _request(self, log: Log, event: MintRequestedEvent, rank: int) -> Undecodable | None:
         """Add the request; or say why there is none, for a factory may name a token that it never announced."""
         stablecoin = log.address if event.stablecoin is None else event.stablecoin
         consumer = self.consumer_by_token.get(stablecoin)
         if consumer is None:
-            return "the stablecoin is no basket of this factory"
+            return _NO_BASKET
         sources = self._sources
         identity = request_identity(
             chain_id=sources.chain_id,
@@ -213,7 +237,7 @@ class Observation:
                 tx_hash=log.tx_hash,
                 block_number=log.block_number,
                 block_hash=log.block_hash,
-                block_timestamp=timestamp,
+                block_timestamp=self._timestamp_by_block[log.block_number],
                 log_index=log.log_index,
                 stablecoin=stablecoin,
                 consumer=consumer,
@@ -226,17 +250,3 @@ class Observation:
             )
         )
         return None
-
-    def _report(self, log: Log, event: ReportProcessedEvent) -> None:
-        self.observed.reports.append(
-            Report(
-                block_number=log.block_number,
-                block_hash=log.block_hash,
-                log_index=log.log_index,
-                tx_hash=log.tx_hash,
-                receiver=event.receiver,
-                execution_id=event.execution_id,
-                report_id=event.report_id,
-                result=event.result,
-            )
-        )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from datastore.judgement import Candidate, Refused
+from datastore.judgement import Asked, Refused
 
 ZERO_ADDRESS = bytes(20)
 _PRECOMPILES_BELOW = 0x400
@@ -18,7 +18,7 @@ class Policy:
     max_mint_wei: int | None
     forbidden_beneficiaries: frozenset[bytes] = frozenset()
 
-    def __call__(self, candidate: Candidate) -> Refused | None:  # noqa: PLR0911 - one return a reason reads best
+    def __call__(self, candidate: Asked) -> Refused | None:  # noqa: PLR0911 - one return a reason reads best
         """Why ``candidate`` is refused, or ``None``."""
         if candidate.amount == 0:
             return Refused(code="amount_zero", sentence="The request asks for nothing.")

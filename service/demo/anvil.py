@@ -192,7 +192,8 @@ class Anvil:
         options += ["--slots-in-an-epoch", str(slots_in_an_epoch)]
         # Older states would go to the home directory: anvil leaves them there when it ends, and a reorg to a block
         # whose state comes back from the disk loses the contracts' code.
-        options += ["--max-persisted-states", "0"]
+        if "--prune-history" not in extra_options:  # which keeps none at all, and does not go with this
+            options += ["--max-persisted-states", "0"]
         if block_time_seconds is not None:
             options += ["--block-time", str(block_time_seconds)]
         process = await asyncio.create_subprocess_exec(
