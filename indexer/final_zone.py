@@ -3,8 +3,8 @@
 One reader for the follower that catches up and for ``backfill``.  A final block cannot leave the chain, so an answer by
 number is of the one branch there is; the header of each range's first block proves that it follows the range before.
 
-Memory is bounded whatever the range: one range is committed, one is prepared, ``READ_AHEAD`` are in flight, and nothing
-is asked for before there is room.  So a slow database slows the reading down.
+Memory is bounded whatever the range: one range is committed, one is ready, one is prepared, ``READ_AHEAD`` are in
+flight, and nothing is asked for before there is room.  So a slow database slows the reading down.
 """
 
 from __future__ import annotations
@@ -132,25 +132,34 @@ class FinalZone:
 
 async def overlapped(
     prepare: Callable[[], Awaitable[T | None]], commit: Callable[[T], Awaitable[None]], *, turns: int = RANGES_A_TURN
-) -> bool:
-    """Prepare what follows while the database commits what is prepared; whether there may be more.
+) -> None:
+    """Prepare what follows while the database commits what is prepared: each at most ``turns`` times, in order.
 
-    What either raises is raised, after both have ended.
+    What either raises is raised, after both have ended.  ``None`` is the end of what can be prepared.
     """
-    ready = await prepare()
-    for turn in range(turns):
-        if ready is None:
-            return False
-        if turn == turns - 1:
-            await commit(ready)
-        else:
-            prepared, committed = await asyncio.gather(prepare(), commit(ready), return_exceptions=True)
-            if committed is not None:
-                raise committed
-            if isinstance(prepared, BaseException):
+    ready: asyncio.Queue[T | Exception | None] = asyncio.Queue(maxsize=1)
+
+    async def prepare_all() -> None:
+        for _ in range(turns):
+            prepared: T | Exception | None
+            try:
+                prepared = await prepare()
+            except Exception as error:  # noqa: BLE001 - raised below, in its turn
+                prepared = error
+            await ready.put(prepared)
+            if prepared is None or isinstance(prepared, Exception):
+                return
+        await ready.put(None)
+
+    preparing = asyncio.get_running_loop().create_task(prepare_all())  # not a part's own task: it ends in here
+    try:
+        while (prepared := await ready.get()) is not None:
+            if isinstance(prepared, Exception):
                 raise prepared
-            ready = prepared
-    return True
+            await commit(prepared)
+    finally:
+        preparing.cancel()
+        await asyncio.gather(preparing, return_exceptions=True)
 
 
 def _blocks(known: dict[int, Header], logs: Sequence[Log], last: int) -> list[Block]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -128,7 +129,7 @@ class Follower:
                 if read.parent_hash != before.hash:
                     raise _NotOurs(before.number)
                 observation = Observation(self._sources, consumers)
-                observation.read(read.logs, read.timestamp_by_block())
+                await asyncio.to_thread(observation.read, read.logs, read.timestamp_by_block())
                 follows, consumers = before, observation.consumer_by_token
                 before = BlockRef(number=read.blocks[-1].number, hash=read.blocks[-1].hash)
                 return follows, read.blocks, observation

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 from datastore.judgement import Asked, Refused
 
-ZERO_ADDRESS = bytes(20)
-_PRECOMPILES_BELOW = 0x400
-"""Addresses below this number are the chain's own (precompiles and system contracts); tokens sent there are lost."""
+_NO_REFERENCE: Final = bytes(32)
+_FIRST_ORDINARY_ADDRESS: Final = (0x400).to_bytes(20, "big")
+"""Addresses below are the chain's own (precompiles and system contracts); tokens sent there are lost."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,16 +32,14 @@ class Policy:
             return Refused(
                 code="amount_above_cap", sentence=f"More than {self.max_mint_wei} wei (BSKT_MAX_MINT_TOKENS)."
             )
-        if candidate.bank_reference == bytes(32):
+        if candidate.bank_reference == _NO_REFERENCE:
             return Refused(code="bank_reference_missing", sentence="No bank reference, so no deposit backs this mint.")
-        if int.from_bytes(candidate.beneficiary) < _PRECOMPILES_BELOW:
+        if candidate.beneficiary < _FIRST_ORDINARY_ADDRESS:
             return Refused(
                 code="beneficiary_special", sentence="The beneficiary is the zero address or one of the chain's own."
             )
-        if (
-            candidate.beneficiary in {candidate.stablecoin, candidate.consumer}
-            or candidate.beneficiary in self.forbidden_beneficiaries
-        ):
+        own = (candidate.stablecoin, candidate.consumer)
+        if candidate.beneficiary in own or candidate.beneficiary in self.forbidden_beneficiaries:
             return Refused(
                 code="beneficiary_is_protocol", sentence="The beneficiary is a contract of the protocol itself."
             )
