@@ -8,11 +8,13 @@ import hashlib
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
 import aiohttp
 import orjson
+import rlp
 from eth_utils.crypto import keccak
 
 from service.demo.anvil import Anvil, find_or_install_anvil
@@ -38,7 +40,7 @@ _FORMAT: Final = 1  # part of the cached file's name: raise it when a chain woul
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Profile:
-    """What a chain holds: ``events`` requests in each of ``full_blocks`` blocks, ``gap`` empty ones after each."""
+    """What a chain holds: ``events`` requests in each of ``full_blocks`` blocks, ``gap`` empty ones after each block."""
 
     name: str
     baskets: int
@@ -116,15 +118,70 @@ async def _build(profile: Profile, binary: Path, state: Path, about: Path) -> No
         system = await deploy_system(chain)
         tokens = await _create_baskets(chain, session, anvil.url, system, profile.baskets)
         await _make_requests(session, anvil.url, system, tokens, profile)
-        await chain.mine(3)
+        await chain.mine(4)
         dumped = await chain.rpc("anvil_dumpState", False)
-    await asyncio.to_thread(_write_state, unfinished, dumped)
+    await asyncio.to_thread(_write_state, unfinished, dumped, profile.gap)
     unfinished.rename(state)
     about.write_bytes(orjson.dumps({"factory": system.factory.hex(), "forwarder": system.forwarder.hex()}))
 
 
-def _write_state(path: Path, dumped: str) -> None:
-    path.write_bytes(gzip.decompress(bytes.fromhex(dumped.removeprefix("0x"))))
+def _write_state(path: Path, dumped: str, gap: int) -> None:
+    state = gzip.decompress(bytes.fromhex(dumped.removeprefix("0x")))
+    path.write_bytes(orjson.dumps(_stretched(orjson.loads(state), gap)) if gap else state)
+
+
+def _stretched(state: dict[str, Any], gap: int) -> dict[str, Any]:
+    """The same chain with ``gap`` empty blocks after each of its blocks.
+
+    anvil's own mining takes longer with each block: a hundred thousand would take it hours.
+    """
+    blocks = sorted(state["blocks"], key=lambda block: int(block["header"]["number"], 16))
+    empty = next(block for block in blocks[1:] if not block["transactions"])
+    moved: dict[str, tuple[str, int]] = {}
+    chain: list[dict[str, Any]] = [blocks[0]]
+    tip = _block_hash(blocks[0]["header"])
+    for block, after in pairwise([*blocks, None]):
+        if after is None:
+            break
+        if after["header"]["parentHash"] != _block_hash(block["header"]):
+            raise AssertionError("the hash of a header is not what anvil says")
+        for each in [after, *[empty] * gap]:
+            header = each["header"] | {
+                "parentHash": tip,
+                "number": hex(len(chain)),
+                "timestamp": hex(_GENESIS_SECONDS + 12 * len(chain)),
+                "stateRoot": after["header"]["stateRoot"],
+            }
+            tip = _block_hash(header)
+            if each is after:
+                moved[_block_hash(after["header"])] = tip, len(chain)
+            chain.append(each | {"header": header})
+    for transaction in state["transactions"]:
+        transaction["block_hash"], transaction["block_number"] = moved[transaction["block_hash"]]
+    last = chain[-1]["header"]
+    about = state["block"] | {"number": last["number"], "timestamp": last["timestamp"]}
+    return state | {"blocks": chain, "best_block_number": len(chain) - 1, "block": about}
+
+
+def _block_hash(header: dict[str, str]) -> str:
+    """Of a header as anvil writes it, in the order of the Prague fork."""
+    numbers = {
+        "difficulty",
+        "number",
+        "gasLimit",
+        "gasUsed",
+        "timestamp",
+        "baseFeePerGas",
+        "blobGasUsed",
+        "excessBlobGas",
+    }
+    fields = [
+        int(value, 16).to_bytes(-(-int(value, 16).bit_length() // 8), "big")
+        if name in numbers
+        else bytes.fromhex(value[2:])
+        for name, value in header.items()
+    ]
+    return "0x" + keccak(rlp.encode(fields)).hex()
 
 
 async def _create_baskets(
@@ -162,10 +219,10 @@ async def _make_requests(
                 )
                 number += 1
             transactions.append(batch_call(system.batch, calls))
-        await _send(session, url, transactions, gap=profile.gap)
+        await _send(session, url, transactions)
 
 
-async def _send(session: aiohttp.ClientSession, url: str, transactions: Sequence[Call], *, gap: int = 0) -> None:
+async def _send(session: aiohttp.ClientSession, url: str, transactions: Sequence[Call]) -> None:
     """Mine each transaction in a block of its own."""
     sender = "0xf39Fd6e51aad88F6F4ce6aB8827279cffFb92266"
     for start in range(0, len(transactions), _TRANSACTIONS_A_BATCH):
@@ -179,8 +236,6 @@ async def _send(session: aiohttp.ClientSession, url: str, transactions: Sequence
                 "gas": hex(_BLOCK_GAS // 5),
             }
             requests.append({"method": "eth_sendTransactionSync", "params": [transaction]})
-            if gap:
-                requests.append({"method": "anvil_mine", "params": [hex(gap)]})
         for request in [{"jsonrpc": "2.0", "id": n, **each} for n, each in enumerate(requests)]:
             async with session.post(url, json=request) as response:
                 answer = orjson.loads(await response.read())

@@ -14,7 +14,6 @@ import argparse
 import asyncio
 import json
 import os
-import resource
 import shutil
 import sys
 import tempfile
@@ -26,6 +25,7 @@ from typing import Any, Final
 import aiohttp
 import asyncpg
 
+from bench.aged import fill
 from bench.chain import PROFILES, ROOT, BuiltChain, Profile, running
 from datastore import schema
 from datastore.connection import Role, open_pool
@@ -41,6 +41,7 @@ from indexer.policy import Policy
 from node.endpoint import RpcEndpoint
 from node.exchange import HttpExchange
 from node.node import Node
+from service import collector
 from service.embedded_postgres import EmbeddedPostgres
 
 CHAIN_ID: Final = 31337
@@ -68,11 +69,12 @@ async def ours(given: argparse.Namespace) -> dict[str, Any]:
     """The follower, tick by tick."""
     calls: list[bytes] = []
     _count_calls(calls)
+    collector.look_seldom()
     pool = await open_pool(given.dsn, Role.INDEXER)
     node = Node(
         [
             RpcEndpoint(
-                "0", given.url, request_timeout_seconds=60, max_answer_bytes=64 * 1024 * 1024, observe=lambda *_: None
+                "0", given.url, request_timeout_seconds=60, max_answer_bytes=32 * 1024 * 1024, observe=lambda *_: None
             )
         ]
     )
@@ -185,8 +187,14 @@ class _Measured:
         return {
             "seconds": time.perf_counter() - self._wall,
             "cpu_seconds": time.process_time() - self._cpu,
-            "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+            "peak_rss_mb": _peak_rss_mb(),
         }
+
+
+def _peak_rss_mb() -> float:
+    # Not getrusage's: that one begins with what the parent had at the fork.
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -220,14 +228,17 @@ async def _part(name: str, options: Sequence[str]) -> dict[str, Any]:
     return result
 
 
-async def _run(profile: Profile, parts: Sequence[str]) -> dict[str, dict[str, Any]]:
+async def _run(profile: Profile, parts: Sequence[str], *, is_aged: bool) -> dict[str, dict[str, Any]]:
     folder = Path(tempfile.mkdtemp(prefix="bskt-bench-"))
     folder.chmod(0o755)
     results: dict[str, dict[str, Any]] = {}
     try:
         async with EmbeddedPostgres(folder / "postgres") as postgres, running(profile) as chain:
-            for name in parts:
+            for name in [*parts, *(["aged"] if is_aged else [])]:
                 dsn = await _database(postgres.dsn, name)
+                if name == "aged":
+                    print("making history …", flush=True)
+                    await fill(dsn)
                 options = _options(chain, dsn, folder, source=_named(postgres.dsn, "ours"))
                 before = _cpu_seconds_of(chain.pid), _cpu_seconds_of(_postmaster(folder))
                 results[name] = await _part(name, options)
@@ -289,7 +300,7 @@ def _print(profile: Profile, results: dict[str, dict[str, Any]]) -> None:
         )
     if ours := results.get("ours"):
         print(f"RPC: {ours['rpc_calls']} calls in {ours['rpc_exchanges']} exchanges; {ours['ticks']} ticks")
-        for name in ("plain", "rpc", "copy"):
+        for name in ("plain", "rpc", "copy", "aged"):
             if name in results:
                 print(f"speed against {name}: {results[name]['seconds'] / ours['seconds']:.2f}")
 
@@ -298,16 +309,17 @@ def main() -> None:
     """Run all parts, or one of them in this process."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--profile", choices=PROFILES, default="default")
+    parser.add_argument("--aged", action="store_true", help="and once more in a database with years of history")
     parser.add_argument("--parts", default=",".join(PARTS), help="comma-separated: " + ", ".join(PARTS))
     for hidden in ("part", "url", "factory", "forwarder", "dsn", "source", "bodies"):
         parser.add_argument(f"--{hidden}", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.part:
-        work = {"ours": ours, "plain": plain, "rpc": rpc, "copy": copy}[given.part]
+        work = {"ours": ours, "aged": ours, "plain": plain, "rpc": rpc, "copy": copy}[given.part]
         print(json.dumps(asyncio.run(work(given))))
         return
     profile = PROFILES[given.profile]
-    _print(profile, asyncio.run(_run(profile, given.parts.split(","))))
+    _print(profile, asyncio.run(_run(profile, given.parts.split(","), is_aged=given.aged)))
 
 
 if __name__ == "__main__":

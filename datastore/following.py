@@ -559,36 +559,34 @@ async def _copy_requests(
 ) -> None:
     verdicts = await _judge_before_recording(connection, requests, finality.trigger, rules)
     finalized = min(finality.finalized, committed.cursor.number)
+    first_trigger = rules.first_trigger_block_number
     now = await connection.fetchval("SELECT clock_timestamp()")
-
-    def record(request: Request) -> tuple[object, ...]:
-        held = hold_reason or (
-            "before_first_trigger_block" if request.block_number < rules.first_trigger_block_number else None
-        )
+    records: list[tuple[object, ...]] = []
+    states: list[State] = []
+    outcome: tuple[State, str | None, str | None, bool]
+    for request in requests:
+        number = request.block_number
         verdict = verdicts.get(request.identity)
-        match verdict:
-            case None:
-                state, reason, detail = State.SEEN, None, None
-            case Allowed():
-                state, reason, detail = State.CONFIRMED, "allowed", None
-            case Refused():
-                state, reason, detail = State.REJECTED, verdict.code, verdict.sentence
-        committed.recorded[state] += 1
-        return (
-            chain_id,
-            *request,
-            "finalized" if request.block_number <= finalized else "canonical",
-            state.value,
-            reason,
-            detail,
-            state is State.CONFIRMED,
-            now if held else None,
-            held,
+        if verdict is None:
+            outcome = (State.SEEN, None, None, False)
+        elif isinstance(verdict, Refused):
+            outcome = (State.REJECTED, verdict.code, verdict.sentence, False)
+        else:
+            outcome = _CONFIRMED
+        states.append(outcome[0])
+        hold = hold_reason or ("before_first_trigger_block" if number < first_trigger else None)
+        records.append(
+            (
+                chain_id,
+                *request,
+                "finalized" if number <= finalized else "canonical",
+                *outcome,
+                now if hold else None,
+                hold,
+            )
         )
-
-    await connection.copy_records_to_table(
-        "mint_request", columns=_RECORDED, records=(record(request) for request in requests)
-    )
+    committed.recorded.update(states)
+    await connection.copy_records_to_table("mint_request", columns=_RECORDED, records=records)
 
 
 async def _judge_before_recording(
@@ -827,6 +825,7 @@ async def _alarm(
 
 _BLOCK: Final = ("number", "hash", "parent_hash", "timestamp")
 _ALLOWED: Final = Allowed()
+_CONFIRMED: Final[tuple[State, str | None, str | None, bool]] = (State.CONFIRMED, "allowed", None, True)
 _RECORDED: Final = (
     "chain_id",
     *Request._fields,

@@ -6,7 +6,6 @@ that was killed at any line is simply run again: what is there costs a read and 
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final
@@ -15,9 +14,9 @@ from datastore import following
 from datastore.connection import Pool
 from datastore.following import Rules
 from datastore.rows import Batch, Block, Finality
-from indexer.final_zone import FinalZone, overlapped
+from indexer.final_zone import FinalRange, FinalZone, overlapped
 from indexer.follower import FinalityRule, Reached, report
-from indexer.observation import Observation, Observed, Sources
+from indexer.observation import Observed, Sources
 from node.node import Node
 
 HELD_REASON: Final = "backfill"
@@ -125,27 +124,15 @@ class Backfill:
             raise NotFinal(self.first, final)
         if self._consumer_by_token is None:
             self._consumer_by_token = dict(await following.known_baskets(self._pool, chain_id, up_to=self.first - 1))
-        before = self._done
-        async with self._zone.reading(self._done, self.last) as next_range:
+        async with self._zone.reading(self._done, self.last, self._consumer_by_token) as next_range:
 
-            async def prepare() -> tuple[int, Sequence[Block], Observation] | None:
-                nonlocal before
-                read = await next_range()
-                if read is None:
-                    return None
-                observation = Observation(self._sources, self._consumer_by_token or {})
-                await asyncio.to_thread(observation.read, read.logs, read.timestamp_by_block())
-                self._consumer_by_token = observation.consumer_by_token
-                after, before = before, read.blocks[-1].number
-                return after, read.blocks, observation
+            async def commit(read: FinalRange) -> None:
+                observed, last = read.observation.observed, read.last.number
+                new = await self._record(position, read.blocks, observed)
+                self._count(observed, blocks=last - self._done, new=new)
+                self._done, self._consumer_by_token = last, read.observation.consumer_by_token
 
-            async def commit(prepared: tuple[int, Sequence[Block], Observation]) -> None:
-                after, blocks, observation = prepared
-                new = await self._record(position, blocks, observation.observed)
-                self._count(observation.observed, blocks=blocks[-1].number - after, new=new)
-                self._done = blocks[-1].number
-
-            await overlapped(prepare, commit, turns=RANGES_A_TICK)
+            await overlapped(next_range, commit, turns=RANGES_A_TICK)
         return self._done < self.last
 
     async def _record(self, position: following.Position, blocks: Sequence[Block], observed: Observed) -> int:

@@ -10,46 +10,59 @@ flight, and nothing is asked for before there is room.  So a slow database slows
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections import defaultdict, deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Final, TypeAlias, TypeVar
 
-from datastore.rows import Block
-from indexer.observation import Sources
+from datastore.rows import Block, BlockRef
+from indexer.filters import by_address_is_cheaper
+from indexer.observation import Observation, Sources
 from indexer.ranges import RangeSize, next_range
-from node.blocks import Header, Log
+from node.blocks import Header, Log, LogFilter, merge_logs
 from node.errors import NodeAnswerInvalid, RangeRefused
-from node.node import Node
+from node.node import DEFAULT_MAX_FILTER_ADDRESSES, Node
 
 T = TypeVar("T")
 
 READ_AHEAD: Final = 2
+LOGS_A_SLICE: Final = 100
+_NO_TIMES: Final = defaultdict[int, int](int)
 RANGES_A_TURN: Final = 16
 """Bounds a turn, so that a process which shall stop need not wait for the whole chain."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FinalRange:
-    """What was read of the blocks from ``first`` to the last of ``blocks``.
+    """The blocks above ``parent``, and what they say; ``observation`` goes on where the range before ended.
 
-    ``parent_hash`` is the first block's.  ``blocks`` are those to store, ascending: each that holds a log, and the
-    last.  ``logs`` are in chain order.
+    ``blocks`` are those to store, ascending: each that holds a log, and the last of the range.
     """
 
-    first: int
-    parent_hash: bytes
+    parent: BlockRef
     blocks: Sequence[Block]
-    logs: Sequence[Log]
+    observation: Observation
 
-    def timestamp_by_block(self) -> dict[int, int]:
-        """The time of each block that holds a log."""
-        return {block.number: block.timestamp for block in self.blocks}
+    @property
+    def last(self) -> BlockRef:
+        """The last block."""
+        return BlockRef(number=self.blocks[-1].number, hash=self.blocks[-1].hash)
 
 
 Next: TypeAlias = Callable[[], Awaitable[FinalRange | None]]
 """Gives the next range, in order; ``None`` after the last one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Answer:
+    """What a node said of the blocks ``first`` to ``last``; of these baskets only, or (``None``) of everybody."""
+
+    first: int
+    last: int
+    headers: dict[int, Header]
+    logs: Sequence[Log]
+    baskets: Mapping[bytes, bytes] | None
 
 
 class FinalZone:
@@ -57,77 +70,125 @@ class FinalZone:
 
     def __init__(self, node: Node, sources: Sources, *, max_range_blocks: int) -> None:
         self._node = node
-        self._filters = sources.filters()
+        self._sources = sources
         self._size = RangeSize.at_first(max_range_blocks)
         self._is_tuned = False
+        self._foreign_logs = 0
 
     @asynccontextmanager
-    async def reading(self, after: int, up_to: int) -> AsyncIterator[Next]:
+    async def reading(self, after: int, up_to: int, consumer_by_token: Mapping[bytes, bytes]) -> AsyncIterator[Next]:
         """Read the blocks above ``after`` up to ``up_to``, which must be final.
+
+        Args:
+            after: The block before the first one.
+            up_to: The last block; above ``after``, or there is nothing to read.
+            consumer_by_token: The baskets that were announced up to ``after``.
 
         What is given raises:
             NodeUnavailable: Begin again.
             NodeAnswerInvalid: The answers contradict each other; begin again.
             BlockUnknown: The node is behind its own word; begin again.
         """
-        ahead: deque[tuple[int, int, asyncio.Task[FinalRange]]] = deque()
+        ahead: deque[tuple[int, asyncio.Task[_Answer]]] = deque()
         loop = asyncio.get_running_loop()
-        asked = after
+        asked, known = after, consumer_by_token
+        self._foreign_logs = 0  # strangers may have stopped: each reading begins by topic
 
         def ask() -> None:
             nonlocal asked
             while asked < up_to and len(ahead) < (READ_AHEAD if self._is_tuned else 1):
                 first, last = next_range(asked, up_to, self._size)
-                # Not a part's own task: it ends with this block.
-                ahead.append((first, last, loop.create_task(self._read(first, last))))
+                is_cheaper = by_address_is_cheaper(
+                    baskets=len(known),
+                    foreign_logs=self._foreign_logs,
+                    max_filter_addresses=DEFAULT_MAX_FILTER_ADDRESSES,
+                )
+                # Not a part's own task: it ends with this reading.
+                ahead.append((first, loop.create_task(self._ask(first, last, known if is_cheaper else None))))
                 asked = last
 
         async def drop() -> None:
-            for _, _, task in ahead:
+            for _, task in ahead:
                 task.cancel()
-            await asyncio.gather(*(task for _, _, task in ahead), return_exceptions=True)
+            await asyncio.gather(*(task for _, task in ahead), return_exceptions=True)
             ahead.clear()
 
         async def give() -> FinalRange | None:
-            nonlocal asked
+            nonlocal asked, known
             while True:
                 ask()
                 if not ahead:
                     return None
-                first, last, task = ahead[0]
+                first, task = ahead[0]
                 try:
-                    read = await task
+                    answer = await task
+                    ahead.popleft()
+                    self._size = self._size.answered(blocks=answer.last - first + 1, logs=len(answer.logs))
+                    self._is_tuned = True
+                    ask()
+                    read = await self._observed(answer, known)
                 except RangeRefused:
                     self._size, self._is_tuned = self._size.refused(), False
                     await drop()
                     asked = first - 1
-                    continue
-                ahead.popleft()
-                self._size = self._size.answered(blocks=last - first + 1, logs=len(read.logs))
-                self._is_tuned = True
-                ask()
-                return read
+                else:
+                    known = read.observation.consumer_by_token
+                    return read
 
         try:
             yield give
         finally:
             await drop()
 
-    async def _read(self, first: int, last: int) -> FinalRange:
+    async def _ask(self, first: int, last: int, baskets: Mapping[bytes, bytes] | None) -> _Answer:
         headers = await self._node.headers_by_number(sorted({first, last}))
+        if baskets is None:
+            filters = self._sources.filters()
+        else:
+            filters = self._sources.filters_by_address() + self._sources.filters_of(baskets)
+        logs = await self._logs(first, last, headers, filters)
+        return _Answer(first=first, last=last, headers=headers, logs=logs, baskets=baskets)
+
+    async def _logs(
+        self, first: int, last: int, headers: Mapping[int, Header], filters: Sequence[LogFilter]
+    ) -> tuple[Log, ...]:
         try:
-            logs = await self._node.logs_in_range(first, last, self._filters)
+            return await self._node.logs_in_range(first, last, filters)
         except RangeRefused:
             if first < last:
                 raise
-            logs = await self._node.logs_in_block(headers[first].hash, self._filters)
-        known = dict(headers)
-        missing = sorted({entry.block_number for entry in logs if entry.block_timestamp is None} - set(known))
+            return await self._node.logs_in_block(headers[first].hash, filters)
+
+    async def _observed(self, answer: _Answer, known: Mapping[bytes, bytes]) -> FinalRange:
+        logs = answer.logs
+        if answer.baskets is not None:
+            logs = await self._with_born(answer, known)
+        headers = answer.headers
+        missing = sorted({entry.block_number for entry in logs if entry.block_timestamp is None} - set(headers))
         if missing:
-            known |= await self._node.headers_by_number(missing)
-        return FinalRange(
-            first=first, parent_hash=headers[first].parent_hash, blocks=_blocks(known, logs, last), logs=logs
-        )
+            headers = headers | await self._node.headers_by_number(missing)
+        blocks = _blocks(headers, logs, answer.last)
+        observation = Observation(self._sources, known)
+        timestamp_by_block = {block.number: block.timestamp for block in blocks}
+        for start in range(0, len(logs), LOGS_A_SLICE):
+            observation.read(logs[start : start + LOGS_A_SLICE], timestamp_by_block)
+            # Whatever else is ready, above all the commit of the range before, goes first.
+            await asyncio.sleep(0)  # noqa: TID251 - gives way, does not wait
+        if answer.baskets is None:
+            self._foreign_logs = observation.observed.foreign.total()
+        parent = BlockRef(number=answer.first - 1, hash=headers[answer.first].parent_hash)
+        return FinalRange(parent=parent, blocks=blocks, observation=observation)
+
+    async def _with_born(self, answer: _Answer, known: Mapping[bytes, bytes]) -> Sequence[Log]:
+        """The answer's logs, and those of the baskets that were not known when it was asked for."""
+        probe = Observation(self._sources, known)
+        probe.read(answer.logs, _NO_TIMES)
+        asked = answer.baskets or {}
+        born = {token: consumer for token, consumer in probe.consumer_by_token.items() if token not in asked}
+        if not born:
+            return answer.logs
+        more = await self._logs(answer.first, answer.last, answer.headers, self._sources.filters_of(born))
+        return merge_logs((tuple(answer.logs), more))
 
 
 async def overlapped(
@@ -162,7 +223,7 @@ async def overlapped(
         await asyncio.gather(preparing, return_exceptions=True)
 
 
-def _blocks(known: dict[int, Header], logs: Sequence[Log], last: int) -> list[Block]:
+def _blocks(known: Mapping[int, Header], logs: Sequence[Log], last: int) -> list[Block]:
     """The blocks to store, checked against their logs."""
     blocks: dict[int, Block] = {}
     for entry in logs:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +15,7 @@ from datastore.errors import CursorMoved, FinalityViolated
 from datastore.following import Committed, Position, Rules
 from datastore.rows import Batch, Block, BlockRef, Finality
 from indexer.continuity import AlreadyHeld, LeavesFinality, NeedsParent, Reorg, is_linked, judge
-from indexer.final_zone import FinalZone, contradiction, overlapped, stored
+from indexer.final_zone import FinalRange, FinalZone, contradiction, overlapped, stored
 from indexer.observation import Observation, Sources
 from node.blocks import Header
 from node.errors import BlockUnknown
@@ -117,33 +116,23 @@ class Follower:
             return False
 
     async def _follow_final(self, position: Position, tags: _Tags) -> bool:
-        consumers = await self._known_baskets(position.cursor)
-        before = position.cursor
-        async with self._zone.reading(position.cursor.number, tags.finalized) as next_range:
+        cursor = position.cursor
+        consumers = await self._known_baskets(cursor)
+        async with self._zone.reading(cursor.number, tags.finalized, consumers) as next_range:
 
-            async def prepare() -> tuple[BlockRef, Sequence[Block], Observation] | None:
-                nonlocal before, consumers
-                read = await next_range()
-                if read is None:
-                    return None
-                if read.parent_hash != before.hash:
-                    raise _NotOurs(before.number)
-                observation = Observation(self._sources, consumers)
-                await asyncio.to_thread(observation.read, read.logs, read.timestamp_by_block())
-                follows, consumers = before, observation.consumer_by_token
-                before = BlockRef(number=read.blocks[-1].number, hash=read.blocks[-1].hash)
-                return follows, read.blocks, observation
-
-            async def commit(prepared: tuple[BlockRef, Sequence[Block], Observation]) -> None:
-                cursor, blocks, observation = prepared
-                await self._commit(replace(position, cursor=cursor), cursor, blocks, observation, tags)
+            async def commit(read: FinalRange) -> None:
+                nonlocal cursor
+                if read.parent != cursor:
+                    raise _NotOurs
+                await self._commit(replace(position, cursor=cursor), cursor, read.blocks, read.observation, tags)
+                cursor = read.last
 
             try:
-                await overlapped(prepare, commit)
-            except _NotOurs as error:
-                if error.number != position.cursor.number:
-                    raise contradiction(f"the block after {error.number} has another parent") from error
-                return await self._follow_head(position, tags)
+                await overlapped(next_range, commit)
+            except _NotOurs:
+                if cursor == position.cursor:
+                    return await self._follow_head(position, tags)
+                raise contradiction(f"the block after {cursor.number} has another parent than it") from None
         return True
 
     async def _follow_head(self, position: Position, tags: _Tags) -> bool:
@@ -241,11 +230,7 @@ class Follower:
 
 
 class _NotOurs(Exception):
-    """The block after ``number`` is not the child of ours."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(number)
-        self.number = number
+    """The node's next block is not the child of our last one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

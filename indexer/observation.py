@@ -56,6 +56,18 @@ class Sources:
         )
         return (LogFilter(topics=(topics,)),)
 
+    def filters_by_address(self) -> tuple[LogFilter, ...]:
+        """What to ask for where strangers emit too much: what is not the baskets' own, by who may say it."""
+        catalog = self.catalog
+        topics = (catalog.basket_created_topic0, *catalog.mint_requested_topics0, catalog.report_processed_topic0)
+        return (LogFilter(addresses=(self.factory, self.forwarder), topics=(topics,)),)
+
+    def filters_of(self, consumer_by_token: Mapping[bytes, bytes]) -> tuple[LogFilter, ...]:
+        """What to ask for beside ``filters_by_address``: the logs of these baskets; nothing if there are none."""
+        addresses = tuple(dict.fromkeys((*consumer_by_token, *consumer_by_token.values())))
+        topics = (*self.catalog.mint_requested_topics0, self.catalog.mint_executed_topic0)
+        return (LogFilter(addresses=addresses, topics=(topics,)),) if addresses else ()
+
 
 @dataclass(slots=True, kw_only=True)
 class Observed:
@@ -91,18 +103,18 @@ class Observation:
             catalog.report_processed_topic0: (REPORT_PROCESSED, self._report_processed),
             **dict.fromkeys(catalog.mint_requested_topics0, (MINT_REQUESTED, self._mint_requested)),
         }
+        # A request's rank counts the same logs of its transaction before it.
         self._ranks: dict[tuple[bytes, bytes, tuple[bytes, ...], bytes], int] = {}
         self._timestamp_by_block: Mapping[int, int] = {}
 
     def read(self, logs: Iterable[Log], timestamp_by_block: Mapping[int, int]) -> None:
-        """Read logs in chain order, whole transactions at a time (a request's rank counts within its transaction).
+        """Read what follows in chain order.
 
         Args:
             logs: As ``Sources.filters`` finds them.
             timestamp_by_block: The time of each block that holds one of them.
         """
         self._timestamp_by_block = timestamp_by_block
-        self._ranks.clear()
         observed = self.observed
         for log in logs:
             reader = self._readers.get(log.topics[0]) if log.topics else None

@@ -154,12 +154,12 @@ def parse_hash(value: object) -> bytes:
     Raises:
         Malformed: It is something else.
     """
-    if type(value) is not str or len(value) != _HASH_CHARACTERS or value[:2] != "0x":
-        raise _malformed("hash", value)
-    try:
-        return unhexlify(value[2:])
-    except ValueError as error:
-        raise _malformed("hash", value) from error
+    if type(value) is str and len(value) == _HASH_CHARACTERS and value.startswith("0x"):
+        try:
+            return unhexlify(value[2:])
+        except ValueError:
+            pass
+    raise _malformed("hash", value)
 
 
 @lru_cache(maxsize=4_096)  # few contracts emit, and their logs share the memory of the address
@@ -240,7 +240,7 @@ def parse_log(value: object) -> Log:
             _parse_repeated_hash(entry["transactionHash"]),
             parse_quantity(entry["transactionIndex"]),
             parse_address(entry["address"]),
-            tuple([parse_hash(topic) for topic in topics]),
+            tuple(map(parse_hash, topics)),
             parse_octets(entry["data"]),
             None if timestamp is None else parse_quantity(timestamp),
         )

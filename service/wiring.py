@@ -32,7 +32,7 @@ from invocator.signing import Signer
 from node.endpoint import RpcEndpoint
 from node.errors import BlockUnknown, NodeUnavailable, RangeRefused
 from node.node import Node
-from service import http, logs
+from service import collector, http, logs
 from service.embedded_postgres import EmbeddedPostgres
 from service.settings import Finality, Settings, SettingsError, wei
 from service.supervision import Companion, Part, Stop, Supervisor
@@ -44,7 +44,7 @@ INVOCATOR: Final = "invocator"
 PARTS: Final = (INDEXER, INVOCATOR)
 
 _RPC_TIMEOUT_SECONDS: Final = 30.0
-_MAX_ANSWER_BYTES: Final = 64 * 1024 * 1024
+_MAX_ANSWER_BYTES: Final = 32 * 1024 * 1024  # as a block of 90 M gas full of logs, written in hex, might need
 _SECRET_BYTES: Final = 32
 _CLOSE_SECONDS: Final = 5.0
 
@@ -77,6 +77,7 @@ async def run(
         NodeUnavailable, DatastoreUnavailable: Not now; start again.
     """
     logs.configure(level=log_level, fmt=log_format, secrets=settings.secret_texts())
+    collector.look_seldom()
     settings.require_chain()
     settings.require_invocator()
     _require_supported(settings)
@@ -229,6 +230,7 @@ async def indexing(settings: Settings) -> AsyncIterator[Indexing]:
         SettingsError, DatastoreUnsuitable, ChainMismatch: The message has the remedy.
         NodeUnavailable, DatastoreUnavailable: Not now.
     """
+    collector.look_seldom()
     settings.require_chain()
     async with AsyncExitStack() as stack:
         dsn, secret = await stack.enter_async_context(_datastore(settings))

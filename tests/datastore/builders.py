@@ -51,7 +51,7 @@ def request(name: str, at: Block, *, log_index: int = 0, bank: str | None = None
         bank_reference=bank_reference,
         expected_reference=expected_reference(bank_reference, nonce),
     )
-    return made._replace(**changes)
+    return made._replace(**changes)  # type: ignore[arg-type]
 
 
 def mint(at: Block, *, of: Request, log_index: int = 1, tx: str = "delivery", amount: int | None = None) -> Mint:

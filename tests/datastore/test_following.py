@@ -1,3 +1,4 @@
+from dataclasses import replace
 from uuid import UUID, uuid4
 
 import asyncpg
@@ -7,11 +8,14 @@ from datastore import claims, following
 from datastore.claims import Answered, Frozen, Pacing
 from datastore.connection import Pool
 from datastore.errors import CursorMoved, FinalityViolated
-from datastore.rows import Block, Finality
+from datastore.judgement import Refused
+from datastore.lifecycle import State
+from datastore.rows import Block, BlockRef, Finality
 from tests.datastore.builders import (
     ALICE,
     BOB,
     CHAIN,
+    ETHER,
     RULES,
     batch,
     block,
@@ -352,3 +356,126 @@ async def test_a_refused_resend_of_a_request_in_doubt_keeps_its_back_off(
     refused = Answered(outcome="never_connected", http_status=None, sentence=None, answer=None)
     assert await claims.record_answer(invocator_pool, CHAIN, due, FROZEN, number, refused) == "in_doubt"
     assert await claims.due(invocator_pool, CHAIN, limit=9) == []
+
+
+def ref(of: Block) -> BlockRef:
+    return BlockRef(number=of.number, hash=of.hash)
+
+
+async def transitions(pool: Pool) -> list[tuple[object, ...]]:
+    rows = await pool.fetch(
+        "SELECT request_id, from_state, to_state, actor, reason FROM mint_transition ORDER BY request_id, id"
+    )
+    return [tuple(row) for row in rows]
+
+
+async def test_a_final_request_without_a_rival_is_written_once_and_has_its_whole_history(
+    indexer_pool: Pool, genesis: Block
+) -> None:
+    one, two = block(1), block(2)
+    asked = (request("a", one), request("b", one, log_index=1), request("later", two))
+    committed = await following.commit(indexer_pool, CHAIN, batch(one, two, on=genesis, requests=asked, final=1), RULES)
+    assert committed.recorded == {State.CONFIRMED: 2, State.SEEN: 1}
+    assert await states(indexer_pool) == {"1": "confirmed finalized", "2": "confirmed finalized", "3": "seen canonical"}
+    assert await transitions(indexer_pool) == [
+        (1, None, "seen", "indexer", None),
+        (1, "seen", "confirmed", "indexer", "allowed"),
+        (2, None, "seen", "indexer", None),
+        (2, "seen", "confirmed", "indexer", "allowed"),
+        (3, None, "seen", "indexer", None),
+    ]
+
+
+async def test_what_the_policy_refuses_is_recorded_as_rejected_with_the_reason(
+    indexer_pool: Pool, genesis: Block
+) -> None:
+    one = block(1)
+    rules = replace(RULES, policy=lambda asked: Refused(code="no", sentence="No.") if asked.amount > ETHER else None)
+    asked = (request("a", one), request("b", one, log_index=1, amount=2 * ETHER))
+    await following.commit(indexer_pool, CHAIN, batch(one, on=genesis, requests=asked, final=1), rules)
+    rows = await indexer_pool.fetch(
+        "SELECT state, state_reason, state_detail, holds_reference FROM mint_request ORDER BY id"
+    )
+    assert [tuple(row) for row in rows] == [("confirmed", "allowed", None, True), ("rejected", "no", "No.", False)]
+
+
+@pytest.mark.parametrize("recorded_before", [True, False])
+async def test_rivals_for_one_deposit_are_judged_in_chain_order_whether_they_come_together_or_not(
+    indexer_pool: Pool, genesis: Block, recorded_before: bool
+) -> None:
+    one, two = block(1), block(2)
+    first, second = request("a", one, bank="deposit"), request("b", two, bank="deposit")
+    if recorded_before:
+        await following.commit(indexer_pool, CHAIN, batch(one, on=genesis, requests=(first,)), RULES)
+        await following.commit(indexer_pool, CHAIN, batch(two, on=one, requests=(second,), final=2), RULES)
+    else:
+        await following.commit(
+            indexer_pool, CHAIN, batch(one, two, on=genesis, requests=(first, second), final=2), RULES
+        )
+    rows = await indexer_pool.fetch("SELECT state, state_reason FROM mint_request ORDER BY id")
+    assert [tuple(row) for row in rows] == [("confirmed", "allowed"), ("rejected", "duplicate_bank_reference")]
+
+
+async def test_a_deposit_that_the_chain_shows_as_minted_in_the_same_blocks_is_for_a_person(
+    indexer_pool: Pool, genesis: Block
+) -> None:
+    """Hard case 91."""
+    one = block(1)
+    asked = request("a", one)
+    await following.commit(
+        indexer_pool, CHAIN, batch(one, on=genesis, requests=(asked,), mints=(mint(one, of=asked),), final=1), RULES
+    )
+    assert await states(indexer_pool) == {"1": "review finalized"}
+
+
+async def test_a_batch_that_names_one_request_twice_records_it_once(indexer_pool: Pool, genesis: Block) -> None:
+    one, two = block(1), block(2)
+    twice = (request("a", one), request("a", two))
+    await following.commit(indexer_pool, CHAIN, batch(one, two, on=genesis, requests=twice, final=2), RULES)
+    assert await indexer_pool.fetchval("SELECT count(*) FROM mint_request") == 1
+
+
+async def test_a_backlog_of_judgement_is_worked_off_commit_by_commit(
+    indexer_pool: Pool, genesis: Block, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(following, "JUDGED_A_COMMIT", 2)
+    one = block(1)
+    asked = tuple(request(f"r{number}", one, log_index=number) for number in range(5))
+    await following.commit(indexer_pool, CHAIN, batch(one, on=genesis, requests=asked), RULES)
+    more, at = [], one
+    for _ in range(3):
+        again = replace(batch(one, on=genesis, final=1), expected=ref(at), ancestor=ref(at), blocks=())
+        more.append((await following.commit(indexer_pool, CHAIN, again, RULES)).more_to_judge)
+    assert more == [True, True, False]
+    assert set((await states(indexer_pool)).values()) == {"confirmed finalized"}
+
+
+async def test_the_history_of_many_requests_costs_the_same_for_each(indexer_pool: Pool, genesis: Block) -> None:
+    """The trigger once joined its rows by nested loops: 20,000 requests took more than the statement's minute."""
+    one, two = block(1), block(2)
+    few = tuple(request(f"few{number}", one, log_index=number) for number in range(3))
+    many = tuple(request(f"many{number}", two, log_index=number) for number in range(20_000))
+    # The pool gives the same session each time, so the plan that was made for the few is there when the many come.
+    await following.commit(indexer_pool, CHAIN, batch(one, on=genesis, requests=few), RULES)
+    await following.commit(indexer_pool, CHAIN, batch(two, on=one, requests=many, final=1), RULES)
+    await following.commit(indexer_pool, CHAIN, batch(block(3), on=two, final=2), RULES)
+    assert await indexer_pool.fetchval("SELECT count(*) FROM mint_request WHERE chain_status = 'finalized'") == 20_003
+
+
+async def test_a_state_in_which_no_request_begins_is_refused_by_the_database(
+    indexer_pool: Pool, genesis: Block
+) -> None:
+    await following.commit(indexer_pool, CHAIN, batch(block(1), on=genesis, requests=(request("a", block(1)),)), RULES)
+    with pytest.raises(asyncpg.CheckViolationError, match="begins as seen, or judged"):
+        await indexer_pool.execute(
+            """
+            INSERT INTO mint_request (
+                chain_id, identity, nonce, emitter, tx_hash, block_hash, block_number, block_timestamp, log_index,
+                stablecoin, consumer, requester, beneficiary, amount, bank_reference, expected_reference, state, holds_reference
+            )
+            SELECT chain_id, sha256(identity), gen_random_uuid(), emitter, tx_hash, block_hash, block_number,
+                block_timestamp, log_index, stablecoin, consumer, requester, beneficiary, amount, sha256('r'), sha256('r'),
+                'executed', true
+            FROM mint_request
+            """
+        )
