@@ -2,33 +2,35 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import asyncpg
 
-REQUESTS = 1_000_000
-LOGS = 5_000_000
-_CHAIN = 31337
+REQUESTS: Final = 1_000_000
+LOGS: Final = 5_000_000
+_CHAIN: Final = 31337
 
 # Below block 0, so that the measured chain follows upon it.  Triggers and foreign keys are off: the rows are consistent.
-_FILL = f"""
+_FILL: Final = """
 SET session_replication_role = replica;
 INSERT INTO block (chain_id, hash, number, timestamp)
-SELECT {_CHAIN}, sha256(('block' || g)::bytea), g - {LOGS // 10 + 1}, g FROM generate_series(0, {LOGS // 10 - 1}) g;
+SELECT {chain}, sha256(('block' || g)::bytea), g - {blocks} - 1, g FROM generate_series(0, {blocks} - 1) g;
 INSERT INTO log (chain_id, block_hash, log_index, block_number, tx_hash, tx_index, address, topics, data, event)
-SELECT {_CHAIN}, sha256(('block' || g / 10)::bytea), g % 10, g / 10 - {LOGS // 10 + 1}, sha256(('tx' || g / 10)::bytea), 0,
+SELECT {chain}, sha256(('block' || g / 10)::bytea), g % 10, g / 10 - {blocks} - 1, sha256(('tx' || g / 10)::bytea), 0,
     substr(sha256(('token' || g % 50)::bytea), 1, 20), sha256('a') || sha256('b') || sha256(g::text::bytea) || sha256('d'),
     sha256('e'), 'MintRequested'
-FROM generate_series(0, {LOGS - 1}) g;
+FROM generate_series(0, {logs} - 1) g;
 INSERT INTO mint_request (
     chain_id, identity, nonce, emitter, tx_hash, block_hash, block_number, block_timestamp, log_index, chain_status, stablecoin,
     consumer, requester, beneficiary, amount, predicted_amount, bank_reference, expected_reference, state, state_reason,
     holds_reference
 )
-SELECT {_CHAIN}, sha256(('identity' || g)::bytea), md5('nonce' || g)::uuid, substr(sha256(('token' || g % 50)::bytea), 1, 20),
-    sha256(('tx' || g / 2)::bytea), sha256(('block' || g / 2)::bytea), g / 2 - {LOGS // 10 + 1}, g, g % 2, 'finalized',
+SELECT {chain}, sha256(('identity' || g)::bytea), md5('nonce' || g)::uuid, substr(sha256(('token' || g % 50)::bytea), 1, 20),
+    sha256(('tx' || g / 2)::bytea), sha256(('block' || g / 2)::bytea), g / 2 - {blocks} - 1, g, g % 2, 'finalized',
     substr(sha256(('token' || g % 50)::bytea), 1, 20), substr(sha256(('consumer' || g % 50)::bytea), 1, 20),
     substr(sha256('requester'), 1, 20), substr(sha256(g::text::bytea), 1, 20), 1e18, 1e18,
     rpad('AGED-' || g, 32, ' ')::bytea, rpad('AGED-' || g, 32, ' ')::bytea, 'completed', 'mint_final', true
-FROM generate_series(0, {REQUESTS - 1}) g;
+FROM generate_series(0, {requests} - 1) g;
 INSERT INTO mint_transition (request_id, from_state, to_state, actor)
 SELECT r.id, s.before, s.after, 'indexer'
 FROM mint_request r,
@@ -47,11 +49,12 @@ SELECT id, 1, 0, 1, nonce, nonce, now(), 'accepted' FROM mint_request;
 """
 
 
-async def fill(dsn: str) -> None:
+async def fill(dsn: str, *, requests: int = REQUESTS, logs: int = LOGS) -> None:
     """Write the history into an empty database with the schema, as autovacuum would leave it."""
+    script = _FILL.format(chain=_CHAIN, requests=requests, logs=logs, blocks=logs // 10)
     connection = await asyncpg.connect(dsn)
     try:
-        for statement in filter(str.strip, _FILL.split(";\n")):
+        for statement in filter(str.strip, script.split(";\n")):
             await connection.execute(statement)
         await connection.execute("VACUUM ANALYZE")
         await connection.execute("CHECKPOINT")

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import aiohttp
 import orjson
-import rlp
+import rlp  # type: ignore[import-untyped]
 from eth_utils.crypto import keccak
 
 from service.demo.anvil import Anvil, find_or_install_anvil

@@ -153,13 +153,13 @@ async def copy(given: argparse.Namespace) -> dict[str, Any]:
     try:
         for table in ("chain", *TABLES):
             parts[table] = folder / table
-            await source.copy_from_table(table, output=str(parts[table]), format="binary")
+            await source.copy_from_table(table, output=parts[table], format="binary")
         await target.execute("ALTER TABLE mint_request DISABLE TRIGGER USER")
-        await target.copy_to_table("chain", source=str(parts.pop("chain")), format="binary")
+        await target.copy_to_table("chain", source=parts.pop("chain"), format="binary")
         await target.execute("CHECKPOINT")
         measured = _Measured()
         for table, file in parts.items():
-            await target.copy_to_table(table, source=str(file), format="binary")
+            await target.copy_to_table(table, source=file, format="binary")
         return measured.ended()
     finally:
         shutil.rmtree(folder)
@@ -209,7 +209,7 @@ def _cpu_seconds_of(pid: int) -> float:
         except OSError:
             continue
         own, parent = int(folder.name), int(fields[1])
-        if own == pid or parent == pid:
+        if pid in {own, parent}:
             ticks = sum(map(int, fields[11:15] if own == pid else fields[11:13]))
             total += ticks / os.sysconf("SC_CLK_TCK")
     return total

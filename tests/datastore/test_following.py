@@ -471,11 +471,12 @@ async def test_a_state_in_which_no_request_begins_is_refused_by_the_database(
             """
             INSERT INTO mint_request (
                 chain_id, identity, nonce, emitter, tx_hash, block_hash, block_number, block_timestamp, log_index,
-                stablecoin, consumer, requester, beneficiary, amount, bank_reference, expected_reference, state, holds_reference
+                stablecoin, consumer, requester, beneficiary, amount, bank_reference, expected_reference, state,
+                holds_reference
             )
             SELECT chain_id, sha256(identity), gen_random_uuid(), emitter, tx_hash, block_hash, block_number,
-                block_timestamp, log_index, stablecoin, consumer, requester, beneficiary, amount, sha256('r'), sha256('r'),
-                'executed', true
+                block_timestamp, log_index, stablecoin, consumer, requester, beneficiary, amount, sha256('r'),
+                sha256('r'), 'executed', true
             FROM mint_request
             """
         )
