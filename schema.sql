@@ -274,10 +274,13 @@ CREATE TABLE mint_transition (
     reason text,
     detail text,
     attempt_no integer,
+    stayed interval,
     at timestamptz NOT NULL DEFAULT clock_timestamp()
 );
 COMMENT ON TABLE mint_transition IS 'Append-only: written by the trigger, so that no change of state can be without it.';
+COMMENT ON COLUMN mint_transition.stayed IS 'How long the request was in from_state.';
 CREATE INDEX mint_transition_by_request ON mint_transition (request_id, id);
+CREATE INDEX mint_transition_by_time ON mint_transition USING brin (at);
 
 -- The trigger works on whole statements (one join a statement, not one call a row).  It runs as its owner, so that no
 -- part can write history itself; who acts is the role that the session set, not the owner.
@@ -372,8 +375,10 @@ BEGIN
         RAISE EXCEPTION 'mint_request %: % may not go from % to %', refused.id, acting, refused.from_state, refused.to_state
             USING ERRCODE = 'check_violation';
     END IF;
-    INSERT INTO mint_transition (request_id, from_state, to_state, actor, reason, detail, attempt_no)
-    SELECT n.id, o.state, n.state, acting, n.state_reason, n.state_detail, n.state_attempt_no
+    INSERT INTO mint_transition (request_id, from_state, to_state, actor, reason, detail, attempt_no, stayed)
+    SELECT
+        n.id, o.state, n.state, acting, n.state_reason, n.state_detail, n.state_attempt_no,
+        n.state_changed_at - o.state_changed_at
     FROM old_rows o
     JOIN new_rows n ON n.id = o.id
     WHERE o.state <> n.state;
@@ -538,6 +543,7 @@ CREATE TABLE attempt (
 COMMENT ON TABLE attempt IS 'One row a call to CRE, committed before the socket opens.  No outcome means that it may have been delivered.';
 
 COMMENT ON COLUMN attempt.simulated_tx_hash IS 'Mode simulate only: the transaction that the workflow returned; its receipt is the proof.';
+CREATE INDEX attempt_by_answer_time ON attempt USING brin (answered_at);
 CREATE INDEX attempt_by_simulated_tx_hash ON attempt (simulated_tx_hash) WHERE simulated_tx_hash IS NOT NULL;
 
 -- Design §4, "sent": what proves the contrary is only an answer that comes before forwarding, or no connection.

@@ -124,6 +124,12 @@ async def halt(pool: Pool, chain_id: int, reason: str) -> None:
             chain_id,
             reason,
         )
+        await connection.execute(
+            # $1 chain, $2 reason
+            "INSERT INTO alarm (chain_id, kind, sentence) VALUES ($1, 'finality_violated', $2)",
+            chain_id,
+            reason,
+        )
 
 
 async def clear_halt(pool: Pool, chain_id: int) -> None:

@@ -15,6 +15,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from datastore.errors import DatastoreUnavailable
 from datastore.status import Snapshot
+from datastore.tally import Totals
 from service.metrics import exposition
 
 LONGEST_TURN_SECONDS: Final = 150.0
@@ -42,6 +43,7 @@ def application(
     *,
     chain_id: int,
     read: Read,
+    count: Callable[[], Awaitable[Totals]],
     last_turn_at: Mapping[str, float],
     halted: Mapping[str, str],
     clock: Callable[[], float],
@@ -73,7 +75,7 @@ def application(
     @app.get("/metrics")
     async def metrics() -> Response:
         try:
-            text = exposition(await read(), chain_id)
+            text = exposition(await read(), await count(), chain_id)
         except DatastoreUnavailable as error:
             return Response(f"# database: {error}\n", status_code=503, media_type=CONTENT_TYPE_LATEST)
         return Response(text, media_type=CONTENT_TYPE_LATEST)

@@ -20,6 +20,7 @@ from datastore.errors import DatastoreUnavailable, DatastoreUnsuitable, Finality
 from datastore.following import Rules
 from datastore.identity import secret_check_value
 from datastore.rows import Block
+from datastore.tally import Tally
 from indexer.abi_files import load_abis
 from indexer.decoding import EventCatalog
 from indexer.follower import FinalityRule, Follower
@@ -307,9 +308,11 @@ def _halting(follower: Follower, pool: Pool, chain_id: int) -> Callable[[], Awai
 
 
 def _server(settings: Settings, reader: Pool, chain_id: int, supervisor: Supervisor) -> Companion:
+    tally = Tally(chain_id)
     app = http.application(
         chain_id=chain_id,
         read=lambda: status.snapshot(reader, chain_id),
+        count=lambda: tally.read(reader),
         last_turn_at=supervisor.last_turn_at,
         halted=supervisor.halted,
         clock=time.monotonic,

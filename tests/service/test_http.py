@@ -8,8 +8,9 @@ import pytest
 
 from datastore.errors import DatastoreUnavailable
 from datastore.status import Snapshot
+from datastore.tally import Totals
 from service.http import LONGEST_TURN_SECONDS, application, stuck_parts, unready_reasons
-from service.metrics import families
+from service.metrics import counted, families
 
 SNAPSHOT = Snapshot(
     head=12,
@@ -32,7 +33,9 @@ Read: TypeAlias = Callable[[], Awaitable[Snapshot | None]]
 
 async def answer(path: str, read: Read, halted: dict[str, str]) -> tuple[int, bytes]:
     """Ask the application as a server would, by its ASGI interface."""
-    app = application(chain_id=31337, read=read, last_turn_at={"indexer": 0.0}, halted=halted, clock=lambda: 1.0)
+    app = application(
+        chain_id=31337, read=read, count=nothing, last_turn_at={"indexer": 0.0}, halted=halted, clock=lambda: 1.0
+    )
     sent: list[dict[str, object]] = []
 
     async def receive() -> dict[str, object]:
@@ -64,7 +67,12 @@ async def answer(path: str, read: Read, halted: dict[str, str]) -> tuple[int, by
 def test_every_metric_is_documented_and_every_documented_metric_exists() -> None:
     text = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
     documented = set(re.findall(r"^\| `(bskt_\w+)`", text, re.MULTILINE))
-    assert documented == {family.name for family in families(SNAPSHOT, 31337)}
+    exposed = [*families(SNAPSHOT, 31337), *counted(Totals(), 31337)]
+    assert documented == {f"{family.name}_total" if family.type == "counter" else family.name for family in exposed}
+
+
+async def nothing() -> Totals:
+    return Totals()
 
 
 async def healthy() -> Snapshot | None:
@@ -100,6 +108,7 @@ def test_a_halt_is_a_reason_for_not_being_ready() -> None:
         ("/readyz", down, {}, 503, b"database: postgres"),
         ("/readyz", healthy, {"indexer": "why"}, 503, b"indexer halted: why"),
         ("/metrics", healthy, {}, 200, b'bskt_mint_requests{chain_id="31337",state="seen"} 1.0'),
+        ("/metrics", healthy, {}, 200, b'bskt_mint_end_to_end_seconds_bucket{chain_id="31337",le="+Inf"} 0.0'),
         ("/metrics", down, {}, 503, b"database: postgres"),
         ("/status", healthy, {}, 200, b'"lag_blocks":3'),
         ("/status", unpinned, {}, 503, b"not pinned"),
