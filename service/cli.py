@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import click
 
+from service.commands.baskets import baskets
 from service.commands.demo import demo
+from service.commands.requests import requests
 from service.commands.run import run
 from service.commands.schema import schema
 from service.console import Group
@@ -23,5 +25,5 @@ def main() -> None:
     """
 
 
-for command in (demo, run, schema):
+for command in (baskets, demo, requests, run, schema):
     main.add_command(command)

@@ -120,7 +120,7 @@ def test_a_wrong_value_is_a_usage_error_wherever_it_stands(tmp_path: Path) -> No
         run("--output", "xml", "show"),
         run("show", BSKT_OUTPUT="xml"),
         run("show", BSKT_ENV_FILE=str(env_file)),
-        run("show", BSKT_CHAIN_ID="x"),
+        run("count", BSKT_CHAIN_ID="x"),
     ):
         assert (result.exit_code, result.stdout) == (Exit.USAGE, "")
 
