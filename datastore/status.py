@@ -108,8 +108,7 @@ class Slot:
 class Snapshot:
     """The daemon's rows at one moment; block numbers are -1 where a node does not know a tag.
 
-    ``lag_seconds``: how old the last indexed block is, by its own time, while the head is known to be above it; else 0.
-    ``slots`` holds every workflow that was ever configured.
+    ``indexed_timestamp`` is the indexed block's own time, ``None`` before the first one.  ``slots`` holds every workflow that was ever configured.
     """
 
     chain_id: int
@@ -121,7 +120,7 @@ class Snapshot:
     indexed: int
     indexed_hash: bytes
     indexed_at: datetime
-    lag_seconds: float
+    indexed_timestamp: int | None
     last_reorg: LastReorg | None
     requests: dict[str, int]
     waiting: int
@@ -139,6 +138,13 @@ class Snapshot:
     def lag_blocks(self) -> int:
         """Blocks between the head, as it was known at the last commit, and the index."""
         return max(0, self.head - self.indexed)
+
+    @property
+    def lag_seconds(self) -> float:
+        """How old the last indexed block is, by its own time, while the head is known to be above it; else 0."""
+        if self.lag_blocks == 0 or self.indexed_timestamp is None:
+            return 0.0
+        return max(0.0, self.read_at.timestamp() - self.indexed_timestamp)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -193,8 +199,6 @@ async def snapshot(pool: Pool, chain_id: int) -> Snapshot | None:
         (queue,) = await connection.fetch(_QUEUE, chain_id)
         in_flight: int = await connection.fetchval(_IN_FLIGHT, chain_id)
         slots = await connection.fetch(_SLOTS, chain_id)
-    behind = position["head_number"] > position["block_number"] and position["block_timestamp"] is not None
-    age_seconds = position["read_at"].timestamp() - (position["block_timestamp"] or 0)
     return Snapshot(
         chain_id=chain_id,
         read_at=position["read_at"],
@@ -205,7 +209,7 @@ async def snapshot(pool: Pool, chain_id: int) -> Snapshot | None:
         indexed=position["block_number"],
         indexed_hash=position["block_hash"],
         indexed_at=position["indexed_at"],
-        lag_seconds=max(0.0, age_seconds) if behind else 0.0,
+        indexed_timestamp=position["block_timestamp"],
         last_reorg=LastReorg(**reorg) if reorg else None,
         requests={state.value: 0 for state in State} | {row["state"]: row["requests"] for row in by_state},
         waiting=queue["waiting"],

@@ -8,10 +8,12 @@ from __future__ import annotations
 import click
 
 from service.commands.baskets import baskets
+from service.commands.chain import chain
 from service.commands.demo import demo
 from service.commands.requests import requests
 from service.commands.run import run
 from service.commands.schema import schema
+from service.commands.status import status
 from service.console import Group
 
 
@@ -25,5 +27,5 @@ def main() -> None:
     """
 
 
-for command in (baskets, demo, requests, run, schema):
+for command in (baskets, chain, demo, requests, run, schema, status):
     main.add_command(command)

@@ -195,50 +195,25 @@ class Console:
         )
 
     @asynccontextmanager
-    async def database(self) -> AsyncIterator[str]:
+    async def database(self, *, start: bool = True) -> AsyncIterator[str]:
         """How to connect, for as long as the command runs.
 
-        Without ``BSKT_DATABASE_URL`` it is the embedded database: the server of the daemon that runs now, or else one
-        that runs for this command only, during which no daemon can start on the same directory.
+        Without ``BSKT_DATABASE_URL`` it is the embedded database: the server of the daemon that runs now, or else, if
+        ``start``, one that runs for this command only, during which no daemon can start on the same directory.
 
         Raises:
-            EmbeddedPostgresUnusable: There is none yet, or it may not be read by this user.
+            EmbeddedPostgresUnusable: There is none to work with; the message has the remedy.
         """
-        from service.embedded_postgres import (
-            EmbeddedPostgres,
-            EmbeddedPostgresBusy,
-            EmbeddedPostgresUnusable,
-            running_dsn,
-        )
+        from service import embedded_postgres
 
         if self.settings.database_url is not None:
             yield self.settings.database_url.get_secret_value()
-            return
-        directory = self.settings.data_dir / "postgres"
-        server = EmbeddedPostgres(directory)
-        try:
-            if not server.exists():
-                raise EmbeddedPostgresUnusable(
-                    f"there is no embedded database in {directory} yet: run `bskt run` first, or set BSKT_DATABASE_URL "
-                    "or BSKT_DATA_DIR"
-                )
-            try:
-                await server.start()
-                dsn = server.dsn
-            except EmbeddedPostgresBusy:
-                dsn = running_dsn(directory)
-        except PermissionError as error:
-            raise EmbeddedPostgresUnusable(
-                f"the embedded database in {directory} belongs to another user ({error.filename}): run this command "
-                "as the user of the daemon"
-            ) from error
-        try:
-            yield dsn
-        finally:
-            await server.stop()
+        else:
+            async with embedded_postgres.of_a_command(self.settings.data_dir / "postgres", start=start) as dsn:
+                yield dsn
 
     @asynccontextmanager
-    async def opened(self, role: Role) -> AsyncIterator[Pool]:
+    async def opened(self, role: Role, *, start: bool = True) -> AsyncIterator[Pool]:
         """A pool under ``role``, on a database whose schema was checked.
 
         Raises:
@@ -248,7 +223,7 @@ class Console:
         from datastore import schema
         from datastore.connection import open_pool
 
-        async with self.database() as dsn:
+        async with self.database(start=start) as dsn:
             await schema.check(dsn)
             async with await open_pool(dsn, role, max_size=2) as pool:
                 yield pool

@@ -26,7 +26,7 @@ SNAPSHOT = Snapshot(
     indexed=9,
     indexed_hash=b"\x01" * 32,
     indexed_at=datetime(2026, 1, 1, tzinfo=UTC),
-    lag_seconds=36.0,
+    indexed_timestamp=1_767_225_569,
     last_reorg=None,
     requests={"seen": 1},
     waiting=0,
@@ -130,7 +130,7 @@ def test_what_keeps_the_daemon_from_being_relied_on_is_a_reason_and_a_pause_is_n
     assert unready_reasons(SNAPSHOT, {}, {"indexer": "NodeUnavailable: no answer"}) == [
         "indexer fails: NodeUnavailable: no answer"
     ]
-    assert unready_reasons(replace(SNAPSHOT, lag_seconds=3_700.0), {}, {}) == [
+    assert unready_reasons(replace(SNAPSHOT, indexed_timestamp=1_767_221_905), {}, {}) == [
         "lag: the index is 3 blocks (1 h 1 min) behind the head"
     ]
     assert unready_reasons(replace(SNAPSHOT, schema_version=SCHEMA_VERSION + 1), {}, {})[0].startswith("schema: ")
