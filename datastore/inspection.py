@@ -51,3 +51,10 @@ async def requests(pool: Pool, chain_id: int) -> list[RequestLine]:
         )
         for row in rows
     ]
+
+
+async def chain_ids(pool: Pool) -> list[int]:
+    """The chains in this database, in order."""
+    async with translated(), pool.acquire() as connection:
+        rows = await connection.fetch("SELECT chain_id FROM chain ORDER BY chain_id")
+    return [row["chain_id"] for row in rows]

@@ -78,6 +78,10 @@ class EmbeddedPostgresUnusable(Exception):
     """There is no embedded database to work with; the message says why and what a person can do about it."""
 
 
+class EmbeddedPostgresBusy(EmbeddedPostgresUnusable):
+    """Another process owns the data directory; its server can be used, but not started."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerBinaries:
     """The programs of one Postgres installation; ``source`` says where they were found, for people."""
@@ -156,7 +160,7 @@ class EmbeddedPostgres:
     @property
     def dsn(self) -> str:
         """How to connect, password included: not for logs."""
-        return f"postgresql://bskt:{self._password}@127.0.0.1:{self._port}/postgres"
+        return _dsn(self._password, self._port)
 
     @property
     def sentence(self) -> str:
@@ -167,6 +171,10 @@ class EmbeddedPostgres:
             f"No BSKT_DATABASE_URL: running an embedded {version} on 127.0.0.1:{self._port}, "
             f"data in {self.data_dir}. To back it up, copy that directory while bskt is stopped."
         )
+
+    def exists(self) -> bool:
+        """Whether a cluster was made here before."""
+        return (self._cluster / "PG_VERSION").exists()
 
     @property
     def is_running(self) -> bool:
@@ -185,7 +193,7 @@ class EmbeddedPostgres:
         self._lock_fd = self._lock_fd or _take_lock(self.data_dir, account)
         try:
             self._binaries = _reachable_binaries(find_server_binaries(), self.data_dir, account)
-            if not (self._cluster / "PG_VERSION").exists():
+            if not self.exists():
                 await self._make_cluster(self._binaries, account)
             _require_major(self._cluster, self._binaries.major)
             await asyncio.to_thread(_await_end_of_previous_server, self._cluster)
@@ -293,6 +301,24 @@ class EmbeddedPostgres:
         return "\n".join(text.splitlines()[-12:])
 
 
+def running_dsn(data_dir: Path) -> str:
+    """How to connect to the server that another process runs in ``data_dir``; password included: not for logs.
+
+    Raises:
+        PermissionError: The directory belongs to another user.
+        EmbeddedPostgresBusy: Its owner is only making the cluster.
+    """
+    cluster = data_dir / "postgres"
+    try:
+        return _dsn((cluster / "bskt.password").read_text(), _read_port(cluster))
+    except FileNotFoundError:
+        raise EmbeddedPostgresBusy(f"the embedded database in {data_dir} is only being made; try again") from None
+
+
+def _dsn(password: str, port: int) -> str:
+    return f"postgresql://bskt:{password}@127.0.0.1:{port}/postgres"
+
+
 def _places_to_look() -> list[tuple[Path, str]]:
     places = []
     # find_spec does not import a top-level package: the wrapper behind it is slow and does more than we want.
@@ -348,7 +374,7 @@ def _take_lock(data_dir: Path, account: _Account) -> int:
     except BlockingIOError:
         owner = os.read(descriptor, 32).decode().strip() or "unknown"
         os.close(descriptor)
-        raise EmbeddedPostgresUnusable(
+        raise EmbeddedPostgresBusy(
             f"Another bskt (pid {owner}) runs the embedded Postgres of {data_dir}. Stop it, or set BSKT_DATA_DIR to "
             "another directory; for several daemons over one database set BSKT_DATABASE_URL."
         ) from None

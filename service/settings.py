@@ -364,7 +364,7 @@ def load(
     if unknown := flags.keys() - Settings.model_fields.keys():
         problems.append(f"no such setting: {', '.join(sorted(unknown))}")
     values: dict[str, object] = {"data_dir": _default_data_dir(environment)}
-    for source, texts in (("env file", _env_file_texts(env_file)), ("environment", environment)):
+    for source, texts in (("env file", env_file_texts(env_file)), ("environment", environment)):
         values |= _from_texts(texts, source, problems)
     values |= {name: flag for name, flag in flags.items() if flag is not None and name not in unknown}
     settings = None
@@ -412,7 +412,12 @@ def _or_file(field: str) -> str:
     return f" or {_name(field)}_FILE" if field in SECRET_FIELDS else ""
 
 
-def _env_file_texts(env_file: Path | None) -> Mapping[str, str | None]:
+def env_file_texts(env_file: Path | None) -> Mapping[str, str | None]:
+    """What the env file says, by name.
+
+    Raises:
+        SettingsError: It cannot be read.
+    """
     if env_file is None:
         return {}
     try:
