@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import click
 
+from service.commands.backfill import backfill
 from service.commands.baskets import baskets
 from service.commands.chain import chain
 from service.commands.demo import demo
@@ -27,5 +28,14 @@ def main() -> None:
     """
 
 
-for command in (baskets, chain, demo, requests, run, schema, status):
+for command in (
+    backfill,
+    baskets,
+    chain,
+    demo,
+    requests,
+    run,
+    schema,
+    status,
+):
     main.add_command(command)
