@@ -389,6 +389,23 @@ def load(
     return settings
 
 
+def secret_files(env_file: Path | None = None, environ: Mapping[str, str] | None = None) -> dict[str, Path]:
+    """The files that secrets are read from, by the setting's name.
+
+    Raises:
+        SettingsError: The env file cannot be read.
+    """
+    environment = os.environ if environ is None else environ  # noqa: TID251 - this module is the place
+    files: dict[str, Path] = {}
+    for texts in (env_file_texts(env_file), environment):
+        for name in map(_name, SECRET_FIELDS):
+            if path := (texts.get(f"{name}_FILE") or "").strip():
+                files[name] = Path(path)
+            elif (texts.get(name) or "").strip():
+                files.pop(name, None)
+    return files
+
+
 def documented() -> Iterator[Documented]:
     """Every setting in the order of this file."""
     for field, info in Settings.model_fields.items():
