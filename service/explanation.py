@@ -435,10 +435,7 @@ def _accepted(request: Request, _: Standing) -> _Said:
 
 
 def _executed(request: Request, standing: Standing) -> _Said:
-    why = (
-        f"{tokens(request, request.mint_amount)} were minted in block {request.mint_block_number}, proven; not final "
-        f"enough yet ({standing.complete})."
-    )
+    why = f"{_minted(request)}, proven; not final enough yet ({standing.complete})."
     return why, "It is completed when request and mint are final and the amount is right."
 
 
@@ -446,11 +443,12 @@ def _completed(request: Request, _: Standing) -> _Said:
     if request.state_reason == "resolve_completed":
         return reason(request.state_reason, request.state_detail), "Nothing."
     how = "by the transaction that the simulation returned" if request.mint_proof == "simulated" else "by its report"
-    why = (
-        f"{tokens(request, request.mint_amount)} were minted in block {request.mint_block_number}, proven {how}; "
-        "request and mint are final."
-    )
-    return why, "Nothing."
+    return f"{_minted(request)}, proven {how}; request and mint are final.", "Nothing."
+
+
+def _minted(request: Request) -> str:
+    where = "" if request.mint_block_number is None else f" in block {request.mint_block_number}"
+    return f"{tokens(request, request.mint_amount)} were minted{where}"
 
 
 def _rejected(request: Request, _: Standing) -> _Said:
