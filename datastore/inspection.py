@@ -106,7 +106,7 @@ FROM attempt WHERE request_id = $1 ORDER BY attempt_no
 _EXECUTION_IDS: Final = (
     "SELECT execution_id, source FROM execution_id WHERE request_id = $1 ORDER BY source, execution_id"
 )
-# The places on chain where its log was found: re-mining moves a transaction by a few blocks, so the index on block
+# The places on chain where its log was found, the one that counts last: re-mining moves a transaction by a few blocks, so the index on block
 # numbers serves.  $1 request, $2 blocks to look at on both sides
 _PLACES: Final = """
 SELECT l.block_number, l.block_hash, l.log_index, l.canonical, b.timestamp
@@ -115,7 +115,7 @@ JOIN log l ON l.chain_id = r.chain_id AND l.block_number BETWEEN r.block_number 
     AND l.tx_hash = r.tx_hash AND l.address = r.emitter AND l.event = 'MintRequested'
 JOIN block b ON b.chain_id = l.chain_id AND b.hash = l.block_hash
 WHERE r.id = $1
-ORDER BY l.block_number, l.block_hash
+ORDER BY l.canonical, l.block_number, l.block_hash
 """
 # $1 request
 _DELIVERIES: Final = """

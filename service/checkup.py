@@ -416,6 +416,7 @@ def _look_at_file(findings: Findings, name: str, path: Path) -> None:
 
 def _look_at_signer(findings: Findings, settings: Settings, stored: Stored | None) -> None:
     if settings.cre_signer_key is None:
+        findings.note("signer", "BSKT_CRE_SIGNER_KEY is not set.")
         return
     try:
         signer = Signer.from_text(settings.cre_signer_key.get_secret_value())
@@ -455,8 +456,12 @@ def _look_at_signer(findings: Findings, settings: Settings, stored: Stored | Non
 def _look_at_secret(findings: Findings, settings: Settings, stored: Stored | None) -> None:
     secret = present_secret(settings)
     if secret is None:
-        if settings.database_url is None:
-            findings.note("instance secret", "There is none yet: the first start makes one and keeps it.")
+        made = (
+            "the first start makes one and keeps it"
+            if settings.database_url is None
+            else "BSKT_INSTANCE_SECRET is not set"
+        )
+        findings.note("instance secret", f"There is none yet: {made}.")
         return
     value = secret_check_value(secret)
     if stored is None or stored.pin is None:

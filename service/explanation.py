@@ -12,6 +12,8 @@ from datetime import UTC, datetime, timedelta
 from heapq import heapify, heappop, heappush
 from typing import Final, TypeAlias
 
+from eth_utils.address import to_checksum_address
+
 from datastore.inspection import Request
 from datastore.lifecycle import MEANING, ChainStatus, State
 from datastore.mint_amount import MAX_DECIMALS, amount_text
@@ -203,6 +205,11 @@ def amount(wei: int, decimals: int | None) -> str:
 def reference(bank_reference: bytes) -> str:
     """A bank reference as its text where it has one, as hex where not."""
     return reference_text(bank_reference) or "0x" + bank_reference.hex()
+
+
+def address(octets: bytes) -> str:
+    """An address with its checksum (EIP-55)."""
+    return str(to_checksum_address(octets))
 
 
 def block_time(timestamp: int | None) -> datetime | None:
@@ -448,7 +455,7 @@ def _completed(request: Request, _: Standing) -> _Said:
 
 def _minted(request: Request) -> str:
     where = "" if request.mint_block_number is None else f" in block {request.mint_block_number}"
-    return f"{tokens(request, request.mint_amount)} were minted{where}"
+    return f"Minted {tokens(request, request.mint_amount)}{where}"
 
 
 def _rejected(request: Request, _: Standing) -> _Said:

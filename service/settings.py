@@ -8,7 +8,7 @@ and is never repeated in a message.
 import ipaddress
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
@@ -59,11 +59,12 @@ class Listen:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Documented:
-    """One row of the README's table and of ``--help``; ``default`` is empty where there is none."""
+    """One row of the README's table; ``default`` and ``needed_by`` are empty where there is none."""
 
     name: str
     default: str
     description: str
+    needed_by: str
     is_secret: bool
 
 
@@ -319,7 +320,7 @@ class Settings(BaseModel):
         Raises:
             SettingsError: Names what is not set.
         """
-        _require(self, ["chain_id", "rpc_url", "factory_address", "forwarder_address", "start_block"])
+        _require(self, CHAIN_FIELDS)
 
     def require_invocator(self) -> None:
         """Everything that a part which sends, or derives ids for sending, needs.
@@ -327,10 +328,9 @@ class Settings(BaseModel):
         Raises:
             SettingsError: Names what is not set.
         """
-        names = ["cre_gateway_url", "cre_workflow", "cre_signer_key"] if self.cre_mode == "gateway" else []
+        _require(self, GATEWAY_FIELDS if self.cre_mode == "gateway" else ())
         if self.database_url is not None:
-            names.append("instance_secret")
-        _require(self, names)
+            _require(self, ["instance_secret"])
 
     def secret_texts(self) -> tuple[str, ...]:
         """Every text that no log line may hold."""
@@ -344,6 +344,8 @@ class Settings(BaseModel):
         return tuple(texts)
 
 
+CHAIN_FIELDS: Final = ("chain_id", "rpc_url", "factory_address", "forwarder_address", "start_block")
+GATEWAY_FIELDS: Final = ("cre_gateway_url", "cre_workflow", "cre_signer_key")
 SECRET_FIELDS: Final = frozenset({"database_url", "rpc_url", "ws_url", "instance_secret", "cre_signer_key"})
 
 
@@ -414,8 +416,27 @@ def documented() -> Iterator[Documented]:
             name=_name(field),
             default="" if absent else str(info.default),
             description=info.description or "",
+            needed_by=_needed_by(field),
             is_secret=field in SECRET_FIELDS,
         )
+
+
+def _needed_by(field: str) -> str:
+    if field in CHAIN_FIELDS:
+        return "`run`, `backfill`"
+    if field in GATEWAY_FIELDS:
+        return "`run` in mode `gateway`"
+    return "everything, with `BSKT_DATABASE_URL`" if field == "instance_secret" else ""
+
+
+def markdown_table() -> str:
+    """The settings as the README shows them."""
+    lines = ["| name | default | meaning | needed by |", "| --- | --- | --- | --- |"]
+    for row in documented():
+        meaning = row.description.replace("|", "\\|") + ("; a secret" if row.is_secret else "")
+        default = f"`{row.default}`" if row.default else ""
+        lines.append(f"| `{row.name}` | {default} | {meaning} | {row.needed_by} |")
+    return "\n".join(lines)
 
 
 def _name(field: str) -> str:
@@ -426,7 +447,7 @@ def _problem(field: str, wrong: str) -> str:
     return f"{_name(field)}: {wrong} ({Settings.model_fields[field].description})"
 
 
-def _require(settings: Settings, fields: list[str]) -> None:
+def _require(settings: Settings, fields: Sequence[str]) -> None:
     missing = [field for field in fields if getattr(settings, field) in (None, ())]
     if missing:
         raise SettingsError([_problem(field, f"not set; set it{_or_file(field)}") for field in missing])
