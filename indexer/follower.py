@@ -267,6 +267,10 @@ def _report(ancestor: BlockRef, committed: Committed, *, undecodable: int) -> No
         )
     if undecodable:
         log.warning("log.kept_undecoded", logs=undecodable)
+    if committed.quarantine_entered:
+        log.error("quarantine.entered", sentence=str(committed.quarantine_entered))
+    if committed.quarantine_ended:
+        log.warning("quarantine.ended", sentence="requests are triggered again")
     for kind, count in committed.alarms.items():
         if count:
             log.error("alarm.raised", kind=kind, requests=count)
