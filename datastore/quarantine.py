@@ -136,7 +136,7 @@ class Quarantine:
 
     def __str__(self) -> str:
         return (
-            f"Nothing is triggered since {self.at:%Y-%m-%d %H:%M:%S} UTC: {self.reason} It ends by itself when a block "
+            f"Nothing is triggered since {self.at:%Y-%m-%d %H:%M:%S} UTC: {self.reason.rstrip('.')}.  It ends by itself when a block "
             f"that is not older than {self.until:%Y-%m-%d %H:%M:%S} UTC is indexed and final."
         )
 

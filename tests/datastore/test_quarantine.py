@@ -365,6 +365,8 @@ async def test_a_real_recovery_from_an_archive_is_noticed_by_its_timeline(data_d
         os.chown(marker, owner_of_cluster.st_uid, owner_of_cluster.st_gid)
         await server.restart()
         async with await open_pool(server.dsn, Role.INDEXER) as pool:
+            while await pool.fetchval("SELECT pg_is_in_recovery()"):
+                pass  # a standby sends nothing either: it is nobody's home, and takes no writes
             before, after = await pool.fetchrow(
                 "SELECT server_timeline, (SELECT timeline FROM this_server()) FROM control"
             ) or (0, 0)
