@@ -392,6 +392,16 @@ async def known_baskets(pool: Pool, chain_id: int, *, up_to: int) -> list[tuple[
     return [(row["stablecoin"], row["consumer"]) for row in rows]
 
 
+async def recorded_requests(pool: Pool, identities: Sequence[bytes]) -> int:
+    """How many of these different requests have a row."""
+    async with translated(), pool.acquire() as connection:
+        # $1 identities
+        count: int = await connection.fetchval(
+            "SELECT count(*) FROM mint_request WHERE identity = ANY($1::bytea[])", identities
+        )
+    return count
+
+
 async def commit(pool: Pool, chain_id: int, batch: Batch, rules: Rules) -> Committed:
     """Write one batch.
 
@@ -413,8 +423,7 @@ async def commit(pool: Pool, chain_id: int, batch: Batch, rules: Rules) -> Commi
         await _settle_outcomes(connection, chain_id, hashes, committed, again=again)
         await _judge(connection, chain_id, batch.finality.trigger, rules, committed)
         await _settle_finality(connection, chain_id, batch.finality, committed)
-        if any(s.after is State.CONFIRMED for s in committed.settled):
-            await connection.execute("SELECT pg_notify($1, $2)", CONFIRMED_CHANNEL, str(chain_id))
+        await _announce(connection, chain_id, committed)
     return committed
 
 
@@ -449,7 +458,13 @@ async def record_range(pool: Pool, chain_id: int, batch: Batch, rules: Rules, *,
         await _settle_outcomes(connection, chain_id, [block.hash for block in batch.blocks], committed)
         await _judge(connection, chain_id, batch.finality.trigger, rules, committed)
         await _settle_finality(connection, chain_id, batch.finality, committed)
+        await _announce(connection, chain_id, committed)
     return committed
+
+
+async def _announce(connection: Connection, chain_id: int, committed: Committed) -> None:
+    if any(s.after is State.CONFIRMED for s in committed.settled):
+        await connection.execute("SELECT pg_notify($1, $2)", CONFIRMED_CHANNEL, str(chain_id))
 
 
 async def _move_cursor(connection: Connection, chain_id: int, batch: Batch) -> Committed:

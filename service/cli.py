@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import click
 
+from service.commands.backfill import backfill
 from service.commands.demo import demo
 from service.commands.run import run
 from service.commands.schema import schema
@@ -23,5 +24,5 @@ def main() -> None:
     """
 
 
-for command in (demo, run, schema):
+for command in (backfill, demo, run, schema):
     main.add_command(command)
