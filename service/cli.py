@@ -8,9 +8,13 @@ from __future__ import annotations
 import click
 
 from service.commands.backfill import backfill
+from service.commands.baskets import baskets
+from service.commands.chain import chain
 from service.commands.demo import demo
+from service.commands.requests import requests
 from service.commands.run import run
 from service.commands.schema import schema
+from service.commands.status import status
 from service.console import Group
 
 
@@ -24,5 +28,14 @@ def main() -> None:
     """
 
 
-for command in (backfill, demo, run, schema):
+for command in (
+    backfill,
+    baskets,
+    chain,
+    demo,
+    requests,
+    run,
+    schema,
+    status,
+):
     main.add_command(command)

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import re
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -26,8 +27,11 @@ from typing import TYPE_CHECKING, Any, Concatenate, Final, Literal, ParamSpec, T
 import click
 
 if TYPE_CHECKING:
+    from rich.console import Console as Screen
+    from rich.table import Table
+
     from datastore.connection import Pool, Role
-    from service.settings import Settings
+    from service.settings import Settings, SettingsError
 
 P = ParamSpec("P")
 
@@ -36,13 +40,13 @@ Row: TypeAlias = Mapping[str, object]
 """One thing to show, by the names of its JSON members; a ``uint256`` must already be text."""
 
 Cell: TypeAlias = "str | Callable[[Mapping[str, Json]], Json]"
-"""What a table shows of a row: a member, or what is made of the row as JSON says it."""
+"""What a table shows of a row: a member (``chain.block_number`` lies deeper), or what is made of the whole row."""
 
 Output: TypeAlias = Literal["table", "json", "jsonl"]
 LogFormat: TypeAlias = Literal["text", "json"]
 
+_TIME: Final = re.compile(r"\b(\d{4}-\d\d-\d\d)T(\d\d:\d\d:\d\d)(?:\.\d+)?Z\b", re.ASCII)
 _META: Final = "bskt.given"
-_ADDRESS_BYTES: Final = 20
 # A pipe has no width: nothing may be cut or wrapped in it.
 _PIPE_COLUMNS: Final = 10_000
 
@@ -141,18 +145,30 @@ class Group(click.Group):
 class Console:
     """Where a command reads its settings, finds its database and writes its answer."""
 
-    settings: Settings
+    read: Settings | SettingsError
     output: Output
     log_level: str
     log_format: LogFormat
+    env_file: Path | None
+
+    @property
+    def settings(self) -> Settings:
+        """Every setting.
+
+        Raises:
+            SettingsError: One of them cannot be used.
+        """
+        if isinstance(self.read, Exception):
+            raise self.read
+        return self.read
 
     @classmethod
     def given(cls, context: click.Context) -> Console:
         """From the flags, the environment, the env file and the defaults, in this order.
 
         Raises:
-            SettingsError: A setting cannot be used.
-            Refused: An option's value in the env file cannot.
+            SettingsError: The env file cannot be read.
+            Refused: An option's value in it cannot be used.
         """
         from service import settings
 
@@ -165,58 +181,39 @@ class Console:
             chosen[name] = flags.get(name) or (in_file.get(variable) or "").strip() or _DEFAULTS[name]
             if chosen[name] not in choices:
                 raise Refused(f"{variable}: expected {' or '.join(choices)}", Exit.USAGE)
+        read: Settings | SettingsError
+        try:
+            read = settings.load({}, env_file)
+        except settings.SettingsError as error:
+            read = error
         return cls(
-            settings=settings.load({}, env_file),
+            read=read,
+            env_file=env_file,
             output=cast("Output", chosen["output"]),
             log_level=chosen["log_level"],
             log_format=cast("LogFormat", chosen["log_format"]),
         )
 
     @asynccontextmanager
-    async def database(self) -> AsyncIterator[str]:
+    async def database(self, *, start: bool = True) -> AsyncIterator[str]:
         """How to connect, for as long as the command runs.
 
-        Without ``BSKT_DATABASE_URL`` it is the embedded database: the server of the daemon that runs now, or else one
-        that runs for this command only, during which no daemon can start on the same directory.
+        Without ``BSKT_DATABASE_URL`` it is the embedded database: the server of the daemon that runs now, or else, if
+        ``start``, one that runs for this command only, during which no daemon can start on the same directory.
 
         Raises:
-            EmbeddedPostgresUnusable: There is none yet, or it may not be read by this user.
+            EmbeddedPostgresUnusable: There is none to work with; the message has the remedy.
         """
-        from service.embedded_postgres import (
-            EmbeddedPostgres,
-            EmbeddedPostgresBusy,
-            EmbeddedPostgresUnusable,
-            running_dsn,
-        )
+        from service import embedded_postgres
 
         if self.settings.database_url is not None:
             yield self.settings.database_url.get_secret_value()
-            return
-        directory = self.settings.data_dir / "postgres"
-        server = EmbeddedPostgres(directory)
-        try:
-            if not server.exists():
-                raise EmbeddedPostgresUnusable(
-                    f"there is no embedded database in {directory} yet: run `bskt run` first, or set BSKT_DATABASE_URL "
-                    "or BSKT_DATA_DIR"
-                )
-            try:
-                await server.start()
-                dsn = server.dsn
-            except EmbeddedPostgresBusy:
-                dsn = running_dsn(directory)
-        except PermissionError as error:
-            raise EmbeddedPostgresUnusable(
-                f"the embedded database in {directory} belongs to another user ({error.filename}): run this command "
-                "as the user of the daemon"
-            ) from error
-        try:
-            yield dsn
-        finally:
-            await server.stop()
+        else:
+            async with embedded_postgres.of_a_command(self.settings.data_dir / "postgres", start=start) as dsn:
+                yield dsn
 
     @asynccontextmanager
-    async def opened(self, role: Role) -> AsyncIterator[Pool]:
+    async def opened(self, role: Role, *, start: bool = True) -> AsyncIterator[Pool]:
         """A pool under ``role``, on a database whose schema was checked.
 
         Raises:
@@ -226,7 +223,7 @@ class Console:
         from datastore import schema
         from datastore.connection import open_pool
 
-        async with self.database() as dsn:
+        async with self.database(start=start) as dsn:
             await schema.check(dsn)
             async with await open_pool(dsn, role, max_size=2) as pool:
                 yield pool
@@ -254,44 +251,73 @@ class Console:
 
     def rows(self, rows: Sequence[Row], columns: Mapping[str, Cell], *, title: str | None = None) -> None:
         """Write rows to stdout: every member as JSON, or a table of ``columns`` by heading."""
-        plain = [_plain(row) for row in rows]
-        if self.output == "json":
-            click.echo(_json(plain, indent=True))
-        elif self.output == "jsonl":
-            for row in plain:
-                click.echo(_json(row))
-        else:
-            _table(plain, columns, title)
+        from service.shapes import as_json
 
-    def record(self, row: Row, *, title: str | None = None) -> None:
-        """Write one thing to stdout: one JSON object, or a table with a line for each member."""
-        plain = _plain(row)
-        if self.output == "table":
-            lines: list[dict[str, Json]] = [{"name": name, "value": value} for name, value in plain.items()]
-            _table(lines, {"": "name", " ": "value"}, title)
+        written = [plain(row) for row in rows]
+        if self.output == "json":
+            click.echo(as_json(written, indent=True))
+        elif self.output == "jsonl":
+            for line in written:
+                click.echo(as_json(line))
         else:
-            click.echo(_json(plain, indent=self.output == "json"))
+            _write(written, columns, title)
+
+    def record(self, row: Row, lines: Mapping[str, Cell] | None = None, *, title: str | None = None) -> None:
+        """Write one thing to stdout: one JSON object, or a table with a line for each member or for each of ``lines``.
+
+        A line without a value is left out.
+        """
+        from service.shapes import as_json
+
+        members = plain(row)
+        if self.output != "table":
+            click.echo(as_json(members, indent=self.output == "json"))
+            return
+        cells = lines or {name: name for name in members}
+        shown: list[dict[str, Json]] = [{"name": name, "value": _shown(members, cell)} for name, cell in cells.items()]
+        _write([line for line in shown if line["value"] not in (None, "", [])], {"": "name", " ": "value"}, title)
 
     def message(self, text: str) -> None:
         """Say something to the person, on stderr."""
         click.echo(printable(text), err=True)
 
 
-def _table(rows: Sequence[Mapping[str, Json]], columns: Mapping[str, Cell], title: str | None) -> None:
+def table(rows: Sequence[Mapping[str, Json]], columns: Mapping[str, Cell], *, title: str | None = None) -> Table:
+    """Rows as a table for a terminal: ``columns`` by heading, whatever strangers wrote shown as plain text."""
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=title, title_justify="left", show_header=any(heading.strip() for heading in columns))
+    made = Table(
+        title=None if title is None else Text(printable(title)),
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        show_header=any(heading.strip() for heading in columns),
+    )
     for heading in columns:
-        table.add_column(Text(heading), overflow="fold")
+        made.add_column(Text(heading), overflow="fold")
     for row in rows:
-        # Text, not markup: a token's name may hold brackets.
-        cells = (row.get(shown) if isinstance(shown, str) else shown(row) for shown in columns.values())
-        table.add_row(*(Text(_text(value)) for value in cells))
-    screen().print(table)
+        made.add_row(*(Text(_text(_shown(row, cell))) for cell in columns.values()))
+    return made
 
 
-def screen() -> Any:  # rich.console.Console: rich is not imported at the top
+def _shown(row: Mapping[str, Json], cell: Cell) -> Json:
+    return member(row, cell) if isinstance(cell, str) else cell(row)
+
+
+def member(row: Mapping[str, Json], path: str) -> Json:
+    """A member of a row as JSON says it, by the dotted names that lead to it; ``None`` if the way ends before."""
+    value: Json = dict(row)
+    for name in path.split("."):
+        value = value.get(name) if isinstance(value, dict) else None
+    return value
+
+
+def _write(rows: Sequence[Mapping[str, Json]], columns: Mapping[str, Cell], title: str | None) -> None:
+    screen().print(table(rows, columns, title=title))
+
+
+def screen() -> Screen:
     """What renders tables to stdout."""
     import sys
 
@@ -317,7 +343,8 @@ def asynchronous(
         context = click.get_current_context()
         try:
             console = Console.given(context)
-            logs.configure(level=console.log_level, fmt=console.log_format, secrets=console.settings.secret_texts())
+            secrets = () if isinstance(console.read, SettingsError) else console.read.secret_texts()
+            logs.configure(level=console.log_level, fmt=console.log_format, secrets=secrets)
             code = asyncio.run(work(console, *args, **kwargs))
         except SettingsError as error:
             raise Refused("\n".join(error.problems), Exit.USAGE) from error
@@ -330,31 +357,13 @@ def asynchronous(
     return callback
 
 
-def _plain(row: Row) -> dict[str, Json]:
+def plain(row: Row) -> dict[str, Json]:
     """A row as JSON says it: addresses with their checksum, hashes as 0x hex, times ISO 8601 in UTC."""
     import orjson
 
-    # Raises for an integer of more than 64 bits: a uint256 must be text already.
-    return cast("dict[str, Json]", orjson.loads(orjson.dumps(row, default=_octets, option=orjson.OPT_UTC_Z)))
+    from service.shapes import as_json
 
-
-def _octets(value: object) -> str:
-    if isinstance(value, bytes):
-        return address(value) if len(value) == _ADDRESS_BYTES else "0x" + value.hex()
-    raise TypeError(f"no JSON for {type(value).__name__}")
-
-
-def _json(value: object, *, indent: bool = False) -> str:
-    import orjson
-
-    return orjson.dumps(value, option=orjson.OPT_INDENT_2 if indent else 0).decode()
-
-
-def address(octets: bytes) -> str:
-    """An address with its checksum (EIP-55)."""
-    from eth_utils.address import to_checksum_address
-
-    return str(to_checksum_address(octets))
+    return cast("dict[str, Json]", orjson.loads(as_json(row)))
 
 
 def _text(value: Json) -> str:
@@ -366,7 +375,8 @@ def _text(value: Json) -> str:
         return "\n".join(map(_text, value))
     if isinstance(value, dict):
         return "\n".join(f"{name}: {_text(item)}" for name, item in value.items())
-    return printable(str(value))
+    # A time is written to the second where people read it.
+    return printable(_TIME.sub(r"\1 \2Z", str(value)))
 
 
 def printable(text: str) -> str:

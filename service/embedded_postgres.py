@@ -29,7 +29,7 @@ import socket
 import stat
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -79,7 +79,7 @@ class EmbeddedPostgresUnusable(Exception):
 
 
 class EmbeddedPostgresBusy(EmbeddedPostgresUnusable):
-    """Another process owns the data directory; its server can be used, but not started."""
+    """Another process owns the data directory: its server can be used, and another not be started."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -301,18 +301,59 @@ class EmbeddedPostgres:
         return "\n".join(text.splitlines()[-12:])
 
 
-def running_dsn(data_dir: Path) -> str:
-    """How to connect to the server that another process runs in ``data_dir``; password included: not for logs.
+@contextlib.asynccontextmanager
+async def of_a_command(data_dir: Path, *, start: bool) -> AsyncIterator[str]:
+    """How a short command connects: to the server of the daemon that runs now, or to one for its own time.
+
+    The password is in it: not for logs.  While the command's own server runs, no daemon can start on ``data_dir``.
+
+    Args:
+        data_dir: As for the daemon; nothing is made in it.
+        start: Whether a server may be started where none runs.
 
     Raises:
-        PermissionError: The directory belongs to another user.
-        EmbeddedPostgresBusy: Its owner is only making the cluster.
+        EmbeddedPostgresUnusable: There is no cluster, it belongs to another user, or none runs and none may be started.
     """
-    cluster = data_dir / "postgres"
+    server = EmbeddedPostgres(data_dir)
     try:
-        return _dsn((cluster / "bskt.password").read_text(), _read_port(cluster))
-    except FileNotFoundError:
-        raise EmbeddedPostgresBusy(f"the embedded database in {data_dir} is only being made; try again") from None
+        if not server.exists():
+            raise EmbeddedPostgresUnusable(
+                f"There is no embedded database in {data_dir} yet. Run `bskt run` first, or set BSKT_DATABASE_URL, or "
+                "BSKT_DATA_DIR to where it is."
+            )
+        if start:
+            try:
+                await server.start()
+                dsn = server.dsn
+            except EmbeddedPostgresBusy:
+                dsn = _running_dsn(data_dir)
+        elif _is_owned(data_dir):
+            dsn = _running_dsn(data_dir)
+        else:
+            raise EmbeddedPostgresUnusable(f"No daemon runs the embedded database in {data_dir}. Start `bskt run`.")
+    except PermissionError as error:
+        raise EmbeddedPostgresUnusable(
+            f"The embedded database in {data_dir} belongs to another user ({error.filename}). Run this command as the "
+            "user of the daemon."
+        ) from error
+    try:
+        yield dsn
+    finally:
+        await server.stop()
+
+
+def _running_dsn(data_dir: Path) -> str:
+    cluster = data_dir / "postgres"
+    return _dsn((cluster / "bskt.password").read_text(), _read_port(cluster))
+
+
+def _is_owned(data_dir: Path) -> bool:
+    with (data_dir / "lock").open("rb") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
 
 
 def _dsn(password: str, port: int) -> str:

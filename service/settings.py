@@ -78,16 +78,23 @@ def _hex_bytes(text: str, length: int) -> bytes:
     return bytes.fromhex(digits)
 
 
-def _address(value: object) -> object:
-    if not isinstance(value, str):
-        return value
-    address = _hex_bytes(value, 20)
-    digits = value.removeprefix("0x")
+def parse_address(text: str) -> bytes:
+    """The 20 bytes of an address.
+
+    Raises:
+        ValueError: It is none, its checksum is wrong, or it is nobody's.
+    """
+    address = _hex_bytes(text, 20)
+    digits = text.removeprefix("0x")
     if digits not in {digits.lower(), digits.upper()} and not is_checksum_address("0x" + digits):
         raise ValueError("its upper and lower case letters are not its checksum (EIP-55): one of them is mistyped")
     if not any(address):
         raise ValueError("the zero address is nobody's")
     return address
+
+
+def _address(value: object) -> object:
+    return parse_address(value) if isinstance(value, str) else value
 
 
 def _workflow_ids(value: object) -> object:

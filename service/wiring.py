@@ -382,6 +382,8 @@ def _server(settings: Settings, reader: Pool, chain_id: int, supervisor: Supervi
         last_turn_at=supervisor.last_turn_at,
         halted=supervisor.halted,
         clock=time.monotonic,
+        look=lambda: status.attention(reader, chain_id),
+        failing=supervisor.failing,
     )
     listen = settings.listen
     return Companion(name="http", run=lambda: http.serve(app, host=listen.host, port=listen.port))

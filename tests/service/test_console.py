@@ -120,7 +120,7 @@ def test_a_wrong_value_is_a_usage_error_wherever_it_stands(tmp_path: Path) -> No
         run("--output", "xml", "show"),
         run("show", BSKT_OUTPUT="xml"),
         run("show", BSKT_ENV_FILE=str(env_file)),
-        run("show", BSKT_CHAIN_ID="x"),
+        run("count", BSKT_CHAIN_ID="x"),
     ):
         assert (result.exit_code, result.stdout) == (Exit.USAGE, "")
 
@@ -158,7 +158,7 @@ def data_dir() -> Iterator[Path]:
 def test_a_command_attaches_to_the_embedded_database_of_a_daemon_and_starts_it_when_none_runs(data_dir: Path) -> None:
     missing = run("count", BSKT_DATA_DIR=str(data_dir))
     assert (missing.exit_code, list(data_dir.iterdir())) == (Exit.ERROR, [])
-    assert "run `bskt run` first" in missing.stderr
+    assert "Run `bskt run` first" in missing.stderr
     daemon = EmbeddedPostgres(data_dir / "postgres", durable=False)
     asyncio.run(daemon.start())
     try:
