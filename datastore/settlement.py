@@ -24,6 +24,10 @@ SELECT id FROM mint_request WHERE id = ANY($1::bigint[]) ORDER BY bank_reference
 
 # $1 ids, $2 a block number up to which a mint is final enough, $3 one up to which a request is final enough
 _FACTS: Final = """
+WITH stopped AS MATERIALIZED (
+    SELECT chain_id FROM control
+    WHERE quarantined_at IS NOT NULL OR NOT is_this_server(server_identifier, server_timeline)
+)
 SELECT
     r.id, r.state, r.state_reason, r.chain_status, r.orphaned_for_good, r.holds_reference, r.bank_reference,
     is_sent(r.id) AS sent,
@@ -38,7 +42,14 @@ SELECT
     EXISTS (
         SELECT FROM mint_request o WHERE o.bank_reference = r.bank_reference AND o.holds_reference AND o.id <> r.id
     ) AS rival_holds_reference,
-    EXISTS (SELECT FROM control c WHERE c.chain_id = r.chain_id AND c.quarantined_at IS NOT NULL) AS quarantined
+    EXISTS (
+        SELECT FROM execution_id x JOIN report p ON p.chain_id = x.chain_id AND p.execution_id = x.execution_id
+        WHERE x.request_id = r.id AND x.generation <> r.generation
+    ) AND NOT EXISTS (
+        SELECT FROM operator_action a
+        WHERE a.request_id = r.id AND a.action = 'new_generation' AND (a.evidence ->> 'consumer_refuses_used_references')::boolean
+    ) AS stray_report,
+    r.chain_id IN (SELECT chain_id FROM stopped) AS quarantined
 FROM mint_request r
 CROSS JOIN LATERAL (
     SELECT
@@ -138,6 +149,7 @@ def _known(row: asyncpg.Record) -> Known:
             mint_is_right=bool(row["mint_is_right"]),
             mint_is_final=bool(row["mint_is_final"]),
             rival_holds_reference=row["rival_holds_reference"],
+            stray_report=row["stray_report"],
             quarantined=row["quarantined"],
         ),
     )
