@@ -227,6 +227,10 @@ def report(committed: Committed, *, undecodable: int) -> None:
     """Log what a commit changed."""
     if undecodable:
         log.warning("log.kept_undecoded", logs=undecodable)
+    if committed.quarantine_entered:
+        log.error("quarantine.entered", sentence=str(committed.quarantine_entered))
+    if committed.quarantine_ended:
+        log.warning("quarantine.ended", sentence="requests are triggered again")
     for kind, count in committed.alarms.items():
         if count:
             log.error("alarm.raised", kind=kind, requests=count)

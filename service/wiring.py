@@ -14,12 +14,12 @@ from typing import Final, Literal, TypeAlias, TypeVar
 
 import structlog
 
-from datastore import pinning, schema, status
+from datastore import pinning, quarantine, schema, status
 from datastore.claims import Pacing
 from datastore.connection import Pool, Role, check_server, open_pool
 from datastore.errors import DatastoreUnavailable, DatastoreUnsuitable, FinalityViolated
 from datastore.following import Rules
-from datastore.identity import secret_check_value
+from datastore.identity import derive_nonce, secret_check_value
 from datastore.rows import Block
 from datastore.tally import Tally
 from indexer.abi_files import load_abis
@@ -93,6 +93,11 @@ async def run(
         await check_server(pool)
         sources = _sources(settings, secret)
         pinned = await _pin(pool, node, settings, sources)
+        in_force = await quarantine.notice(
+            pool, sources.chain_id, deadline_seconds=settings.completion_deadline_seconds
+        )
+        if in_force is not None:
+            log.error("quarantine.entered" if in_force.entered else "quarantine.in_force", sentence=str(in_force))
         running: list[Part] = []
         if INDEXER in parts:
             follower = _follower(settings, pool, node, sources, pinned, reached)
@@ -331,6 +336,8 @@ def _rules(settings: Settings, sources: Sources, pinned: pinning.Pinned) -> Rule
         ),
         contest=settings.contested_reference == "review",
         first_trigger_block_number=pinned.first_trigger_block_number,
+        completion_deadline_seconds=settings.completion_deadline_seconds,
+        nonce_of=lambda identity, generation: derive_nonce(sources.secret, identity, generation),
     )
 
 
