@@ -92,7 +92,7 @@ def _moved(history: History) -> Iterable[_Told]:
             sentence = f"{said}  {transition.before} → {transition.after}."
         yield _told(transition.at, _Order.MOVED, transition.actor, sentence)
     for action in history.actions:
-        yield _told(action.at, _Order.DONE, "operator", f"{action.what}: {action.sentence}")
+        yield _told(action.at, _Order.DONE, "operator", f"{action.what}, by {action.sentence}")
     for alarm in history.alarms:
         yield _told(alarm.at, _Order.ALARM, "alarm", f"{alarm.what}: {alarm.sentence}")
 
