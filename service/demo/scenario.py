@@ -115,9 +115,10 @@ class Stage:
         )
         return receipt.tx_hash
 
-    async def beat(self, live: Live | None) -> list[Request]:
+    async def beat(self, live: Live | None, *, mine: bool = True) -> list[Request]:
         """Mine a block, look at the requests, and show them."""
-        await self.chain.mine()
+        if mine:
+            await self.chain.mine()
         lines = await _requests(self.pool)
         if live is not None:
             live.update(_table(self, lines))
@@ -129,11 +130,11 @@ class Stage:
         await wait(asyncio.Event(), _BEAT_SECONDS)
         return lines
 
-    async def until(self, live: Live | None, done: Callable[[Sequence[Request]], bool]) -> bool:
+    async def until(self, live: Live | None, done: Callable[[Sequence[Request]], bool], *, mine: bool = True) -> bool:
         """Beat until ``done``; ``False`` if the time is over first, or somebody wants an end."""
         try:
             async with asyncio.timeout(LONGEST_SECONDS):
-                while not done(await self.beat(live)):
+                while not done(await self.beat(live, mine=mine)):
                     if self.stop.asked.is_set():
                         return False
         except TimeoutError:
@@ -203,6 +204,9 @@ async def _play(stage: Stage, live: Live | None) -> bool:
     tx_hash = await stage.request("EUR", "DEP-1006", 60, 2)
     raw = await stage.chain.raw_transaction(tx_hash)
     await stage.chain.mine()
+    # Without another block until it is recorded: the reorg must reach it, and find it unsent.
+    if not await stage.until(live, lambda lines: any(_deposit(line) == "DEP-1006" for line in lines), mine=False):
+        return False
     await stage.chain.reorg(2, [(raw, 1)])
 
     stage.say("The gateway fails: it takes the next request, runs it, and its answer is lost.")

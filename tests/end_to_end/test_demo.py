@@ -66,6 +66,8 @@ async def test_a_kept_demo_says_where_to_look_and_ends_on_sigterm() -> None:
         # What it told to type.
         looked = await bskt("", "--env-file", env_file, "--output", "json", "requests", "list", BSKT_DATABASE_URL="")
         assert (looked.code, len(looked.json)) == (0, 9)
+        reorgs = await bskt("", "--env-file", env_file, "--output", "json", "chain", "reorgs", BSKT_DATABASE_URL="")
+        assert [(reorg["orphaned_blocks"], reorg["orphaned_requests"]) for reorg in reorgs.json] == [(2, 1)]
         process.send_signal(signal.SIGTERM)
         out, messages = await process.communicate()
     assert (process.returncode, "Requests and chain agree." in out.decode()) == (0, True), messages.decode()
