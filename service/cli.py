@@ -11,6 +11,7 @@ from service.commands.backfill import backfill
 from service.commands.baskets import baskets
 from service.commands.chain import chain
 from service.commands.demo import demo
+from service.commands.operate import pause, quarantine, resume
 from service.commands.requests import requests
 from service.commands.run import run
 from service.commands.schema import schema
@@ -33,7 +34,10 @@ for command in (
     baskets,
     chain,
     demo,
+    pause,
+    quarantine,
     requests,
+    resume,
     run,
     schema,
     status,

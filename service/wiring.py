@@ -47,6 +47,7 @@ PARTS: Final = (INDEXER, INVOCATOR)
 _RPC_TIMEOUT_SECONDS: Final = 30.0
 _MAX_ANSWER_BYTES: Final = 64 * 1024 * 1024
 _SECRET_BYTES: Final = 32
+_KEPT_SECRET: Final = "instance-secret"  # noqa: S105 - a file's name
 _CLOSE_SECONDS: Final = 5.0
 
 T = TypeVar("T")
@@ -134,20 +135,28 @@ async def _datastore(settings: Settings) -> AsyncIterator[tuple[str, bytes]]:
     if settings.database_url is not None:
         dsn = settings.database_url.get_secret_value()
         await schema.check(dsn)
-        yield dsn, _secret(settings)
+        yield dsn, instance_secret(settings)
         return
     async with EmbeddedPostgres(settings.data_dir / "postgres") as postgres:
         log.info("datastore.embedded", sentence=postgres.sentence)
         await schema.apply(postgres.dsn)
-        yield postgres.dsn, _secret(settings)
+        yield postgres.dsn, instance_secret(settings)
 
 
-def _secret(settings: Settings) -> bytes:
-    """The configured instance secret; or, with the embedded database only, the one that is kept beside it."""
+def instance_secret(settings: Settings, *, make: bool = True) -> bytes:
+    """The configured instance secret; or, with the embedded database only, the one that is kept beside it.
+
+    Raises:
+        SettingsError: There is none, and none may be made.
+    """
     if settings.instance_secret is not None:
         return settings.instance_secret.get_secret_value()
     if settings.database_url is not None:
         raise SettingsError(["BSKT_INSTANCE_SECRET is needed with BSKT_DATABASE_URL"])
+    if not make and not (settings.data_dir / _KEPT_SECRET).exists():
+        raise SettingsError(
+            [f"{settings.data_dir / _KEPT_SECRET} is missing: put the daemon's secret back from a backup"]
+        )
     return _kept_secret(settings.data_dir)
 
 
@@ -156,7 +165,7 @@ def _kept_secret(data_dir: Path) -> bytes:
 
     Written under another name and renamed: a crash leaves either no secret or a whole one.
     """
-    path = data_dir / "instance-secret"
+    path = data_dir / _KEPT_SECRET
     if not path.exists():
         # A draft that a crash left is overwritten; the embedded server lets only one daemon come here.
         draft = path.with_suffix(".draft")
@@ -248,7 +257,7 @@ async def indexing(settings: Settings, dsn: str) -> AsyncIterator[Indexing]:
         stack.push_async_callback(node.close)
         pool = await _opened(stack, dsn, Role.INDEXER)
         await check_server(pool)
-        sources = _sources(settings, _secret(settings))
+        sources = _sources(settings, instance_secret(settings))
         pinned = await pinning.pinned(pool, await _found(node, sources))
         if pinned is None:
             raise DatastoreUnsuitable(
