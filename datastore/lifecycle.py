@@ -16,6 +16,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final, TypeAlias
 
+UNBACKED: Final = "unbacked"
+"""Why a request whose log left the chain for good is in review: it may be minted, or is, and nothing backs that."""
+
 
 class State(StrEnum):
     """What we did about a request.  Where it stands on chain is ``ChainStatus``, not this."""
@@ -473,6 +476,13 @@ def decide(event: Event, state: State, facts: Facts) -> State | None:
         if rule.guard(facts):
             return rule.target
     return None
+
+
+def reason_of(event: Event, after: State) -> str:
+    """The reason code that people read of a transition whose writer has no better one."""
+    if after is State.REVIEW and event in {Event.ORPHANED_FOR_GOOD, Event.MINT_PROVEN}:
+        return UNBACKED
+    return event.value
 
 
 def allowed_transitions() -> frozenset[tuple[Actor, State, State]]:

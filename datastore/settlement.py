@@ -15,7 +15,7 @@ import asyncpg
 
 from datastore.connection import Connection
 from datastore.judgement import DUPLICATE_BANK_REFERENCE
-from datastore.lifecycle import ChainStatus, Event, Facts, State, decide, keeps_reference
+from datastore.lifecycle import ChainStatus, Event, Facts, State, decide, keeps_reference, reason_of
 
 # $1 ids
 _LOCK: Final = """
@@ -188,7 +188,9 @@ async def settle(
     """Feed one event to many requests; what the table does not list stays as it is."""
     requests = await known(connection, ids, horizon)
     moves = [
-        Move(request=request, after=after, reason=reason or event.value, detail=detail, attempt_no=attempt_no)
+        Move(
+            request=request, after=after, reason=reason or reason_of(event, after), detail=detail, attempt_no=attempt_no
+        )
         for request in requests.values()
         if (after := decide(event, request.state, request.facts)) is not None and after is not request.state
     ]
