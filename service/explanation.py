@@ -93,6 +93,8 @@ REASONS: Final = {
     "delivered_without_mint": "The forwarder reports a delivery, but its transaction holds no mint of this request.",
     "mint_proven": "Its mint is on chain, proven by the forwarder's report in the same transaction.",
     "rival_minted": "Another request for the same deposit was minted.",
+    "rival_sent": "Another request for the same deposit was sent by commits that a restore lost.",
+    "lost_send_found": "The chain holds a report of it, but a restore lost the commits that sent it.",
     "reference_minted": "A mint with its reference is on chain that no delivery of ours accounts for.",
     "rival_gave_up": "The request that held its bank reference gave it up: it is judged again.",
     "contested": "Another request asks for the same deposit for another beneficiary.",
@@ -127,6 +129,7 @@ REASONS: Final = {
 """What each reason of a transition means."""
 
 HOLDS: Final = {
+    "operator": "a person holds it (the timeline says who and why)",
     "before_first_trigger_block": "its block is below BSKT_TRIGGER_FROM_BLOCK: history is not minted again by itself",
     "backfill": "it was found by `bskt backfill`",
     "quarantine": "the database was restored, and the chain is not read again to finality yet",
@@ -368,7 +371,8 @@ def _commands(request: Request) -> tuple[str, ...]:
         verbs = ("release",)
     # A request that was sent can never be cancelled: it may still be minted.
     verbs = [verb for verb in verbs if not (verb == "cancel" and request.sent)]
-    return tuple(f"bskt requests {verb} {request.id} --reason …" for verb in verbs)
+    options = {"resolve": " --as completed|failed"}
+    return tuple(f"bskt requests {verb} {request.id}{options.get(verb, '')} --reason …" for verb in verbs)
 
 
 def _seen(request: Request, standing: Standing) -> _Said:
@@ -425,8 +429,7 @@ def _in_doubt(request: Request, standing: Standing) -> _Said:
         return why, f"Nothing is sent now: {standing.stopped}.  A mint of it is still watched for."
     due = moment(request.next_attempt_at) if request.next_attempt_at else "the next tick"
     following = f"The same bytes are sent again, under the same id, from {due} on"
-    if request.first_attempt_at is not None:
-        following += f"; after {moment(request.first_attempt_at + standing.give_up)} a person decides"
+    following += f"; after {moment(request.state_changed_at + standing.give_up)} a person decides"
     return why, following + "."
 
 

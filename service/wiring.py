@@ -139,20 +139,27 @@ async def _datastore(settings: Settings) -> AsyncIterator[tuple[str, bytes]]:
     if settings.database_url is not None:
         dsn = settings.database_url.get_secret_value()
         await schema.check(dsn)
-        yield dsn, _secret(settings)
+        yield dsn, instance_secret(settings)
         return
     async with EmbeddedPostgres(settings.data_dir / "postgres") as postgres:
         log.info("datastore.embedded", sentence=postgres.sentence)
         await schema.apply(postgres.dsn)
-        yield postgres.dsn, _secret(settings)
+        yield postgres.dsn, instance_secret(settings)
 
 
-def _secret(settings: Settings) -> bytes:
-    """The configured instance secret; or, with the embedded database only, the one that is kept beside it."""
+def instance_secret(settings: Settings, *, make: bool = True) -> bytes:
+    """The configured instance secret; or, with the embedded database only, the one that is kept beside it.
+
+    Raises:
+        SettingsError: There is none, and none may be made.
+    """
     if settings.instance_secret is not None:
         return settings.instance_secret.get_secret_value()
     if settings.database_url is not None:
         raise SettingsError(["BSKT_INSTANCE_SECRET is needed with BSKT_DATABASE_URL"])
+    kept = kept_secret_path(settings.data_dir)
+    if not make and not kept.exists():
+        raise SettingsError([f"{kept} is missing: put the daemon's secret back from a backup"])
     return _kept_secret(settings.data_dir)
 
 
@@ -259,7 +266,7 @@ async def indexing(settings: Settings, dsn: str) -> AsyncIterator[Indexing]:
         stack.push_async_callback(node.close)
         pool = await _opened(stack, dsn, Role.INDEXER)
         await check_server(pool)
-        sources = _sources(settings, _secret(settings))
+        sources = _sources(settings, instance_secret(settings))
         pinned = await pinning.pinned(pool, await _found(node, sources))
         if pinned is None:
             raise DatastoreUnsuitable(
