@@ -110,4 +110,7 @@ class ChainMismatch(NodeError):
         self.what = what
         self.expected = expected
         self.found = found
-        super().__init__(f"the node's {what} is {found}; this daemon serves {expected}")
+        super().__init__(
+            f"the node's {what} is {found}; this daemon serves {expected}: check BSKT_RPC_URL and BSKT_CHAIN_ID; "
+            "a chain that was reset needs a database of its own"
+        )

@@ -157,6 +157,10 @@ class Node:
         """Look at one endpoint that is due for it; ``True`` if another one is.  Never fails."""
         return await self._pool.probe(self._head_of)
 
+    def contradiction(self, kind: Inconsistency, reason: str) -> NodeAnswerInvalid:
+        """The error to raise where several answers of a session's endpoint do not fit together."""
+        return self._invalid("several answers", reason, kind)
+
     @property
     def endpoint_name(self) -> str:
         """The session's endpoint."""

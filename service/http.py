@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Final, TypeAlias
@@ -11,10 +11,11 @@ from typing import Final, TypeAlias
 import uvicorn
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse, Response
-from prometheus_client import CONTENT_TYPE_LATEST
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry
 
 from datastore.errors import DatastoreUnavailable
 from datastore.status import Snapshot
+from node.pool import EndpointReport
 from service.metrics import exposition
 
 LONGEST_TURN_SECONDS: Final = 150.0
@@ -45,8 +46,22 @@ def application(
     last_turn_at: Mapping[str, float],
     halted: Mapping[str, str],
     clock: Callable[[], float],
+    endpoints: Callable[[], Sequence[EndpointReport]] = tuple,
+    troubles: Callable[[], Sequence[str]] = tuple,
+    counted: Sequence[CollectorRegistry] = (),
 ) -> FastAPI:
-    """The endpoints; no page loads anything from elsewhere, so there are no interactive docs."""
+    """The application; no page loads anything from elsewhere, so there are no interactive docs.
+
+    Args:
+        chain_id: The label of the metrics.
+        read: The rows.
+        last_turn_at: The supervisor's.
+        halted: The supervisor's.
+        clock: The supervisor's.
+        endpoints: The nodes, for ``/status``.
+        troubles: Why the chain cannot be followed well, a sentence each, for ``/readyz``.
+        counted: Metrics that are no rows.
+    """
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
 
     @app.get("/livez")
@@ -60,6 +75,7 @@ def application(
             reasons = unready_reasons(await read(), halted)
         except DatastoreUnavailable as error:
             reasons = [f"database: {error}"]
+        reasons += troubles()
         return JSONResponse({"reasons": reasons}, status_code=503 if reasons else 200)
 
     @app.get("/status")
@@ -68,12 +84,12 @@ def application(
             snapshot = await read()
         except DatastoreUnavailable as error:
             return JSONResponse({"error": f"database: {error}"}, status_code=503)
-        return JSONResponse(_status(snapshot), status_code=200 if snapshot else 503)
+        return JSONResponse(_status(snapshot, endpoints()), status_code=200 if snapshot else 503)
 
     @app.get("/metrics")
     async def metrics() -> Response:
         try:
-            text = exposition(await read(), chain_id)
+            text = exposition(await read(), chain_id, *counted)
         except DatastoreUnavailable as error:
             return Response(f"# database: {error}\n", status_code=503, media_type=CONTENT_TYPE_LATEST)
         return Response(text, media_type=CONTENT_TYPE_LATEST)
@@ -81,7 +97,7 @@ def application(
     return app
 
 
-def _status(snapshot: Snapshot | None) -> dict[str, object]:
+def _status(snapshot: Snapshot | None, endpoints: Sequence[EndpointReport]) -> dict[str, object]:
     if snapshot is None:
         return {"error": "the chain is not pinned yet"}
     plain = asdict(snapshot)
@@ -89,6 +105,7 @@ def _status(snapshot: Snapshot | None) -> dict[str, object]:
         plain[name] = plain[name].isoformat() if plain[name] else None
     chain = {name: plain.pop(name) for name in ("head", "safe", "finalized", "indexed", "indexed_at", "last_reorg_at")}
     chain["lag_blocks"] = max(0, snapshot.head - snapshot.indexed)
+    chain["endpoints"] = [asdict(report) for report in endpoints]
     queue = {name: plain.pop(name) for name in ("waiting", "oldest_seconds")}
     return {"chain": chain, "queue": queue, **plain}
 
