@@ -78,7 +78,14 @@ class Health:
     def worked(self, now: float) -> Health:
         """It did what was asked.  One that lags stays so until its head has caught up (``caught_up``)."""
         state = EndpointState.LAGGING if self.state is EndpointState.LAGGING else EndpointState.ALIVE
-        return replace(self, state=state, failures=0, unknown_blocks=0, probes=0, probe_at=now + _IDLE_PROBE_SECONDS)
+        return replace(
+            self,
+            state=state,
+            failures=0,
+            unknown_blocks=0,
+            probes=0,
+            probe_at=self._not_while_resting(now + _IDLE_PROBE_SECONDS),
+        )
 
     def caught_up(self) -> Health:
         """Its head is where it must be."""
@@ -134,7 +141,7 @@ class Health:
             failures=self.failures + 1,
             unknown_blocks=0,
             probes=0,
-            probe_at=now + _probe_seconds(self.failures + 1, chance),
+            probe_at=self._not_while_resting(now + _probe_seconds(self.failures + 1, chance)),
         )
 
     def did_not_know_a_block(self, now: float, chance: float) -> Health:
@@ -146,13 +153,18 @@ class Health:
     def passed_probe(self, now: float, chance: float) -> Health:
         """It was looked at without being needed, and found in order.  ``failures`` stay until it has worked again."""
         if self.is_alive or self.state is EndpointState.UNPROVEN or self.probes + 1 >= PROBES_TO_RETURN:
-            return replace(self, state=EndpointState.ALIVE, probes=0, probe_at=now + _IDLE_PROBE_SECONDS)
-        return replace(self, probes=self.probes + 1, probe_at=now + _probe_seconds(self.failures, chance))
+            probe_at = self._not_while_resting(now + _IDLE_PROBE_SECONDS)
+            return replace(self, state=EndpointState.ALIVE, probes=0, probe_at=probe_at)
+        probe_at = self._not_while_resting(now + _probe_seconds(self.failures, chance))
+        return replace(self, probes=self.probes + 1, probe_at=probe_at)
 
     def saw_head(self, number: int, now: float) -> Health:
         """The number of its newest block, which may be lower than the one before."""
         rose = self.head is None or number > self.head
         return replace(self, head=number, head_rose_at=now if rose else self.head_rose_at)
+
+    def _not_while_resting(self, moment: float) -> float:
+        return max(moment, self.rests_until)
 
 
 def back_off_seconds(times: int, chance: float) -> float:
