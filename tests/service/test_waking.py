@@ -12,10 +12,13 @@ async def test_the_invocator_is_woken_by_its_own_chain_only(dsn: str) -> None:
         return False
 
     part = Part(name="invocator", tick=tick, pause_seconds=60, wake=asyncio.Event())
-    companion = _ear(dsn, 31337, part)
+
+    async def hear() -> None:
+        await _ear(dsn, 31337, part).run()
+
     speaker = await asyncpg.connect(dsn)
     async with asyncio.TaskGroup() as tasks:
-        ear = tasks.create_task(companion.run())
+        ear = tasks.create_task(hear())
         listening = (
             "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'bskt_listener' AND query LIKE 'LISTEN%'"
         )
