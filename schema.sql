@@ -83,24 +83,35 @@ CREATE TABLE control (
     paused_reason text,
     quarantined_at timestamptz,
     quarantined_reason text,
+    quarantined_until timestamptz,
     halted_at timestamptz,
     halted_reason text,
+    server_identifier bigint NOT NULL,
+    server_timeline integer NOT NULL,
     CONSTRAINT control_pause_has_a_reason CHECK ((paused_at IS NULL) = (paused_reason IS NULL)),
     CONSTRAINT control_quarantine_has_a_reason CHECK ((quarantined_at IS NULL) = (quarantined_reason IS NULL)),
+    CONSTRAINT control_quarantine_has_a_deadline CHECK ((quarantined_at IS NULL) = (quarantined_until IS NULL)),
     CONSTRAINT control_halt_has_a_reason CHECK ((halted_at IS NULL) = (halted_reason IS NULL))
 );
 COMMENT ON TABLE control IS 'The switches.  Read inside the claim, so that they hold from the very next claim on.';
+COMMENT ON COLUMN control.quarantined_until IS
+    'The quarantine ends with the first final block that is not older than this: by then, every lost send has shown itself.';
+COMMENT ON COLUMN control.server_identifier IS
+    'With server_timeline: the history of the server that these rows were written on.  Another one may lack our last commits.';
 
-CREATE TABLE operator_action (
-    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-    chain_id bigint NOT NULL REFERENCES chain,
-    action text NOT NULL,
-    request_id bigint,
-    reason text NOT NULL CONSTRAINT operator_action_has_a_reason CHECK (length(trim(reason)) > 0),
-    evidence jsonb,
-    at timestamptz NOT NULL DEFAULT clock_timestamp()
-);
-COMMENT ON TABLE operator_action IS 'Append-only: what a person did, and why.';
+-- The history that this server continues: a restored or promoted one has another identifier or timeline.  Of the write
+-- position, for the control file names the new timeline only after the first checkpoint.  A standby has none to write.
+CREATE FUNCTION this_server(OUT identifier bigint, OUT timeline integer) LANGUAGE sql STABLE AS $$
+    SELECT
+        system_identifier,
+        CASE WHEN pg_is_in_recovery() THEN 0
+            ELSE ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8)) :: bit(32) :: integer END
+    FROM pg_control_system()
+$$;
+CREATE FUNCTION is_this_server(identifier bigint, timeline integer) RETURNS boolean LANGUAGE sql STABLE AS $$
+    SELECT s.identifier = $1 AND s.timeline = $2 FROM this_server() s
+$$;
+COMMENT ON FUNCTION is_this_server IS 'Asked inside each claim and each attempt: a failover must not send before it was noticed.';
 
 -- ------------------------------------------------------------------------------------------------------------------
 -- The chain as indexed.  Orphaned rows stay, marked.
@@ -277,10 +288,34 @@ CREATE TABLE mint_transition (
     reason text,
     detail text,
     attempt_no integer,
+    stayed interval,
     at timestamptz NOT NULL DEFAULT clock_timestamp()
 );
 COMMENT ON TABLE mint_transition IS 'Append-only: written by the trigger, so that no change of state can be without it.';
+COMMENT ON COLUMN mint_transition.stayed IS 'How long the request was in from_state.';
 CREATE INDEX mint_transition_by_request ON mint_transition (request_id, id);
+CREATE INDEX mint_transition_by_time ON mint_transition USING brin (at);
+
+CREATE TABLE operator_action (
+    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    chain_id bigint NOT NULL REFERENCES chain,
+    operator text NOT NULL CONSTRAINT operator_action_has_an_operator CHECK (length(trim(operator)) > 0),
+    action text NOT NULL,
+    request_id bigint REFERENCES mint_request,
+    reason text NOT NULL CONSTRAINT operator_action_has_a_reason CHECK (length(trim(reason)) > 0),
+    evidence jsonb,
+    before jsonb NOT NULL,
+    after jsonb NOT NULL,
+    at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    CONSTRAINT operator_action_is_known CHECK (action IN (
+        'retry', 'new_generation', 'hold', 'release', 'cancel', 'resolve', 'pause', 'resume', 'quarantine'
+    )),
+    CONSTRAINT operator_action_is_about_a_request_or_the_chain CHECK (
+        (action IN ('pause', 'resume', 'quarantine')) = (request_id IS NULL)
+    )
+);
+COMMENT ON TABLE operator_action IS 'Append-only: what a person did, why, on what evidence, and what was so before and after.';
+CREATE INDEX operator_action_by_request ON operator_action (request_id, id);
 
 -- The trigger works on whole statements (one join a statement, not one call a row).  It runs as its owner, so that no
 -- part can write history itself; who acts is the role that the session set, not the owner.
@@ -304,15 +339,19 @@ BEGIN
     ('indexer', 'accepted', 'failed'),
     ('indexer', 'accepted', 'review'),
     ('indexer', 'cancelled', 'executed'),
+    ('indexer', 'cancelled', 'failed'),
     ('indexer', 'cancelled', 'review'),
     ('indexer', 'claimed', 'executed'),
+    ('indexer', 'claimed', 'failed'),
     ('indexer', 'claimed', 'review'),
     ('indexer', 'claimed', 'seen'),
     ('indexer', 'completed', 'review'),
     ('indexer', 'confirmed', 'executed'),
+    ('indexer', 'confirmed', 'failed'),
     ('indexer', 'confirmed', 'review'),
     ('indexer', 'confirmed', 'seen'),
     ('indexer', 'dropped', 'executed'),
+    ('indexer', 'dropped', 'failed'),
     ('indexer', 'dropped', 'review'),
     ('indexer', 'dropped', 'seen'),
     ('indexer', 'executed', 'accepted'),
@@ -329,6 +368,7 @@ BEGIN
     ('indexer', 'in_doubt', 'review'),
     ('indexer', 'rejected', 'dropped'),
     ('indexer', 'rejected', 'executed'),
+    ('indexer', 'rejected', 'failed'),
     ('indexer', 'rejected', 'review'),
     ('indexer', 'rejected', 'seen'),
     ('indexer', 'review', 'dropped'),
@@ -336,6 +376,7 @@ BEGIN
     ('indexer', 'seen', 'confirmed'),
     ('indexer', 'seen', 'dropped'),
     ('indexer', 'seen', 'executed'),
+    ('indexer', 'seen', 'failed'),
     ('indexer', 'seen', 'rejected'),
     ('indexer', 'seen', 'review'),
     ('invocator', 'accepted', 'failed'),
@@ -376,8 +417,10 @@ BEGIN
         RAISE EXCEPTION 'mint_request %: % may not go from % to %', refused.id, acting, refused.from_state, refused.to_state
             USING ERRCODE = 'check_violation';
     END IF;
-    INSERT INTO mint_transition (request_id, from_state, to_state, actor, reason, detail, attempt_no)
-    SELECT n.id, o.state, n.state, acting, n.state_reason, n.state_detail, n.state_attempt_no
+    INSERT INTO mint_transition (request_id, from_state, to_state, actor, reason, detail, attempt_no, stayed)
+    SELECT
+        n.id, o.state, n.state, acting, n.state_reason, n.state_detail, n.state_attempt_no,
+        n.state_changed_at - o.state_changed_at
     FROM old_rows o
     JOIN new_rows n ON n.id = o.id
     WHERE o.state <> n.state;
@@ -525,10 +568,15 @@ CREATE TABLE execution_id (
     execution_id hash NOT NULL,
     request_id bigint NOT NULL REFERENCES mint_request,
     source text NOT NULL,
+    generation integer NOT NULL,
+    found_workflow_id hash,
     PRIMARY KEY (chain_id, execution_id),
-    CONSTRAINT execution_id_source_is_known CHECK (source IN ('legacy', 'trigger_index', 'returned'))
+    CONSTRAINT execution_id_source_is_known CHECK (source IN ('legacy', 'trigger_index', 'returned', 'found')),
+    CONSTRAINT execution_id_names_its_workflow_exactly_when_found CHECK ((source = 'found') = (found_workflow_id IS NOT NULL))
 );
 COMMENT ON TABLE execution_id IS 'Insert-only: under which execution ids a request may appear on chain.';
+COMMENT ON COLUMN execution_id.found_workflow_id IS
+    'A report showed, in quarantine, that a send which a restore lost went to this workflow: every later send goes there too.';
 CREATE INDEX execution_id_by_request ON execution_id (request_id);
 -- An id that only CRE's answer taught us may have been indexed before: the indexer looks at these few again.
 CREATE INDEX execution_id_returned ON execution_id (chain_id, request_id) WHERE source = 'returned';
@@ -558,6 +606,7 @@ COMMENT ON TABLE attempt IS 'One row a call to CRE, committed before the socket 
 
 COMMENT ON COLUMN attempt.simulated_tx_hash IS 'Mode simulate only: the transaction that the workflow returned; its receipt is the proof.';
 CREATE INDEX attempt_by_start ON attempt (started_at);
+CREATE INDEX attempt_by_answer_time ON attempt USING brin (answered_at);
 CREATE INDEX attempt_by_simulated_tx_hash ON attempt (simulated_tx_hash) WHERE simulated_tx_hash IS NOT NULL;
 
 -- Design §4, "sent": what proves the contrary is only an answer that comes before forwarding, or no connection.
@@ -584,9 +633,12 @@ $$;
 -- ------------------------------------------------------------------------------------------------------------------
 GRANT SELECT ON ALL TABLES IN SCHEMA public TO bskt_indexer, bskt_invocator, bskt_operator, bskt_reader;
 
-GRANT INSERT ON chain, cursor, control, block, log, basket, reorg, mint_request, mint_execution, report, alarm TO bskt_indexer;
+GRANT INSERT ON chain, cursor, control, block, log, basket, reorg, mint_request, mint_execution, report, execution_id, alarm
+TO bskt_indexer;
 GRANT UPDATE (block_number, block_hash, finalized_number, safe_number, head_number, indexed_at) ON cursor TO bskt_indexer;
-GRANT UPDATE (halted_at, halted_reason) ON control TO bskt_indexer;
+GRANT UPDATE (
+    halted_at, halted_reason, quarantined_at, quarantined_reason, quarantined_until, server_identifier, server_timeline
+) ON control TO bskt_indexer;
 GRANT UPDATE (canonical, parent_hash) ON block TO bskt_indexer;
 GRANT UPDATE (canonical) ON log, basket, mint_execution, report TO bskt_indexer;
 GRANT UPDATE (request_id, proof) ON mint_execution TO bskt_indexer;
@@ -607,7 +659,7 @@ GRANT UPDATE (
 ) ON mint_request TO bskt_invocator;
 
 GRANT INSERT ON operator_action, alarm TO bskt_operator;
-GRANT UPDATE ON control TO bskt_operator;
+GRANT UPDATE (paused_at, paused_reason, quarantined_at, quarantined_reason, quarantined_until) ON control TO bskt_operator;
 GRANT UPDATE (
     nonce, generation, state, state_reason, state_detail, state_attempt_no, state_changed_at, holds_reference, held_at, held_reason,
     worker_id, lease_ends_at, next_attempt_at, deadline_at

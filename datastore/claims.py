@@ -98,7 +98,7 @@ WHERE w.chain_id = $1 AND w.workflow_id = ANY($4::bytea[])
 # $1 chain
 _GATE: Final = """
 SELECT
-    c.paused_at IS NULL AND c.quarantined_at IS NULL AS open,
+    c.paused_at IS NULL AND c.quarantined_at IS NULL AND is_this_server(c.server_identifier, c.server_timeline) AS open,
     (
         SELECT count(*) FROM mint_request r
         WHERE r.chain_id = c.chain_id AND r.state IN ('in_doubt', 'accepted') AND r.deadline_at > statement_timestamp()
@@ -230,10 +230,10 @@ INSERT INTO frozen_request (
 )
 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, sha256($9))
 """
-# $1 chain, $2 ids, $3 request, $4 sources
+# $1 chain, $2 ids, $3 request, $4 sources, $5 generation
 _EXECUTION_IDS: Final = """
-INSERT INTO execution_id (chain_id, execution_id, request_id, source)
-SELECT $1, n.execution_id, $3, n.source FROM unnest($2::bytea[], $4::text[]) AS n (execution_id, source)
+INSERT INTO execution_id (chain_id, execution_id, request_id, source, generation)
+SELECT $1, n.execution_id, $3, n.source, $5 FROM unnest($2::bytea[], $4::text[]) AS n (execution_id, source)
 ON CONFLICT (chain_id, execution_id) DO NOTHING
 """
 
@@ -243,7 +243,9 @@ _REPORTED: Final = "SELECT EXISTS (SELECT FROM report WHERE chain_id = $1 AND ex
 # What must still be so in the transaction that inserts the attempt (hard cases 67 and 72).  A simulated request in doubt
 # has had its one run (hard case 77).  $1 id, $2 state, $3 claim_no
 _LOCK_FOR_ATTEMPT: Final = """
-SELECT r.chain_status <> 'orphaned' AND r.held_at IS NULL AND c.paused_at IS NULL AND c.quarantined_at IS NULL AS may_send,
+SELECT
+    r.chain_status <> 'orphaned' AND r.held_at IS NULL AND c.paused_at IS NULL AND c.quarantined_at IS NULL
+        AND is_this_server(c.server_identifier, c.server_timeline) AS may_send,
     r.lease_ends_at IS NULL OR r.lease_ends_at > clock_timestamp() AS lease_holds,
     r.state = 'in_doubt' AND EXISTS (
         SELECT FROM frozen_request f WHERE f.request_id = r.id AND f.generation = r.generation AND f.mode = 'simulate'
@@ -469,6 +471,7 @@ async def freeze(pool: Pool, chain_id: int, order: Order, frozen: Frozen, execut
             list(execution_ids),
             order.request_id,
             ["legacy", "trigger_index"][: len(execution_ids)],
+            order.generation,
         )
     return True
 
@@ -626,7 +629,9 @@ async def record_answer(
             answered.simulated_tx_hash,
         )
         if answered.execution_id is not None:
-            await connection.execute(_EXECUTION_IDS, chain_id, [answered.execution_id], order.request_id, ["returned"])
+            await connection.execute(
+                _EXECUTION_IDS, chain_id, [answered.execution_id], order.request_id, ["returned"], order.generation
+            )
         if answered.postpone_seconds > 0:
             await connection.execute(
                 _POSTPONE_WORKFLOW, chain_id, frozen.workflow_id, timedelta(seconds=answered.postpone_seconds)

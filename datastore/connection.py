@@ -36,6 +36,8 @@ _TRANSIENT_CODES: Final = frozenset(
     {"25006", "25P03", "40001", "40P01", "55P03", "57014", "57P01", "57P02", "57P03", "57P05"}
 )
 
+_NO_POOLER: Final = "connect to the server itself: behind a pooler, sessions lose their role, time-outs and LISTEN"
+
 
 class Role(StrEnum):
     """The database role that a pool acts as (grants in ``schema.sql``)."""
@@ -94,11 +96,16 @@ async def open_pool(dsn: str, role: Role, *, max_size: int = 4) -> Pool:
         raise DatastoreUnsuitable(
             f"postgres does not let this user act as {role.value}: {error}; run `bskt schema apply`"
         ) from error
+    except DatastoreUnavailable as error:
+        # What a pooler says to the session's settings: no weather, it would refuse them for ever.
+        if isinstance(error.__cause__, asyncpg.ProtocolViolationError):
+            raise DatastoreUnsuitable(f"{error.__cause__}; {_NO_POOLER}") from error
+        raise
     return pool
 
 
 async def check_server(pool: Pool) -> None:
-    """Refuse a server on which a commit may be lost, or that is too old.
+    """Refuse a server on which a commit may be lost, that is too old, or that is reached through a pooler.
 
     Raises:
         DatastoreUnsuitable: With the remedy in its message.
@@ -113,6 +120,9 @@ async def check_server(pool: Pool) -> None:
         major = int(await connection.fetchval("SELECT current_setting('server_version_num')")) // 10_000
         if major < MINIMUM_SERVER_MAJOR:
             raise DatastoreUnsuitable(f"postgres {major} is too old; {MINIMUM_SERVER_MAJOR} or newer is needed")
+        # The greeting of a pooler names no server process, or another one than answers (hard case 60).
+        if connection.get_server_pid() != await connection.fetchval("SELECT pg_backend_pid()"):
+            raise DatastoreUnsuitable(f"postgres is reached through a pooler; {_NO_POOLER}")
 
 
 @asynccontextmanager

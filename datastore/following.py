@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 
+from datastore import quarantine
 from datastore.connection import Connection, Pool, translated, unit
 from datastore.errors import CursorMoved, FinalityViolated
 from datastore.judgement import Allowed, Candidate, ForReview, Holder, Refused, judge
@@ -35,6 +36,9 @@ class Rules:
     policy: Policy
     contest: bool
     first_trigger_block_number: int
+    # In quarantine: how long a send may take to show on chain, and how to find one of a lost generation.
+    completion_deadline_seconds: float = 2_400.0
+    nonce_of: quarantine.NonceOf | None = None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -47,6 +51,8 @@ class Committed:
     recorded_requests: int = 0
     settled: list[Settled] = field(default_factory=list)
     alarms: Counter[str] = field(default_factory=Counter)
+    quarantine_entered: quarantine.Quarantine | None = None
+    quarantine_ended: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -394,6 +400,16 @@ async def known_baskets(pool: Pool, chain_id: int, *, up_to: int) -> list[tuple[
     return [(row["stablecoin"], row["consumer"]) for row in rows]
 
 
+async def recorded_requests(pool: Pool, identities: Sequence[bytes]) -> int:
+    """How many of these different requests have a row."""
+    async with translated(), pool.acquire() as connection:
+        # $1 identities
+        count: int = await connection.fetchval(
+            "SELECT count(*) FROM mint_request WHERE identity = ANY($1::bytea[])", identities
+        )
+    return count
+
+
 async def commit(pool: Pool, chain_id: int, batch: Batch, rules: Rules) -> Committed:
     """Write one batch.
 
@@ -404,16 +420,18 @@ async def commit(pool: Pool, chain_id: int, batch: Batch, rules: Rules) -> Commi
     """
     async with unit(pool) as connection:
         committed = await _move_cursor(connection, chain_id, batch)
+        # Before any request is locked: operators and quarantine.notice lock this row first, too.
+        in_force = await quarantine.current(connection, chain_id, deadline_seconds=rules.completion_deadline_seconds)
         if batch.ancestor != batch.expected:
             await _orphan(connection, chain_id, batch, committed)
         hashes = [block.hash for block in batch.blocks]
         await _insert_observations(connection, chain_id, batch)
         await _insert_requests(connection, chain_id, batch.requests, rules, None, committed)
-        await _settle_outcomes(connection, chain_id, hashes, committed)
+        again = await _search_in_quarantine(connection, chain_id, in_force, batch, rules, committed)
+        await _settle_outcomes(connection, chain_id, hashes, committed, again=again)
         await _judge(connection, chain_id, batch.finality.trigger, rules, committed)
         await _settle_finality(connection, chain_id, batch.finality, committed)
-        if any(s.after is State.CONFIRMED for s in committed.settled):
-            await connection.execute("SELECT pg_notify($1, $2)", CONFIRMED_CHANNEL, str(chain_id))
+        await _announce(connection, chain_id, committed)
     return committed
 
 
@@ -448,7 +466,13 @@ async def record_range(pool: Pool, chain_id: int, batch: Batch, rules: Rules, *,
         await _settle_outcomes(connection, chain_id, [block.hash for block in batch.blocks], committed)
         await _judge(connection, chain_id, batch.finality.trigger, rules, committed)
         await _settle_finality(connection, chain_id, batch.finality, committed)
+        await _announce(connection, chain_id, committed)
     return committed
+
+
+async def _announce(connection: Connection, chain_id: int, committed: Committed) -> None:
+    if any(s.after is State.CONFIRMED for s in committed.settled):
+        await connection.execute("SELECT pg_notify($1, $2)", CONFIRMED_CHANNEL, str(chain_id))
 
 
 async def _move_cursor(connection: Connection, chain_id: int, batch: Batch) -> Committed:
@@ -552,8 +576,38 @@ async def _insert_requests(
     committed.settled += await settle(connection, Event.RE_MINED, [row["id"] for row in attached])
 
 
-async def _settle_outcomes(connection: Connection, chain_id: int, hashes: list[bytes], committed: Committed) -> None:
-    """Reports, then mints: what the new blocks say about requests that we sent, and about those that we did not."""
+async def _search_in_quarantine(
+    connection: Connection,
+    chain_id: int,
+    in_force: quarantine.Quarantine | None,
+    batch: Batch,
+    rules: Rules,
+    committed: Committed,
+) -> list[bytes]:
+    """Find sends that a restore lost; the blocks of their reports.  Ends the quarantine when nothing can be missing."""
+    if in_force is None:
+        return []
+    committed.quarantine_entered = in_force if in_force.entered else None
+    committed.quarantine_ended = await quarantine.is_over(
+        connection, chain_id, in_force, final_number=batch.finality.complete
+    )
+    searched = None if committed.quarantine_ended else [block.hash for block in batch.blocks]
+    found = await quarantine.find_lost_sends(connection, chain_id, searched, rules.nonce_of)
+    committed.settled += found.settled
+    committed.alarms[quarantine.LOST_SEND_FOUND] += len({send.request_id for send in found.sends})
+    if committed.quarantine_ended:
+        await quarantine.end(connection, chain_id)
+    return list(found.block_hashes)
+
+
+async def _settle_outcomes(
+    connection: Connection, chain_id: int, hashes: list[bytes], committed: Committed, *, again: Sequence[bytes] = ()
+) -> None:
+    """Reports, then mints: what the new blocks say about requests that we sent, and about those that we did not.
+
+    ``again`` are older blocks whose reports have only now been found to be ours.
+    """
+    new_hashes, hashes = hashes, sorted({*hashes, *again})
     reports = await connection.fetch(_OUR_REPORTS, chain_id, hashes)
     delivered = [row for row in reports if row["result"]]
     if delivered:
@@ -583,7 +637,7 @@ async def _settle_outcomes(connection: Connection, chain_id: int, hashes: list[b
     )
     if minted:
         await _settle_mints(connection, chain_id, minted, committed)
-    await _settle_unattributed(connection, chain_id, hashes, committed)
+    await _settle_unattributed(connection, chain_id, new_hashes, committed)
 
 
 async def _minted_among(connection: Connection, requests: set[int]) -> set[int]:

@@ -35,6 +35,10 @@ VALUES ($1, $2, $3, -1, -1, $2)
 _FIRST_BLOCK: Final = """
 INSERT INTO block (chain_id, hash, number, parent_hash, timestamp) VALUES ($1, $2, $3, NULL, 0)
 """
+# $1 chain
+_FIRST_CONTROL: Final = """
+INSERT INTO control (chain_id, server_identifier, server_timeline) SELECT $1, identifier, timeline FROM this_server()
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,7 +116,7 @@ async def pin_first_start(pool: Pool, pin: Pin, *, start: Block, first_trigger_b
             before = start.number - 1
             await connection.execute(_FIRST_CURSOR, pin.chain_id, before, start.parent_hash)
             await connection.execute(_FIRST_BLOCK, pin.chain_id, start.parent_hash, before)
-            await connection.execute("INSERT INTO control (chain_id) VALUES ($1)", pin.chain_id)
+            await connection.execute(_FIRST_CONTROL, pin.chain_id)
 
 
 async def halt(pool: Pool, chain_id: int, reason: str) -> None:
@@ -121,6 +125,12 @@ async def halt(pool: Pool, chain_id: int, reason: str) -> None:
         await connection.execute(
             # $1 chain, $2 reason
             "UPDATE control SET halted_at = clock_timestamp(), halted_reason = $2 WHERE chain_id = $1",
+            chain_id,
+            reason,
+        )
+        await connection.execute(
+            # $1 chain, $2 reason
+            "INSERT INTO alarm (chain_id, kind, sentence) VALUES ($1, 'finality_violated', $2)",
             chain_id,
             reason,
         )

@@ -1,4 +1,4 @@
-"""One look at everything that ``/status`` and ``/readyz`` tell.  Reads only."""
+"""One look at everything that ``/status``, ``/readyz`` and ``bskt status`` tell.  Reads only."""
 
 from __future__ import annotations
 
@@ -9,62 +9,243 @@ from typing import Final
 from datastore.connection import Pool, unit
 from datastore.lifecycle import State
 
+# The cursor's block is always stored; its time is 0 only before the first block was indexed.
 # $1 chain
 _POSITION: Final = """
 SELECT
-    c.head_number, c.safe_number, c.finalized_number, c.block_number, c.indexed_at,
-    k.paused_reason, k.quarantined_reason, k.halted_reason,
-    (SELECT max(r.at) FROM reorg r WHERE r.chain_id = c.chain_id) AS last_reorg_at
-FROM cursor c JOIN control k ON k.chain_id = c.chain_id
+    c.head_number, c.safe_number, c.finalized_number, c.block_number, c.block_hash, c.indexed_at,
+    clock_timestamp() AS read_at,
+    nullif(b.timestamp, 0) AS block_timestamp,
+    k.paused_at, k.paused_reason, k.quarantined_at, k.quarantined_reason, k.halted_at, k.halted_reason,
+    (SELECT max(version) FROM schema_version) AS schema_version
+FROM cursor c
+JOIN control k ON k.chain_id = c.chain_id
+LEFT JOIN block b ON b.chain_id = c.chain_id AND b.hash = c.block_hash
 WHERE c.chain_id = $1
 """
 # $1 chain
+_LAST_REORG: Final = """
+SELECT at, ancestor_number, orphaned_blocks, orphaned_requests FROM reorg WHERE chain_id = $1 ORDER BY id DESC LIMIT 1
+"""
 _BY_STATE: Final = "SELECT state, count(*) AS requests FROM mint_request WHERE chain_id = $1 GROUP BY state"
-# $1 chain
 _QUEUE: Final = """
 SELECT count(*) AS waiting, extract(epoch FROM clock_timestamp() - min(state_changed_at)) AS oldest_seconds
 FROM mint_request
 WHERE chain_id = $1 AND state = 'confirmed' AND held_at IS NULL AND chain_status <> 'orphaned'
 """
+# As the claim counts them: one whose deadline has passed no longer keeps others waiting.
+_IN_FLIGHT: Final = """
+SELECT count(*) FROM mint_request
+WHERE chain_id = $1 AND state IN ('in_doubt', 'accepted') AND deadline_at > clock_timestamp()
+"""
+_SLOTS: Final = """
+SELECT w.workflow_id, s.earliest_next_at
+FROM workflow w LEFT JOIN workflow_slot s USING (chain_id, workflow_id)
+WHERE w.chain_id = $1
+ORDER BY w.listed_at, w.workflow_id
+"""
+
+# Requests that nothing moves but a person.
+# $1 chain
+_FOR_A_PERSON: Final = """
+SELECT state, state_reason AS reason, count(*) AS requests, min(id) AS example, min(state_changed_at) AS since
+FROM mint_request
+WHERE chain_id = $1 AND state IN ('review', 'failed')
+GROUP BY 1, 2
+ORDER BY state = 'failed', min(state_changed_at)
+"""
+_HELD: Final = """
+SELECT held_reason AS reason, count(*) AS requests, min(id) AS example, min(held_at) AS since
+FROM mint_request
+WHERE chain_id = $1 AND held_at IS NOT NULL AND state IN ('seen', 'confirmed', 'in_doubt')
+GROUP BY 1
+ORDER BY min(held_at)
+"""
+# $1 chain, $2 hours
+_ALARMS: Final = """
+SELECT kind, count(*) AS times, max(at) AS last_at, (array_agg(request_id ORDER BY id DESC))[1] AS request_id,
+    (array_agg(sentence ORDER BY id DESC))[1] AS sentence
+FROM alarm
+WHERE chain_id = $1 AND at > now() - make_interval(hours => $2)
+GROUP BY kind
+ORDER BY max(at) DESC
+"""
+# What keeps every request from being sent: the latest answers, as long as all of them are this instance's own fault.  The
+# invocator that got them pauses itself; this is how every process sees it.  $1 chain, $2 how many answers
+_REFUSALS: Final = """
+SELECT outcome, sentence, answered_at
+FROM attempt a
+WHERE answered_at > now() - interval '1 day'
+  AND EXISTS (SELECT FROM mint_request r WHERE r.id = a.request_id AND r.chain_id = $1)
+ORDER BY answered_at DESC
+LIMIT $2
+"""
+
+ALARM_HOURS: Final = 24
+_INSTANCE_FAULTS: Final = frozenset({"instance_refused", "never_connected"})
+_ANSWERS_LOOKED_AT: Final = 100
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LastReorg:
+    """The latest time that the followed branch was left, above ``ancestor_number``."""
+
+    at: datetime
+    ancestor_number: int
+    orphaned_blocks: int
+    orphaned_requests: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Slot:
+    """When a workflow may be triggered next; ``None`` for at once."""
+
+    workflow_id: bytes
+    next_at: datetime | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
-    """The daemon's rows at one moment; block numbers are -1 where a node does not know a tag."""
+    """The daemon's rows at one moment; block numbers are -1 where a node does not know a tag.
 
+    ``indexed_timestamp`` is the indexed block's own time, ``None`` before the first one.  ``slots`` holds every workflow that was ever configured.
+    """
+
+    chain_id: int
+    read_at: datetime
+    schema_version: int
     head: int
     safe: int
     finalized: int
     indexed: int
+    indexed_hash: bytes
     indexed_at: datetime
-    last_reorg_at: datetime | None
+    indexed_timestamp: int | None
+    last_reorg: LastReorg | None
     requests: dict[str, int]
     waiting: int
     oldest_seconds: float
+    in_flight: int
+    slots: tuple[Slot, ...]
     paused: str | None
+    paused_at: datetime | None
     quarantined: str | None
+    quarantined_at: datetime | None
     halted: str | None
+    halted_at: datetime | None
+
+    @property
+    def lag_blocks(self) -> int:
+        """Blocks between the head, as it was known at the last commit, and the index."""
+        return max(0, self.head - self.indexed)
+
+    @property
+    def lag_seconds(self) -> float:
+        """How old the last indexed block is, by its own time, while the head is known to be above it; else 0."""
+        if self.lag_blocks == 0 or self.indexed_timestamp is None:
+            return 0.0
+        return max(0.0, self.read_at.timestamp() - self.indexed_timestamp)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """Requests that wait for a person for one reason; ``example`` is the oldest's id; ``state`` is ``None`` for held ones."""
+
+    state: State | None
+    reason: str | None
+    requests: int
+    example: int
+    since: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Alarm:
+    """Alarms of one kind within the last ``ALARM_HOURS``; sentence and request are of the latest."""
+
+    kind: str
+    times: int
+    last_at: datetime
+    request_id: int | None
+    sentence: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SendsFail:
+    """The latest answers of CRE all say that this instance cannot send: no request pays for them."""
+
+    outcome: str
+    sentence: str | None
+    answers: int
+    since: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attention:
+    """What needs a person."""
+
+    groups: tuple[Group, ...]
+    alarms: tuple[Alarm, ...]
+    sends_fail: SendsFail | None
 
 
 async def snapshot(pool: Pool, chain_id: int) -> Snapshot | None:
     """Read the rows; ``None`` before the chain is pinned."""
     async with unit(pool) as connection:
         position = await connection.fetchrow(_POSITION, chain_id)
+        if position is None:
+            return None
+        reorg = await connection.fetchrow(_LAST_REORG, chain_id)
         by_state = await connection.fetch(_BY_STATE, chain_id)
-        queue = await connection.fetchrow(_QUEUE, chain_id)
-    if position is None or queue is None:
-        return None
+        (queue,) = await connection.fetch(_QUEUE, chain_id)
+        in_flight: int = await connection.fetchval(_IN_FLIGHT, chain_id)
+        slots = await connection.fetch(_SLOTS, chain_id)
     return Snapshot(
+        chain_id=chain_id,
+        read_at=position["read_at"],
+        schema_version=position["schema_version"],
         head=position["head_number"],
         safe=position["safe_number"],
         finalized=position["finalized_number"],
         indexed=position["block_number"],
+        indexed_hash=position["block_hash"],
         indexed_at=position["indexed_at"],
-        last_reorg_at=position["last_reorg_at"],
+        indexed_timestamp=position["block_timestamp"],
+        last_reorg=LastReorg(**reorg) if reorg else None,
         requests={state.value: 0 for state in State} | {row["state"]: row["requests"] for row in by_state},
         waiting=queue["waiting"],
         oldest_seconds=float(queue["oldest_seconds"] or 0),
+        in_flight=in_flight,
+        slots=tuple(Slot(workflow_id=row["workflow_id"], next_at=row["earliest_next_at"]) for row in slots),
         paused=position["paused_reason"],
+        paused_at=position["paused_at"],
         quarantined=position["quarantined_reason"],
+        quarantined_at=position["quarantined_at"],
         halted=position["halted_reason"],
+        halted_at=position["halted_at"],
+    )
+
+
+async def attention(pool: Pool, chain_id: int) -> Attention:
+    """Read what needs a person."""
+    async with unit(pool) as connection:
+        waiting = await connection.fetch(_FOR_A_PERSON, chain_id)
+        held = await connection.fetch(_HELD, chain_id)
+        alarms = await connection.fetch(_ALARMS, chain_id, ALARM_HOURS)
+        answers = await connection.fetch(_REFUSALS, chain_id, _ANSWERS_LOOKED_AT)
+    groups = [Group(**{**row, "state": State(row["state"])}) for row in waiting]
+    groups += [Group(state=None, **row) for row in held]
+    own_fault = next(
+        (number for number, row in enumerate(answers) if row["outcome"] not in _INSTANCE_FAULTS), len(answers)
+    )
+    return Attention(
+        groups=tuple(groups),
+        alarms=tuple(Alarm(**row) for row in alarms),
+        sends_fail=SendsFail(
+            outcome=answers[0]["outcome"],
+            sentence=answers[0]["sentence"],
+            answers=own_fault,
+            since=answers[own_fault - 1]["answered_at"],
+        )
+        if own_fault
+        else None,
     )

@@ -15,10 +15,10 @@ from datastore.errors import CursorMoved, FinalityViolated
 from datastore.following import Committed, Position, Rules
 from datastore.rows import Batch, Block, BlockRef, Finality
 from indexer.continuity import AlreadyHeld, LeavesFinality, NeedsParent, Reorg, is_linked, judge
+from indexer.final_zone import FinalZone, stored
 from indexer.observation import Observation, Sources
-from indexer.ranges import RangeSize, next_range
-from node.blocks import Header, Log
-from node.errors import BlockUnknown, NodeAnswerInvalid, RangeRefused
+from node.blocks import Header
+from node.errors import BlockUnknown, NodeAnswerInvalid
 from node.node import Node
 
 log = structlog.get_logger(__name__)
@@ -77,7 +77,7 @@ class Follower:
         self._rules = rules
         self._trigger = trigger_finality
         self._complete = complete_finality
-        self._range = RangeSize(blocks=max_range_blocks, ceiling=max_range_blocks)
+        self._zone = FinalZone(node, sources, max_range_blocks=max_range_blocks)
         self._reached = reached
         # A cache of rows, believed only while the cursor is the one that it was read at.
         self._baskets: tuple[BlockRef, dict[bytes, bytes]] | None = None
@@ -111,27 +111,12 @@ class Follower:
             return False
 
     async def _follow_final(self, position: Position, tags: _Tags) -> bool:
-        first, last = next_range(position.cursor.number, tags.finalized, self._range)
-        headers = await self._node.headers_by_number(sorted({first, last}))
-        if headers[first].parent_hash != position.cursor.hash:
+        read = await self._zone.read(position.cursor.number, tags.finalized)
+        if read.parent_hash != position.cursor.hash:
             return await self._follow_head(position, tags)
-        try:
-            logs = await self._node.logs_in_range(first, last, self._sources.filters())
-        except RangeRefused:
-            if first == last:
-                logs = await self._node.logs_in_block(headers[first].hash, self._sources.filters())
-            else:
-                self._range = self._range.refused()
-                return True
-        self._range = self._range.answered()
-        known = {header.number: header for header in headers.values()}
-        missing = sorted({entry.block_number for entry in logs if entry.block_timestamp is None} - set(known))
-        if missing:
-            known |= await self._node.headers_by_number(missing)
-        blocks = _final_blocks(known, logs, last)
         observation = Observation(self._sources, await self._known_baskets(position.cursor))
-        observation.read(logs, {block.number: block.timestamp for block in blocks})
-        await self._commit(position, position.cursor, blocks, observation, tags)
+        observation.read(read.logs, read.timestamp_by_block())
+        await self._commit(position, position.cursor, read.blocks, observation, tags)
         return True
 
     async def _follow_head(self, position: Position, tags: _Tags) -> bool:
@@ -157,7 +142,7 @@ class Follower:
         for header in headers:
             logs = await self._node.logs_in_block(header.hash, self._sources.filters())
             observation.read(logs, {header.number: header.timestamp})
-        await self._commit(position, ancestor, [_block(header) for header in headers], observation, tags)
+        await self._commit(position, ancestor, [stored(header) for header in headers], observation, tags)
         return headers[-1].number < tags.head.number
 
     async def _branch(self, cursor: BlockRef, head: Header) -> Sequence[Header]:
@@ -215,7 +200,14 @@ class Follower:
         self._reached("indexer.after_commit")
         if blocks:
             self._baskets = (committed.cursor, observation.consumer_by_token)
-        _report(ancestor, committed, undecodable=observed.undecodable)
+        if committed.orphaned_blocks:
+            log.warning(
+                "chain.reorg_applied",
+                ancestor_number=ancestor.number,
+                orphaned_blocks=committed.orphaned_blocks,
+                orphaned_requests=committed.orphaned_requests,
+            )
+        report(committed, undecodable=observed.undecodable)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -227,46 +219,18 @@ class _Tags:
     safe: int
 
 
-def _block(header: Header) -> Block:
-    return Block(number=header.number, hash=header.hash, parent_hash=header.parent_hash, timestamp=header.timestamp)
-
-
-def _final_blocks(known: dict[int, Header], logs: Sequence[Log], last: int) -> list[Block]:
-    """The blocks to store of a final range: those that hold a log, and the last one; checked against their logs."""
-    blocks: dict[int, Block] = {}
-    for entry in logs:
-        header = known.get(entry.block_number)
-        if header is not None and header.hash != entry.block_hash:
-            raise _contradiction(f"a log of block {entry.block_number} names another block hash than its header")
-        if entry.block_number in blocks:
-            continue
-        if header is not None:
-            blocks[header.number] = _block(header)
-        elif entry.block_timestamp is not None:
-            blocks[entry.block_number] = Block(
-                number=entry.block_number,
-                hash=entry.block_hash,
-                parent_hash=None,
-                timestamp=entry.block_timestamp,
-            )
-    blocks[last] = _block(known[last])
-    return [blocks[number] for number in sorted(blocks)]
-
-
 def _contradiction(reason: str) -> NodeAnswerInvalid:
     return NodeAnswerInvalid("node", "several answers", reason)
 
 
-def _report(ancestor: BlockRef, committed: Committed, *, undecodable: int) -> None:
-    if committed.orphaned_blocks:
-        log.warning(
-            "chain.reorg_applied",
-            ancestor_number=ancestor.number,
-            orphaned_blocks=committed.orphaned_blocks,
-            orphaned_requests=committed.orphaned_requests,
-        )
+def report(committed: Committed, *, undecodable: int) -> None:
+    """Log what a commit changed."""
     if undecodable:
         log.warning("log.kept_undecoded", logs=undecodable)
+    if committed.quarantine_entered:
+        log.error("quarantine.entered", sentence=str(committed.quarantine_entered))
+    if committed.quarantine_ended:
+        log.warning("quarantine.ended", sentence="requests are triggered again")
     for kind, count in committed.alarms.items():
         if count:
             log.error("alarm.raised", kind=kind, requests=count)

@@ -29,7 +29,7 @@ from invocator.classification import (
 from invocator.payload import MintOrder, OrderRefused, request_body
 from invocator.preflight import WORKFLOW_DECIMALS, Contracts, Go, Never, NotNow, judge
 from invocator.signing import Signer, signed_token
-from invocator.workflow_pool import resend_seconds, workflow_of
+from invocator.workflow_pool import RESEND_MARGIN_SECONDS, resend_seconds, workflow_of
 
 log = structlog.get_logger(__name__)
 
@@ -73,6 +73,7 @@ class Terms:
     lease_seconds: float
     completion_deadline_seconds: float
     give_up_seconds: float
+    resend_margin_seconds: float = RESEND_MARGIN_SECONDS
     resend_after_seconds: float | None = None
     max_mint_wei: int | None = None
     mode: str = claims.GATEWAY
@@ -301,7 +302,9 @@ class Invocator:
             jti=jti,
             worker_id=self._worker_id,
             pacing=terms.pacing,
-            retry_seconds=lambda number: resend_seconds(number, timeout_seconds=terms.timeout_seconds),
+            retry_seconds=lambda number: resend_seconds(
+                number, timeout_seconds=terms.timeout_seconds, margin_seconds=terms.resend_margin_seconds
+            ),
             deadline_seconds=terms.completion_deadline_seconds,
         )
         if attempt_no is None:

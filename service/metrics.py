@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from itertools import accumulate
+from typing import TypeAlias, TypeVar
 
 from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.utils import floatToGoString
 
 from datastore.status import Snapshot
+from datastore.tally import Histogram, Totals
+
+T = TypeVar("T")
+
+_ByLabels: TypeAlias = Mapping[tuple[str, ...], T]
 
 
 class _Fixed:
@@ -48,9 +56,72 @@ def families(snapshot: Snapshot, chain_id: int) -> list[Metric]:
     return [*made, requests]
 
 
-def exposition(snapshot: Snapshot | None, chain_id: int) -> bytes:
+def counted(totals: Totals, chain_id: int) -> list[Metric]:
+    """Every metric of what happened; counters never fall, for they are counted from rows that nothing deletes."""
+    chain = str(chain_id)
+    made: list[Metric] = []
+
+    def counter(name: str, help_text: str, labels: tuple[str, ...], values: _ByLabels[int]) -> None:
+        family = CounterMetricFamily(name, help_text, labels=["chain_id", *labels])
+        for label_values, value in values.items():
+            family.add_metric([chain, *label_values], value)
+        made.append(family)
+
+    def histogram(name: str, help_text: str, labels: tuple[str, ...], values: _ByLabels[Histogram]) -> None:
+        family = HistogramMetricFamily(name, help_text, labels=["chain_id", *labels])
+        for label_values, value in values.items():
+            family.add_metric([chain, *label_values], buckets=_cumulated(value), sum_value=value.total)
+        made.append(family)
+
+    counter("bskt_logs_indexed", "Logs of known origin that were stored.", ("event",), _by_label(totals.logs))
+    counter("bskt_logs_undecodable", "Those of them that could not be decoded.", (), {(): totals.undecodable})
+    counter(
+        "bskt_reports_processed",
+        "Deliveries that the forwarder reported for our baskets.",
+        ("result",),
+        {(str(result).lower(),): times for result, times in totals.reports.items()},
+    )
+    counter("bskt_reorgs", "Times that the followed branch was left.", (), {(): sum(totals.reorg_depth.counts)})
+    histogram("bskt_reorg_depth_blocks", "Blocks that a reorg orphaned.", (), {(): totals.reorg_depth})
+    moves: _ByLabels[int] = {(before, after): times for (before, after), times in totals.transitions.items()}
+    counter("bskt_mint_transitions", "Requests that went from one state to another.", ("from", "to"), moves)
+    histogram(
+        "bskt_mint_stage_seconds",
+        "How long requests were in a state that they left.",
+        ("stage",),
+        {(stage,): value for stage, value in totals.stages.items()},
+    )
+    histogram("bskt_mint_end_to_end_seconds", "From a request's block to its completion.", (), {(): totals.end_to_end})
+    counter("bskt_claims_expired", "Claims whose lease ended before an attempt.", (), {(): totals.claims_expired})
+    counter("bskt_cre_attempts", "Answered calls to CRE.", ("outcome",), _by_label(totals.attempts))
+    histogram("bskt_cre_attempt_seconds", "How long CRE took to answer.", (), {(): totals.attempt_seconds})
+    counter(
+        "bskt_duplicates_blocked",
+        "Second mints that were not begun: by their bank reference, or by CRE knowing their id.",
+        ("layer",),
+        _by_label(totals.duplicates),
+    )
+    counter("bskt_alarms", "Alarms raised.", ("kind",), _by_label(totals.alarms))
+    unattributed = totals.alarms["unattributed_mint"]
+    counter("bskt_unattributed_mints", "Mints that no request of ours accounts for.", (), {(): unattributed})
+    violations = totals.alarms["finality_violated"]
+    counter("bskt_finality_violations", "Times that final history would have changed.", (), {(): violations})
+    return made
+
+
+def _by_label(values: Mapping[str, int]) -> dict[tuple[str, ...], int]:
+    return {(label,): value for label, value in values.items()}
+
+
+def _cumulated(histogram: Histogram) -> list[tuple[str, float]]:
+    """Prometheus' form: each bucket holds all that is not above its bound."""
+    names = [*map(floatToGoString, histogram.bounds), "+Inf"]
+    return list(zip(names, accumulate(histogram.counts), strict=True))
+
+
+def exposition(snapshot: Snapshot | None, totals: Totals, chain_id: int) -> bytes:
     """The text that Prometheus scrapes; nothing before the chain is pinned."""
     registry = CollectorRegistry()
     if snapshot is not None:
-        registry.register(_Fixed(families(snapshot, chain_id)))
+        registry.register(_Fixed([*families(snapshot, chain_id), *counted(totals, chain_id)]))
     return generate_latest(registry)

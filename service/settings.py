@@ -78,16 +78,23 @@ def _hex_bytes(text: str, length: int) -> bytes:
     return bytes.fromhex(digits)
 
 
-def _address(value: object) -> object:
-    if not isinstance(value, str):
-        return value
-    address = _hex_bytes(value, 20)
-    digits = value.removeprefix("0x")
+def parse_address(text: str) -> bytes:
+    """The 20 bytes of an address.
+
+    Raises:
+        ValueError: It is none, its checksum is wrong, or it is nobody's.
+    """
+    address = _hex_bytes(text, 20)
+    digits = text.removeprefix("0x")
     if digits not in {digits.lower(), digits.upper()} and not is_checksum_address("0x" + digits):
         raise ValueError("its upper and lower case letters are not its checksum (EIP-55): one of them is mistyped")
     if not any(address):
         raise ValueError("the zero address is nobody's")
     return address
+
+
+def _address(value: object) -> object:
+    return parse_address(value) if isinstance(value, str) else value
 
 
 def _workflow_ids(value: object) -> object:
@@ -400,7 +407,7 @@ def load(
     if unknown := flags.keys() - Settings.model_fields.keys():
         problems.append(f"no such setting: {', '.join(sorted(unknown))}")
     values: dict[str, object] = {"data_dir": _default_data_dir(environment)}
-    for source, texts in (("env file", _env_file_texts(env_file)), ("environment", environment)):
+    for source, texts in (("env file", env_file_texts(env_file)), ("environment", environment)):
         values |= _from_texts(texts, source, problems)
     values |= {name: flag for name, flag in flags.items() if flag is not None and name not in unknown}
     settings = None
@@ -448,7 +455,12 @@ def _or_file(field: str) -> str:
     return f" or {_name(field)}_FILE" if field in SECRET_FIELDS else ""
 
 
-def _env_file_texts(env_file: Path | None) -> Mapping[str, str | None]:
+def env_file_texts(env_file: Path | None) -> Mapping[str, str | None]:
+    """What the env file says, by name.
+
+    Raises:
+        SettingsError: It cannot be read.
+    """
     if env_file is None:
         return {}
     try:

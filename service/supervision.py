@@ -113,6 +113,7 @@ class Supervisor:
 
     ``last_turn_at``: the clock's seconds of each part's latest step, for ``/livez``; a tick may itself take long.
     ``halted``: the reason, by the name of each part that has stopped for a person.
+    ``failing``: what went wrong last, by the name of each part or companion that was forgiven and has not recovered.
     """
 
     def __init__(
@@ -135,6 +136,7 @@ class Supervisor:
         self._chance = chance
         self.last_turn_at = {part.name: clock() for part in parts}
         self.halted: dict[str, str] = {}
+        self.failing: dict[str, str] = {}
         self._is_broken = False
 
     async def run(self) -> int:
@@ -183,6 +185,7 @@ class Supervisor:
                 is_more = await part.tick()
             except part.halts_on as error:
                 self.halted[part.name] = str(error)
+                self.failing.pop(part.name, None)
                 log.exception("part.halted", part=part.name)
                 await self._stop.asked.wait()
                 return
@@ -193,6 +196,7 @@ class Supervisor:
             if failures:
                 log.info("part.recovered", part=part.name, failures=failures)
                 failures = 0
+                self.failing.pop(part.name, None)
             self.last_turn_at[part.name] = self._clock()
             if is_more:
                 await asyncio.sleep(0)  # noqa: TID251 - this module is the place; the other parts get their turn
@@ -212,8 +216,7 @@ class Supervisor:
 
     async def _back_off(self, name: str, failures: int, error: Exception) -> None:
         seconds = back_off_seconds(failures, self._chance())
+        self.failing[name] = f"{type(error).__name__}: {error}"
         # The error's text says enough; a traceback for weather would bury what matters.
-        log.warning(
-            "part.failed", part=name, error=f"{type(error).__name__}: {error}", failures=failures, retry_seconds=seconds
-        )
+        log.warning("part.failed", part=name, error=self.failing[name], failures=failures, retry_seconds=seconds)
         await self._wait(self._stop.asked, seconds)

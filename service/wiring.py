@@ -8,19 +8,21 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal, TypeAlias, TypeVar
 
 import click
 import structlog
 
-from datastore import claims, listening, pinning, schema, status
+from datastore import claims, listening, pinning, quarantine, schema, status
 from datastore.claims import Pacing
 from datastore.connection import Pool, Role, check_server, open_pool
 from datastore.errors import DatastoreUnavailable, DatastoreUnsuitable, FinalityViolated
 from datastore.following import CONFIRMED_CHANNEL, Rules
-from datastore.identity import secret_check_value
+from datastore.identity import derive_nonce, secret_check_value
 from datastore.rows import Block
+from datastore.tally import Tally
 from indexer.abi_files import load_abis
 from indexer.decoding import EventCatalog
 from indexer.follower import FinalityRule, Follower
@@ -97,6 +99,11 @@ async def run(
         await check_server(pool)
         sources = _sources(settings, secret)
         pinned = await _pin(pool, node, settings, sources)
+        in_force = await quarantine.notice(
+            pool, sources.chain_id, deadline_seconds=settings.completion_deadline_seconds
+        )
+        if in_force is not None:
+            log.error("quarantine.entered" if in_force.entered else "quarantine.in_force", sentence=str(in_force))
         running: list[Part] = []
         if INDEXER in parts:
             follower = _follower(settings, pool, node, sources, pinned, reached)
@@ -122,15 +129,21 @@ async def _datastore(settings: Settings) -> AsyncIterator[tuple[str, bytes]]:
     if settings.database_url is not None:
         dsn = settings.database_url.get_secret_value()
         await schema.check(dsn)
-        if settings.instance_secret is None:
-            raise SettingsError(["BSKT_INSTANCE_SECRET is needed with BSKT_DATABASE_URL"])
-        yield dsn, settings.instance_secret.get_secret_value()
+        yield dsn, _secret(settings)
         return
     async with EmbeddedPostgres(settings.data_dir / "postgres") as postgres:
         log.info("datastore.embedded", sentence=postgres.sentence)
         await schema.apply(postgres.dsn)
-        configured = settings.instance_secret
-        yield postgres.dsn, configured.get_secret_value() if configured else _kept_secret(settings.data_dir)
+        yield postgres.dsn, _secret(settings)
+
+
+def _secret(settings: Settings) -> bytes:
+    """The configured instance secret; or, with the embedded database only, the one that is kept beside it."""
+    if settings.instance_secret is not None:
+        return settings.instance_secret.get_secret_value()
+    if settings.database_url is not None:
+        raise SettingsError(["BSKT_INSTANCE_SECRET is needed with BSKT_DATABASE_URL"])
+    return _kept_secret(settings.data_dir)
 
 
 def _kept_secret(data_dir: Path) -> bytes:
@@ -203,8 +216,51 @@ def _packaged_abis() -> Path:
     return installed if installed.is_dir() else here / "abi"
 
 
-async def _pin(pool: Pool, node: Node, settings: Settings, sources: Sources) -> pinning.Pinned:
-    """Check the chain against what the first start pinned; be that first start if there was none."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Indexing:
+    """What a command needs that indexes by itself, beside the daemon or without it."""
+
+    pool: Pool
+    node: Node
+    sources: Sources
+    rules: Rules
+    trigger_finality: FinalityRule
+    complete_finality: FinalityRule
+
+
+@asynccontextmanager
+async def indexing(settings: Settings, dsn: str) -> AsyncIterator[Indexing]:
+    """Open the database at ``dsn`` and the node of a chain that the daemon has pinned.
+
+    Raises:
+        SettingsError, DatastoreUnsuitable, ChainMismatch: The message has the remedy.
+        NodeUnavailable, DatastoreUnavailable: Not now.
+    """
+    settings.require_chain()
+    async with AsyncExitStack() as stack:
+        await schema.check(dsn)
+        node = _node(settings)
+        stack.push_async_callback(node.close)
+        pool = await _opened(stack, dsn, Role.INDEXER)
+        await check_server(pool)
+        sources = _sources(settings, _secret(settings))
+        pinned = await pinning.pinned(pool, await _found(node, sources))
+        if pinned is None:
+            raise DatastoreUnsuitable(
+                f"the database does not hold chain {sources.chain_id} yet: start `bskt run` first, it pins the chain"
+            )
+        yield Indexing(
+            pool=pool,
+            node=node,
+            sources=sources,
+            rules=_rules(settings, sources, pinned),
+            trigger_finality=_finality(settings.trigger_finality),
+            complete_finality=_finality(settings.complete_finality),
+        )
+
+
+async def _found(node: Node, sources: Sources) -> pinning.Pin:
+    """What the node says of that which must never change."""
     genesis_hash = await node.genesis_hash()
     await node.require_chain(chain_id=sources.chain_id, genesis_hash=None)
     code_hash = await node.code_hash(sources.factory)
@@ -212,7 +268,7 @@ async def _pin(pool: Pool, node: Node, settings: Settings, sources: Sources) -> 
         raise DatastoreUnsuitable(
             f"there is no contract at BSKT_FACTORY_ADDRESS 0x{sources.factory.hex()} on chain {sources.chain_id}"
         )
-    pin = pinning.Pin(
+    return pinning.Pin(
         chain_id=sources.chain_id,
         genesis_hash=genesis_hash,
         factory_address=sources.factory,
@@ -220,6 +276,11 @@ async def _pin(pool: Pool, node: Node, settings: Settings, sources: Sources) -> 
         forwarder_address=sources.forwarder,
         secret_check=secret_check_value(sources.secret),
     )
+
+
+async def _pin(pool: Pool, node: Node, settings: Settings, sources: Sources) -> pinning.Pinned:
+    """Check the chain against what the first start pinned; be that first start if there was none."""
+    pin = await _found(node, sources)
     if (pinned := await pinning.pinned(pool, pin)) is not None:
         return pinned
     start = await node.header_by_number(max(1, _present(settings.start_block)))
@@ -238,23 +299,29 @@ async def _pin(pool: Pool, node: Node, settings: Settings, sources: Sources) -> 
 def _follower(
     settings: Settings, pool: Pool, node: Node, sources: Sources, pinned: pinning.Pinned, reached: Reached
 ) -> Follower:
-    cap = settings.max_mint_tokens
     return Follower(
         pool=pool,
         node=node,
         sources=sources,
-        rules=Rules(
-            policy=Policy(
-                max_mint_wei=None if cap is None else wei(cap),
-                forbidden_beneficiaries=frozenset({sources.factory, sources.forwarder}),
-            ),
-            contest=settings.contested_reference == "review",
-            first_trigger_block_number=pinned.first_trigger_block_number,
-        ),
+        rules=_rules(settings, sources, pinned),
         trigger_finality=_finality(settings.trigger_finality),
         complete_finality=_finality(settings.complete_finality),
         max_range_blocks=settings.max_log_range_blocks,
         reached=reached,
+    )
+
+
+def _rules(settings: Settings, sources: Sources, pinned: pinning.Pinned) -> Rules:
+    cap = settings.max_mint_tokens
+    return Rules(
+        policy=Policy(
+            max_mint_wei=None if cap is None else wei(cap),
+            forbidden_beneficiaries=frozenset({sources.factory, sources.forwarder}),
+        ),
+        contest=settings.contested_reference == "review",
+        first_trigger_block_number=pinned.first_trigger_block_number,
+        completion_deadline_seconds=settings.completion_deadline_seconds,
+        nonce_of=lambda identity, generation: derive_nonce(sources.secret, identity, generation),
     )
 
 
@@ -344,12 +411,16 @@ def _halting(follower: Follower, pool: Pool, chain_id: int) -> Callable[[], Awai
 
 
 def _server(settings: Settings, reader: Pool, chain_id: int, supervisor: Supervisor) -> Companion:
+    tally = Tally(chain_id)
     app = http.application(
         chain_id=chain_id,
         read=lambda: status.snapshot(reader, chain_id),
+        count=lambda: tally.read(reader),
         last_turn_at=supervisor.last_turn_at,
         halted=supervisor.halted,
         clock=time.monotonic,
+        look=lambda: status.attention(reader, chain_id),
+        failing=supervisor.failing,
         # A simulation may take its whole time inside one turn.
         longest_turn_seconds=http.LONGEST_TURN_SECONDS + (SIMULATION_SECONDS if settings.cre_mode == "simulate" else 0),
     )

@@ -1,4 +1,4 @@
-"""Fixtures that every part needs: one real Postgres a session, and a database of its own for each test."""
+"""Fixtures that every part needs: one real Postgres a session, a database of its own for each test, and anvil."""
 
 import asyncio
 import shutil
@@ -13,8 +13,14 @@ import pytest
 from datastore import schema
 from datastore.connection import Pool, Role, open_pool
 from service.embedded_postgres import EmbeddedPostgres
+from tests import development_chain
 
 TEMPLATE = "bskt_template"
+
+
+@pytest.fixture(scope="session")
+def anvil_binary() -> Path:
+    return development_chain.binary()
 
 
 @pytest.fixture(scope="session")

@@ -23,7 +23,7 @@ from rich.table import Table
 
 from datastore import inspection, schema
 from datastore.connection import Pool, Role, open_pool
-from datastore.inspection import RequestLine
+from datastore.inspection import Request
 from datastore.reference import reference_text
 from invocator.signing import Signer
 from service.demo.anvil import Anvil, find_or_install_anvil
@@ -107,21 +107,21 @@ class Stage:
         )
         return receipt.tx_hash
 
-    async def beat(self, live: Live | None) -> list[RequestLine]:
+    async def beat(self, live: Live | None) -> list[Request]:
         """Mine a block, look at the requests, and show them."""
         await self.chain.mine()
-        lines = await inspection.requests(self.pool, CHAIN_ID)
+        lines = await _requests(self.pool)
         if live is not None:
             live.update(_table(self, lines))
         else:
             for line in lines:
-                if self.last.get(line.request_id) != line.state:
-                    self.last[line.request_id] = line.state
-                    self.console.print(f"  request {line.request_id} {_deposit(line)}: {line.state}", highlight=False)
+                if self.last.get(line.id) != line.state:
+                    self.last[line.id] = line.state
+                    self.console.print(f"  request {line.id} {_deposit(line)}: {line.state}", highlight=False)
         await wait(asyncio.Event(), _BEAT_SECONDS)
         return lines
 
-    async def until(self, live: Live | None, done: Callable[[Sequence[RequestLine]], bool]) -> bool:
+    async def until(self, live: Live | None, done: Callable[[Sequence[Request]], bool]) -> bool:
         """Beat until ``done``; ``False`` if the time is over first."""
         try:
             async with asyncio.timeout(LONGEST_SECONDS):
@@ -191,7 +191,7 @@ async def _play(stage: Stage, live: Live | None) -> bool:
 
 
 async def _summary(stage: Stage) -> bool:
-    lines = await inspection.requests(stage.pool, CHAIN_ID)
+    lines = await _requests(stage.pool)
     completed: Counter[bytes] = Counter()
     for line in lines:
         completed[line.stablecoin] += line.amount * (line.state == "completed")
@@ -297,21 +297,26 @@ def _free_port() -> int:
         return port
 
 
-def _deposit(line: RequestLine) -> str:
+async def _requests(pool: Pool) -> list[Request]:
+    """Oldest first."""
+    return (await inspection.requests(pool, CHAIN_ID))[::-1]
+
+
+def _deposit(line: Request) -> str:
     return reference_text(line.bank_reference) or line.bank_reference.hex()
 
 
-def _table(stage: Stage, lines: Sequence[RequestLine]) -> Table:
+def _table(stage: Stage, lines: Sequence[Request]) -> Table:
     symbols = {basket.token: symbol for symbol, basket in stage.baskets.items()}
     table = Table("id", "basket", "deposit", "tokens", "state", "why", "attempts", "on chain")
     for line in lines:
         table.add_row(
-            str(line.request_id),
+            str(line.id),
             symbols.get(line.stablecoin, "?"),
             _deposit(line),
             f"{line.amount / TOKEN:g}",
             line.state,
-            line.reason or "",
+            line.state_reason or "",
             str(line.attempts),
             line.chain_status,
         )

@@ -23,7 +23,7 @@ from node.errors import (
     RangeRefused,
 )
 from node.node import Node, Tag
-from service.demo.anvil import Anvil, find_or_install_anvil
+from service.demo.anvil import Anvil
 from service.demo.contracts import (
     Basket,
     DevChain,
@@ -66,11 +66,6 @@ class World:
     system: System
     basket: Basket
     tx_hashes: tuple[bytes, ...]
-
-
-@pytest.fixture(scope="module")
-def anvil_binary() -> Path:
-    return find_or_install_anvil(configured=None, cache_dir=Path(__file__).parents[2] / ".cache")
 
 
 @pytest.fixture

@@ -1,0 +1,170 @@
+"""(Re)index a range of final blocks, beside the follower and without its cursor.
+
+Nothing remembers how far a backfill came.  Every insert is idempotent by the key that the chain gives, so a backfill
+that was killed at any line is simply run again: what is there costs a read and stays as it is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from datastore import following
+from datastore.connection import Pool
+from datastore.following import Rules
+from datastore.rows import Batch, Finality
+from indexer.final_zone import FinalZone
+from indexer.follower import FinalityRule, Reached, report
+from indexer.observation import Observation, Sources
+from node.node import Node
+
+HELD_REASON = "backfill"
+"""``held_reason`` of what a backfill finds, unless it was told to trigger."""
+
+
+class NotFinal(Exception):
+    """The range begins above what is both indexed and final; let the daemon index it."""
+
+    def __init__(self, first: int, final: int) -> None:
+        super().__init__(
+            f"block {first} is above {final}, the last block that is both indexed and final; "
+            "`bskt run` indexes what follows"
+        )
+
+
+@dataclass(slots=True, kw_only=True)
+class Found:
+    """What was found so far; ``baskets``, ``mints`` and ``reports`` count new and known ones alike."""
+
+    blocks: int = 0
+    logs: int = 0
+    baskets: int = 0
+    requests_new: int = 0
+    requests_known: int = 0
+    mints: int = 0
+    reports: int = 0
+    undecodable: int = 0
+
+
+class Backfill:
+    """Reads one range of blocks, one node range a ``tick``.
+
+    ``last`` is known after the first tick: a backfill ends at the last block that is both indexed and final.
+    """
+
+    def __init__(
+        self,
+        *,
+        pool: Pool,
+        node: Node,
+        sources: Sources,
+        rules: Rules,
+        trigger_finality: FinalityRule,
+        complete_finality: FinalityRule,
+        max_range_blocks: int,
+        first: int,
+        last: int,
+        hold: bool = True,
+        dry_run: bool = False,
+        reached: Reached = lambda _: None,
+    ) -> None:
+        """Begin; nothing is asked yet.
+
+        Args:
+            pool: The indexer's.
+            node: The chain.
+            sources: Who is believed.
+            rules: What the settings say about recording and judging.
+            trigger_finality: From where on a request may be sent.
+            complete_finality: From where on a mint completes its request.
+            max_range_blocks: The largest range to ask for at once.
+            first: The first block's number.
+            last: The last block's number, at least ``first``.
+            hold: Whether new requests wait for ``bskt requests release``.
+            dry_run: Write nothing, only count.
+            reached: Told each boundary around a commit.
+        """
+        self._pool = pool
+        self._zone = FinalZone(node, sources, max_range_blocks=max_range_blocks)
+        self._sources = sources
+        # Who says --trigger has decided about these blocks: the first start's line is not drawn again.
+        self._rules = rules if hold else replace(rules, first_trigger_block_number=0)
+        self._trigger = trigger_finality
+        self._complete = complete_finality
+        self._hold_reason = HELD_REASON if hold else None
+        self._dry_run = dry_run
+        self._reached = reached
+        self._consumer_by_token: dict[bytes, bytes] | None = None
+        self._done = first - 1
+        self.first = first
+        self.last = last
+        self.found = Found()
+
+    async def tick(self) -> bool:
+        """Index the next part of the range; ``True`` if there is more to do at once.
+
+        Raises:
+            NotFinal: Nothing was written; nothing of the range may be.
+            NodeUnavailable: Nothing was written; call again.
+            BlockUnknown: Nothing was written; call again.
+            DatastoreUnavailable: Nothing is known to be written; call again.
+            FinalityViolated: Nothing was written; do not call again.
+        """
+        chain_id = self._sources.chain_id
+        position = await following.position(self._pool, chain_id)
+        # Recorded finality is never above the cursor, and monotone.
+        final = position.finalized
+        self.last = min(self.last, final)
+        if self.first > self.last:
+            raise NotFinal(self.first, final)
+        if self._consumer_by_token is None:
+            self._consumer_by_token = dict(await following.known_baskets(self._pool, chain_id, up_to=self.first - 1))
+        read = await self._zone.read(self._done, self.last)
+        observation = Observation(self._sources, self._consumer_by_token)
+        observation.read(read.logs, read.timestamp_by_block())
+        observed = observation.observed
+        if self._dry_run:
+            known = await following.recorded_requests(self._pool, [request.identity for request in observed.requests])
+            new = len(observed.requests) - known
+        else:
+            batch = Batch(
+                expected=position.cursor,
+                ancestor=position.cursor,
+                blocks=tuple(read.blocks),
+                head_number=position.head,
+                # What is above the final blocks is the follower's to judge: this position may be old by now.
+                finality=Finality(
+                    finalized=final,
+                    safe=final,
+                    trigger=min(final, self._height(self._trigger, position)),
+                    complete=min(final, self._height(self._complete, position)),
+                ),
+                logs=tuple(observed.logs),
+                baskets=tuple(observed.baskets),
+                requests=tuple(observed.requests),
+                mints=tuple(observed.mints),
+                reports=tuple(observed.reports),
+            )
+            self._reached("backfill.before_commit")
+            committed = await following.record_range(
+                self._pool, chain_id, batch, self._rules, hold_reason=self._hold_reason
+            )
+            self._reached("backfill.after_commit")
+            new = committed.recorded_requests
+            report(committed, undecodable=observed.undecodable)
+        self._consumer_by_token = observation.consumer_by_token
+        end = read.blocks[-1].number
+        found = self.found
+        found.blocks += end - self._done
+        found.logs += len(observed.logs)
+        found.baskets += len(observed.baskets)
+        found.requests_new += new
+        found.requests_known += len(observed.requests) - new
+        found.mints += len(observed.mints)
+        found.reports += len(observed.reports)
+        found.undecodable += observed.undecodable
+        self._done = end
+        return end < self.last
+
+    @staticmethod
+    def _height(rule: FinalityRule, position: following.Position) -> int:
+        return rule.height(tip=position.cursor.number, finalized=position.finalized, safe=position.safe)

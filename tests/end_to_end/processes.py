@@ -1,0 +1,246 @@
+"""The daemon as processes of its own, beside a real chain, a real database and the CRE stand-in."""
+
+import asyncio
+import os
+import re
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import aiohttp
+
+from invocator.signing import Signer
+from service.demo.anvil import Anvil
+from service.demo.contracts import Basket, DevChain, System, create_basket, deploy_system, request_mint
+from service.demo.cre_stand_in import CreStandIn, Workflow
+from service.supervision import wait
+from tests.end_to_end.world import AMOUNT, CHAIN_ID, KEY, ROOT, SECRET, USER, WORKFLOW_ID, reference
+
+PATIENCE_SECONDS = 60.0
+_BEAT_SECONDS = 0.05
+# Runs `bskt run`; the process sends itself a signal at the named boundary, the n-th time that it reaches it.
+_RUN = """
+import asyncio, os, sys
+from service import settings, wiring
+from service.supervision import Stop
+point, left, number = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+def reached(at):
+    global left
+    left -= at == point
+    if at == point and left == 0:
+        os.kill(os.getpid(), number)
+sys.exit(asyncio.run(wiring.run(settings.load({}), parts=wiring.PARTS, stop=Stop(), reached=reached)))
+"""
+
+
+class NotInTime(Exception):
+    """What was waited for did not come; the message says what, and what the daemon said last."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AtPoint:
+    """A daemon signals itself where its code tells that it reached this boundary."""
+
+    name: str
+    times: int = 1
+    number: signal.Signals = signal.SIGKILL
+
+
+NOWHERE = AtPoint(name="-", times=0)
+
+
+def crash_points() -> tuple[str, ...]:
+    """Every boundary that the daemon's parts tell of, read from their source, so that a new one is not forgotten."""
+    sources = [path.read_text() for part in ("indexer", "invocator") for path in sorted((ROOT / part).glob("*.py"))]
+    found = re.findall(r'reached\(\s*"((?:indexer|invocator)\.\w+)"', "\n".join(sources))
+    return tuple(dict.fromkeys(found))
+
+
+async def until(done: Callable[[], Awaitable[bool]], *, what: str, patience_seconds: float = PATIENCE_SECONDS) -> None:
+    """Look again and again until something is so.
+
+    Raises:
+        NotInTime: It never was.
+    """
+    try:
+        async with asyncio.timeout(patience_seconds):
+            while not await done():
+                await wait(asyncio.Event(), _BEAT_SECONDS)
+    except TimeoutError:
+        raise NotInTime(f"not within {patience_seconds:g} s: {what}") from None
+
+
+def free_port() -> int:
+    """A port that nobody uses now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+class Daemon:
+    """One process of ``bskt run``; its log goes to a file, so that it never waits for a reader."""
+
+    def __init__(self, process: asyncio.subprocess.Process, log: Path, settings: Mapping[str, str]) -> None:
+        self.process = process
+        self.settings = settings
+        self._log = log
+        self._log_start_bytes = log.stat().st_size
+
+    @classmethod
+    async def start(cls, settings: Mapping[str, str], log: Path, *, at: AtPoint = NOWHERE) -> Self:
+        """Start it; it is not ready yet when this returns."""
+        with log.open("ab") as output:
+            process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-c", _RUN, at.name, str(at.times), str(int(at.number))),
+                env=dict(settings),
+                cwd=ROOT,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.DEVNULL,
+                stderr=output,
+            )
+        return cls(process, log, settings)
+
+    @property
+    def said(self) -> str:
+        """Everything that it logged so far."""
+        return self._log.read_bytes()[self._log_start_bytes :].decode()
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the process lives, stopped or not."""
+        return self.process.returncode is None
+
+    async def until_said(self, text: str) -> None:
+        """Wait until it logged ``text``.
+
+        Raises:
+            NotInTime: It did not, or it ended before.
+        """
+
+        async def done() -> bool:
+            if text not in (said := self.said) and not self.is_running:
+                raise NotInTime(f"the daemon ended with {self.process.returncode}, without {text!r}:\n{said}")
+            return text in said
+
+        await until(done, what=f"{text!r} in the log {self._log}")
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether SIGSTOP has taken effect."""
+        try:
+            stat = Path(f"/proc/{self.process.pid}/stat").read_text()
+        except FileNotFoundError:
+            return False
+        return stat.rpartition(")")[2].split()[0] == "T"
+
+    def send(self, number: signal.Signals) -> None:
+        """Send a signal, if the process lives."""
+        if self.is_running:
+            self.process.send_signal(number)
+
+    async def end(self, number: signal.Signals = signal.SIGTERM) -> int:
+        """Send a signal that ends it, and give its exit code (negative: the signal that killed it)."""
+        self.send(number)
+        return await self.process.wait()
+
+
+@asynccontextmanager
+async def daemon(settings: Mapping[str, str], log: Path, *, at: AtPoint = NOWHERE) -> AsyncIterator[Daemon]:
+    """A daemon that does not outlive the block."""
+    started = await Daemon.start(settings, log, at=at)
+    try:
+        yield started
+    finally:
+        await started.end(signal.SIGKILL)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """Everything that a daemon needs but its database, and the settings that name it."""
+
+    rpc_url: str
+    chain: DevChain
+    system: System
+    baskets: tuple[Basket, ...]
+    cre: CreStandIn
+
+    def settings(self, **changes: str) -> dict[str, str]:
+        """The environment of a daemon; name the database, and what else is different."""
+        return {
+            "PATH": os.environ["PATH"],  # noqa: TID251 - the child needs a PATH, and no other setting of ours
+            "BSKT_CHAIN_ID": str(CHAIN_ID),
+            "BSKT_RPC_URL": self.rpc_url,
+            "BSKT_INSTANCE_SECRET": SECRET.hex(),
+            "BSKT_FACTORY_ADDRESS": "0x" + self.system.factory.hex(),
+            "BSKT_FORWARDER_ADDRESS": "0x" + self.system.forwarder.hex(),
+            "BSKT_START_BLOCK": "1",
+            "BSKT_TRIGGER_FROM_BLOCK": "0",
+            "BSKT_TRIGGER_FINALITY": "depth:1",
+            "BSKT_COMPLETE_FINALITY": "depth:1",
+            "BSKT_POLL_INTERVAL_SECONDS": "0.05",
+            "BSKT_CRE_GATEWAY_URL": self.cre.url,
+            "BSKT_CRE_WORKFLOW": WORKFLOW_ID.hex(),
+            "BSKT_CRE_SIGNER_KEY": KEY,
+            "BSKT_CRE_SECONDS_PER_TRIGGER": "0",
+            "BSKT_CRE_TIMEOUT_SECONDS": "2",
+            "BSKT_CLAIM_LEASE_SECONDS": "3",
+            "BSKT_LISTEN": f"127.0.0.1:{free_port()}",
+            **changes,
+        }
+
+    async def request(self, bank: str, *, basket: int = 0, requester: bytes = USER) -> None:
+        """A user asks for ``AMOUNT``; the request is mined when this returns."""
+        await request_mint(
+            self.chain,
+            self.baskets[basket].token,
+            beneficiary=requester,
+            amount_wei=AMOUNT,
+            bank_reference=reference(bank),
+            requester=requester,
+        )
+
+
+@asynccontextmanager
+async def open_stage(
+    anvil_binary: Path,
+    *,
+    baskets: int = 1,
+    slots_in_an_epoch: int = 1,
+    block_time_seconds: float | None = None,
+    accounts: int = 10,
+) -> AsyncIterator[Stage]:
+    """Start a chain with contracts, and CRE.
+
+    Args:
+        anvil_binary: From the fixture of that name.
+        baskets: How many are created.
+        slots_in_an_epoch: A block is final when twice as many are above it.
+        block_time_seconds: A block every so often; without it, one for each transaction.
+        accounts: How many users there are.
+    """
+    async with (
+        await Anvil.start(
+            anvil_binary,
+            slots_in_an_epoch=slots_in_an_epoch,
+            block_time_seconds=block_time_seconds,
+            accounts=accounts,
+        ) as anvil,
+        aiohttp.ClientSession() as session,
+    ):
+        chain = DevChain(session=session, url=anvil.url)
+        system = await deploy_system(chain)
+        created = [
+            await create_basket(chain, system.factory, name=f"Test Dollar {number}", symbol=f"TUSD{number}")
+            for number in range(baskets)
+        ]
+        workflow = Workflow(workflow_id=WORKFLOW_ID, authorized_keys=frozenset({Signer.from_text(KEY).address}))
+        async with CreStandIn(
+            rpc_url=anvil.url, forwarder=system.forwarder, workflows=[workflow], check_interval_seconds=0.05
+        ) as cre:
+            yield Stage(rpc_url=anvil.url, chain=chain, system=system, baskets=tuple(created), cre=cre)
