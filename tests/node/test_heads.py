@@ -64,6 +64,7 @@ async def test_each_new_head_wakes_and_nothing_else_does() -> None:
 
 async def test_a_flood_of_heads_wakes_once_in_a_while() -> None:
     async def talk(connection: ServerConnection) -> None:
+        await connection.recv()
         for _ in range(100):
             await connection.send(HEAD)
 
