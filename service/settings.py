@@ -365,9 +365,8 @@ class Settings(BaseModel):
         Raises:
             SettingsError: Names what is not set.
         """
-        _require(self, MODE_FIELDS[self.cre_mode])
-        if self.database_url is not None:
-            _require(self, ["instance_secret"])
+        needed = MODE_FIELDS[self.cre_mode]
+        _require(self, needed if self.database_url is None else (*needed, "instance_secret"))
 
     def secret_texts(self) -> tuple[str, ...]:
         """Every text that no log line may hold."""
