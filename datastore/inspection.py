@@ -143,7 +143,9 @@ WHERE r.id = $1
 ORDER BY g.id
 """
 # $1 request
-_ACTIONS: Final = "SELECT action, operator, reason, at FROM operator_action WHERE request_id = $1 ORDER BY id"
+_ACTIONS: Final = """
+SELECT action, operator || ': ' || reason AS sentence, at FROM operator_action WHERE request_id = $1 ORDER BY id
+"""
 _ALARMS_OF: Final = "SELECT kind, sentence, at FROM alarm WHERE request_id = $1 ORDER BY id"
 
 # $1 chain, $2 with orphaned ones, $3 an address or NULL, $4 a symbol or NULL
@@ -357,7 +359,7 @@ class Crossed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Noted:
-    """Something that a person did (``what`` is the action), or must know (``what`` is the alarm's kind)."""
+    """Something that a person did (``what`` is the action, the sentence begins with who), or must know (an alarm's kind)."""
 
     what: str
     sentence: str
@@ -522,9 +524,7 @@ async def history(pool: Pool, request_id: int) -> History:
         deliveries=tuple(Delivery(**row) for row in deliveries),
         mints=tuple(ProvenMint(**{**row, "amount": int(row["amount"])}) for row in mints),
         reorgs=tuple(Crossed(**row) for row in reorgs_of),
-        actions=tuple(
-            Noted(what=row["action"], sentence=f"{row['operator']}: {row['reason']}", at=row["at"]) for row in actions
-        ),
+        actions=tuple(Noted(what=row["action"], sentence=row["sentence"], at=row["at"]) for row in actions),
         alarms=tuple(Noted(what=row["kind"], sentence=row["sentence"], at=row["at"]) for row in alarms),
     )
 

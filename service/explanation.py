@@ -89,6 +89,8 @@ REASONS: Final = {
     "re_mined": "Its transaction was mined again.",
     "report_orphaned": "A reorg took the failed delivery away.",
     "mint_orphaned": "A reorg took its mint away.",
+    "lost_send_found": "The chain holds a report of it, but no attempt is recorded: a restore lost the send.",
+    "rival_sent": "Another request for the same deposit was sent, as the chain shows after a restore.",
     "delivery_failed": "The forwarder reports that the delivery failed on chain; anyone may deliver it again.",
     "delivered_without_mint": "The forwarder reports a delivery, but its transaction holds no mint of this request.",
     "mint_proven": "Its mint is on chain, proven by the forwarder's report in the same transaction.",
@@ -131,6 +133,7 @@ REASONS: Final = {
 HOLDS: Final = {
     "operator": "a person holds it (the timeline says who and why)",
     "before_first_trigger_block": "its block is below BSKT_TRIGGER_FROM_BLOCK: history is not minted again by itself",
+    "operator": "a person holds it, its timeline tells who and why",
     "backfill": "it was found by `bskt backfill`",
     "quarantine": "the database was restored, and the chain is not read again to finality yet",
     "daily_cap": "the daily cap (BSKT_DAILY_CAP_TOKENS) is reached",
@@ -155,6 +158,8 @@ _REVIEW_COMMANDS: Final = {
     "reference_already_minted": ("cancel", "retry"),
     "reference_minted": ("resolve", "cancel"),
     "rival_minted": ("resolve", "cancel"),
+    "rival_sent": ("cancel", "resolve"),
+    "lost_send_found": ("resolve",),
     "delivered_without_mint": ("resolve", "retry"),
     "mint_orphaned": ("retry", "resolve"),
     "mint_final": ("resolve",),
@@ -309,7 +314,10 @@ def _stopped(snapshot: Snapshot, attention: Attention) -> str | None:
     if snapshot.paused is not None:
         return f"a person has paused the invocator ({snapshot.paused}); `bskt resume` ends that"
     if snapshot.quarantined is not None:
-        return f"the instance is in quarantine ({snapshot.quarantined})"
+        until = moment(snapshot.quarantined_until) if snapshot.quarantined_until else "finality has passed it"
+        return f"the instance is in quarantine at least until {until} ({snapshot.quarantined})"
+    if not snapshot.is_home:
+        return "these rows were written on another database server; `bskt run` puts the instance in quarantine first"
     if attention.sends_fail is not None:
         word = ANSWERS.get(attention.sends_fail.outcome, attention.sends_fail.outcome)
         sentence = attention.sends_fail.sentence or "no further word"
