@@ -268,13 +268,14 @@ WHERE e.chain_id = $1 AND e.block_hash = p.block_hash AND e.log_index = p.log_in
 RETURNING e.request_id
 """
 
-# Mode simulate has no execution ids of ours: the transaction that the workflow returned is the proof.
+# Mode simulate has no execution ids of ours: the transaction that the workflow returned is the proof.  It may have been
+# indexed before the command returned it, so the request may be in review by then.
 # $1 chain
 _PROVE_BY_SIMULATION: Final = """
 UPDATE mint_execution e SET request_id = q.id, proof = 'simulated'
 FROM attempt a
 JOIN mint_request q ON q.id = a.request_id
-WHERE a.simulated_tx_hash IS NOT NULL AND q.chain_id = $1 AND q.state = 'in_doubt'
+WHERE a.simulated_tx_hash IS NOT NULL AND q.chain_id = $1 AND q.state IN ('in_doubt', 'review')
   AND e.chain_id = $1 AND e.tx_hash = a.simulated_tx_hash AND e.canonical AND e.request_id IS NULL
   AND e.consumer = q.consumer AND e.bank_reference = q.expected_reference
 RETURNING e.request_id
@@ -298,11 +299,18 @@ _RIVALS: Final = """
 SELECT id FROM mint_request WHERE bank_reference = ANY($1::bytea[]) AND id <> ALL($2::bigint[])
 """
 
-# Mints of the new blocks that no request of ours accounts for.  $1 chain, $2 hashes of the new blocks
+# Mints of the new blocks that no request of ours accounts for.  One that a simulation of ours may just have made is left
+# until the command returns its transaction, or the request is given up.  $1 chain, $2 hashes of the new blocks
 _UNATTRIBUTED: Final = """
 SELECT e.block_hash, e.log_index, e.bank_reference
 FROM mint_execution e
 WHERE e.chain_id = $1 AND e.block_hash = ANY($2::bytea[]) AND e.request_id IS NULL
+  AND NOT EXISTS (
+      SELECT FROM mint_request q
+      JOIN frozen_request f ON f.request_id = q.id AND f.generation = q.generation AND f.mode = 'simulate'
+      JOIN attempt a ON a.request_id = q.id AND a.outcome IS NULL
+      WHERE q.chain_id = $1 AND q.expected_reference = e.bank_reference AND q.consumer = e.consumer AND q.state = 'in_doubt'
+  )
 """
 # $1 references
 _REQUESTS_WITH_REFERENCE: Final = """

@@ -27,9 +27,14 @@ LONGEST_TURN_SECONDS: Final = 150.0
 Read: TypeAlias = Callable[[], Awaitable[Snapshot | None]]
 
 
-def stuck_parts(last_turn_at: Mapping[str, float], now: float, halted: Mapping[str, str]) -> list[str]:
+def stuck_parts(
+    last_turn_at: Mapping[str, float],
+    now: float,
+    halted: Mapping[str, str],
+    longest_seconds: float = LONGEST_TURN_SECONDS,
+) -> list[str]:
     """The parts whose loop has not turned for too long; one that halted for a person is not stuck."""
-    return sorted(name for name, at in last_turn_at.items() if name not in halted and now - at > LONGEST_TURN_SECONDS)
+    return sorted(name for name, at in last_turn_at.items() if name not in halted and now - at > longest_seconds)
 
 
 def unready_reasons(snapshot: Snapshot | None, halted: Mapping[str, str], failing: Mapping[str, str]) -> list[str]:
@@ -66,6 +71,7 @@ def application(
     look: Callable[[], Awaitable[Attention]],
     failing: Mapping[str, str],
     endpoints: Callable[[], Sequence[Mapping[str, object]]] = tuple,
+    longest_turn_seconds: float = LONGEST_TURN_SECONDS,
 ) -> FastAPI:
     """The endpoints; no page loads anything from elsewhere, so there are no interactive docs.
 
@@ -79,13 +85,14 @@ def application(
         look: What needs a person.
         failing: What went wrong last, by the name of each part whose latest tick failed.
         endpoints: The nodes that are asked, as ``/status`` shows them; never their URLs.
+        longest_turn_seconds: After how long without a step a part counts as stuck.
     """
     program = version("bskt")
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
 
     @app.get("/livez")
     async def livez() -> JSONResponse:
-        stuck = stuck_parts(last_turn_at, clock(), halted)
+        stuck = stuck_parts(last_turn_at, clock(), halted, longest_turn_seconds)
         return JSONResponse({"stuck": stuck}, status_code=503 if stuck else 200)
 
     @app.get("/readyz")

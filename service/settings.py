@@ -276,6 +276,20 @@ class Settings(BaseModel):
     cre_signer_key: Annotated[SecretStr | None, BeforeValidator(_signer_key)] = Field(
         default=None, description="private key that the workflow authorises, 64 hex digits"
     )
+    cre_command: str = Field(
+        default="cre", min_length=1, description="mode simulate: the cre command line, name or path"
+    )
+    cre_project_dir: Path | None = Field(default=None, description="mode simulate: directory of the CRE project")
+    cre_workflow_folder: str | None = Field(
+        default=None, description="mode simulate: folder of the workflow inside the project"
+    )
+    cre_target: str | None = Field(default=None, description="mode simulate: target of the project's settings")
+    cre_api_key: SecretStr | None = Field(
+        default=None, description="mode simulate: what the cre command gets as CRE_API_KEY"
+    )
+    cre_eth_private_key: SecretStr | None = Field(
+        default=None, description="mode simulate: what the cre command gets as CRE_ETH_PRIVATE_KEY, to broadcast with"
+    )
     cre_seconds_per_trigger: float = Field(
         default=60, ge=0, le=86_400, allow_inf_nan=False, description="pace of one workflow, seconds; 0: no pacing"
     )
@@ -307,7 +321,8 @@ class Settings(BaseModel):
     currency: str = Field(default="USD", pattern=r"^[A-Z]{3}$", description="currency of the deposits, ISO 4217")
     max_mint_tokens: Tokens | None = Field(default=None, description="largest single mint, tokens; default: no cap")
     daily_cap_tokens: Tokens | None = Field(
-        default=None, description="most that is triggered within 24 hours, tokens; default: no cap"
+        default=None,
+        description="most that is sent in one UTC day, tokens; what is more waits for the next day; default: no cap",
     )
     listen: Annotated[Listen, BeforeValidator(_listen)] = Field(
         default=Listen(host="127.0.0.1", port=9464), description="HOST:PORT of /livez, /readyz, /status and /metrics"
@@ -327,24 +342,45 @@ class Settings(BaseModel):
         Raises:
             SettingsError: Names what is not set.
         """
-        names = ["cre_gateway_url", "cre_workflow", "cre_signer_key"] if self.cre_mode == "gateway" else []
+        names = {
+            "gateway": ["cre_gateway_url", "cre_workflow", "cre_signer_key"],
+            "simulate": ["cre_project_dir", "cre_workflow_folder", "cre_target", "cre_api_key", "cre_eth_private_key"],
+            "dry-run": ["cre_workflow"],
+        }[self.cre_mode]
         if self.database_url is not None:
             names.append("instance_secret")
         _require(self, names)
 
     def secret_texts(self) -> tuple[str, ...]:
         """Every text that no log line may hold."""
-        single = (self.database_url, self.ws_url, self.cre_signer_key)
+        keys = (self.cre_signer_key, self.cre_eth_private_key)
+        single = (self.database_url, self.ws_url, self.cre_api_key, *keys)
         texts = [secret.get_secret_value() for secret in (*single, *self.rpc_url) if secret is not None]
-        if self.cre_signer_key is not None:
-            texts.append(self.cre_signer_key.get_secret_value().removeprefix("0x"))
+        texts += [key.get_secret_value().removeprefix("0x") for key in keys if key is not None]
         if self.instance_secret is not None:
             secret = self.instance_secret.get_secret_value()
             texts += [secret.hex(), secret.decode(errors="backslashreplace")]
         return tuple(texts)
 
 
-SECRET_FIELDS: Final = frozenset({"database_url", "rpc_url", "ws_url", "instance_secret", "cre_signer_key"})
+SECRET_FIELDS: Final = frozenset(
+    {"database_url", "rpc_url", "ws_url", "instance_secret", "cre_signer_key", "cre_api_key", "cre_eth_private_key"}
+)
+
+
+def cre_environment(settings: Settings, environ: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The whole environment of the ``cre`` command: where it finds programs and its home, and its two credentials.
+
+    Args:
+        settings: Checked for mode ``simulate``.
+        environ: The environment; the process's own when not given.
+    """
+    environment = os.environ if environ is None else environ  # noqa: TID251 - this module is the place
+    child = {name: environment[name] for name in ("PATH", "HOME") if name in environment}
+    for name, secret in (("CRE_API_KEY", settings.cre_api_key), ("CRE_ETH_PRIVATE_KEY", settings.cre_eth_private_key)):
+        if secret is not None:
+            child[name] = secret.get_secret_value()
+    return child
 
 
 def wei(tokens: Decimal) -> int:

@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal, TypeAlias, TypeVar
 
+import click
 import structlog
 
-from datastore import pinning, quarantine, schema, status
+from datastore import claims, listening, pinning, quarantine, schema, status
 from datastore.claims import Pacing
 from datastore.connection import Pool, Role, check_server, open_pool
 from datastore.errors import DatastoreUnavailable, DatastoreUnsuitable, FinalityViolated
-from datastore.following import Rules
+from datastore.following import CONFIRMED_CHANNEL, Rules
 from datastore.identity import derive_nonce, secret_check_value
 from datastore.rows import Block
 from datastore.tally import Tally
@@ -28,15 +29,19 @@ from indexer.follower import FinalityRule, Follower
 from indexer.observation import Sources
 from indexer.policy import Policy
 from invocator.cre_gateway import CreGateway
-from invocator.invocation import Invocator, Terms
+from invocator.cre_simulate import DEFAULT_TIMEOUT_SECONDS as SIMULATION_SECONDS
+from invocator.cre_simulate import CreCommand, CreSimulation
+from invocator.dry_run import DryRun
+from invocator.invocation import SIMULATED_WORKFLOW, Invocator, Terms
 from invocator.signing import Signer
 from node.endpoint import RpcEndpoint
 from node.errors import BlockUnknown, NodeUnavailable, RangeRefused
 from node.node import Node
 from service import http, logs
 from service.embedded_postgres import EmbeddedPostgres
-from service.settings import Finality, Settings, SettingsError, wei
-from service.supervision import Companion, Part, Stop, Supervisor
+from service.preflight import read_contracts
+from service.settings import Finality, Settings, SettingsError, cre_environment, wei
+from service.supervision import Companion, Part, Stop, Supervisor, wait
 
 log = structlog.get_logger(__name__)
 
@@ -63,6 +68,7 @@ async def run(
     log_level: str = "info",
     log_format: Literal["text", "json"] = "text",
     reached: Reached = lambda _: None,
+    show: Callable[[str], None] = click.echo,
 ) -> int:
     """Run the daemon until it is asked to stop; the exit code.
 
@@ -73,6 +79,7 @@ async def run(
         log_level: The least level that is logged.
         log_format: For people or for machines.
         reached: Told each boundary around a commit or a call; tests end the process there.
+        show: Gets what mode ``dry-run`` would send, a line a request.
 
     Raises:
         SettingsError, DatastoreUnsuitable, ChainMismatch: Do not run; the message has the remedy.
@@ -81,7 +88,6 @@ async def run(
     logs.configure(level=log_level, fmt=log_format, secrets=settings.secret_texts())
     settings.require_chain()
     settings.require_invocator()
-    _require_supported(settings)
     async with AsyncExitStack() as stack:
         # From here on: a signal during the start is as graceful as one later.
         stack.enter_context(stop.on_signals())
@@ -105,28 +111,17 @@ async def run(
             running.append(_part(INDEXER, _halting(follower, pool, sources.chain_id), settings))
             await pinning.clear_halt(pool, sources.chain_id)
         if INVOCATOR in parts:
-            invocator = _invocator(settings, await _opened(stack, dsn, Role.INVOCATOR), reached)
-            running.append(_part(INVOCATOR, invocator.tick, settings))
+            role = Role.READER if settings.cre_mode == "dry-run" else Role.INVOCATOR
+            tick = _invocation(settings, await _opened(stack, dsn, role), node, reached, show)
+            running.append(_part(INVOCATOR, tick, settings))
         log.info("daemon.started", parts=[part.name for part in running], chain_id=settings.chain_id)
         reader = await _opened(stack, dsn, Role.READER)
-        companions: list[Companion] = []
+        companions = [_ear(dsn, sources.chain_id, part) for part in running if part.name == INVOCATOR]
         supervisor = Supervisor(running, companions, stop=stop)
         companions.append(_server(settings, reader, sources.chain_id, supervisor))
         code = await supervisor.run()
         log.info("daemon.stopped", exit_code=code)
         return code
-
-
-def _require_supported(settings: Settings) -> None:
-    problems = []
-    if settings.cre_mode != "gateway":
-        problems.append(f"BSKT_CRE_MODE={settings.cre_mode} is not wired into `bskt run` yet; use gateway")
-    if settings.daily_cap_tokens is not None:
-        problems.append("BSKT_DAILY_CAP_TOKENS is not enforced yet; leave it unset, so that nobody relies on it")
-    if settings.resend_after_seconds is not None:
-        problems.append("BSKT_RESEND_AFTER_SECONDS is not carried out yet; leave it unset")
-    if problems:
-        raise SettingsError(problems)
 
 
 @asynccontextmanager
@@ -343,29 +338,71 @@ def _finality(finality: Finality) -> FinalityRule:
     return FinalityRule(tag=finality.kind, depth=finality.depth_blocks or 0)
 
 
-def _invocator(settings: Settings, pool: Pool, reached: Reached) -> Invocator:
-    url = _present(settings.cre_gateway_url)
+def _invocation(
+    settings: Settings, pool: Pool, node: Node, reached: Reached, show: Callable[[str], None]
+) -> Callable[[], Awaitable[bool]]:
+    """The invocator's tick in the configured mode."""
+    chain_id = _present(settings.chain_id)
+    if settings.cre_mode == "dry-run":
+        return DryRun(
+            pool=pool, chain_id=chain_id, workflow_ids=settings.cre_workflow, currency=settings.currency, show=show
+        ).tick
+    simulated = settings.cre_mode == "simulate"
+    daily_cap, max_mint = settings.daily_cap_tokens, settings.max_mint_tokens
+    gateway = _simulation(settings) if simulated else CreGateway.at(_present(settings.cre_gateway_url))
+    terms = Terms(
+        mode=claims.SIMULATE if simulated else claims.GATEWAY,
+        gateway_url="cre workflow simulate" if simulated else _present(settings.cre_gateway_url),
+        workflow_ids=(SIMULATED_WORKFLOW,) if simulated else settings.cre_workflow,
+        currency=settings.currency,
+        pacing=Pacing(
+            seconds_per_trigger=settings.cre_seconds_per_trigger,
+            burst=settings.cre_burst,
+            max_in_flight=settings.cre_max_in_flight,
+            daily_cap_wei=None if daily_cap is None else wei(daily_cap),
+        ),
+        timeout_seconds=SIMULATION_SECONDS if simulated else settings.cre_timeout_seconds,
+        lease_seconds=settings.claim_lease_seconds,
+        completion_deadline_seconds=settings.completion_deadline_seconds,
+        give_up_seconds=settings.give_up_seconds,
+        resend_after_seconds=settings.resend_after_seconds,
+        max_mint_wei=None if max_mint is None else wei(max_mint),
+    )
     return Invocator(
         pool=pool,
-        chain_id=_present(settings.chain_id),
-        gateway=CreGateway.at(url),
-        signer=Signer.from_text(_present(settings.cre_signer_key).get_secret_value()),
-        terms=Terms(
-            gateway_url=url,
-            workflow_ids=settings.cre_workflow,
-            currency=settings.currency,
-            pacing=Pacing(
-                seconds_per_trigger=settings.cre_seconds_per_trigger,
-                burst=settings.cre_burst,
-                max_in_flight=settings.cre_max_in_flight,
-            ),
-            timeout_seconds=settings.cre_timeout_seconds,
-            lease_seconds=settings.claim_lease_seconds,
-            completion_deadline_seconds=settings.completion_deadline_seconds,
-            give_up_seconds=settings.give_up_seconds,
-        ),
+        chain_id=chain_id,
+        gateway=gateway,
+        signer=None if simulated else Signer.from_text(_present(settings.cre_signer_key).get_secret_value()),
+        terms=terms,
         clock=time.time,  # noqa: TID251 - a token's iat is wall-clock time; nothing else uses it
+        look_at=lambda token, consumer: read_contracts(node, token=token, consumer=consumer),
         reached=reached,
+    ).tick
+
+
+def _simulation(settings: Settings) -> CreSimulation:
+    return CreSimulation(
+        command=CreCommand(
+            executable=settings.cre_command,
+            project_root=_present(settings.cre_project_dir),
+            workflow_folder=_present(settings.cre_workflow_folder),
+            target=_present(settings.cre_target),
+            environment=cre_environment(settings),
+        )
+    )
+
+
+def _ear(dsn: str, chain_id: int, part: Part) -> Companion:
+    """Wake the invocator when the indexer confirmed a request: it only shortens the pause."""
+
+    def heard(told: str) -> None:
+        if told == str(chain_id):
+            part.wake.set()
+
+    return Companion(
+        name="listener",
+        run=lambda: listening.listen(dsn, CONFIRMED_CHANNEL, heard=heard, wait=wait),
+        forgives=(DatastoreUnavailable,),
     )
 
 
@@ -393,6 +430,8 @@ def _server(settings: Settings, reader: Pool, chain_id: int, supervisor: Supervi
         clock=time.monotonic,
         look=lambda: status.attention(reader, chain_id),
         failing=supervisor.failing,
+        # A simulation may take its whole time inside one turn.
+        longest_turn_seconds=http.LONGEST_TURN_SECONDS + (SIMULATION_SECONDS if settings.cre_mode == "simulate" else 0),
     )
     listen = settings.listen
     return Companion(name="http", run=lambda: http.serve(app, host=listen.host, port=listen.port))
