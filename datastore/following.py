@@ -461,13 +461,26 @@ async def record_range(pool: Pool, chain_id: int, batch: Batch, rules: Rules, *,
             raise FinalityViolated(
                 f"block {conflict} is stored with another hash than the node gives; check the node with `bskt check`"
             )
-        await _insert_observations(connection, chain_id, batch)
-        await _insert_requests(connection, chain_id, batch.requests, rules, hold_reason, committed)
-        await _settle_outcomes(connection, chain_id, [block.hash for block in batch.blocks], committed)
-        await _judge(connection, chain_id, batch.finality.trigger, rules, committed)
-        await _settle_finality(connection, chain_id, batch.finality, committed)
-        await _announce(connection, chain_id, committed)
+        await record(connection, chain_id, batch, rules, committed, hold_reason=hold_reason)
     return committed
+
+
+async def record(
+    connection: Connection,
+    chain_id: int,
+    batch: Batch,
+    rules: Rules,
+    committed: Committed,
+    *,
+    hold_reason: str | None,
+) -> None:
+    """Add what a batch of final history says to the rows, and settle what follows; the cursor's row must be locked."""
+    await _insert_observations(connection, chain_id, batch)
+    await _insert_requests(connection, chain_id, batch.requests, rules, hold_reason, committed)
+    await _settle_outcomes(connection, chain_id, [block.hash for block in batch.blocks], committed)
+    await _judge(connection, chain_id, batch.finality.trigger, rules, committed)
+    await _settle_finality(connection, chain_id, batch.finality, committed)
+    await _announce(connection, chain_id, committed)
 
 
 async def _announce(connection: Connection, chain_id: int, committed: Committed) -> None:
@@ -522,6 +535,28 @@ async def _orphan(connection: Connection, chain_id: int, batch: Batch, committed
         committed.orphaned_blocks,
         len(requests),
     )
+    await lose(connection, chain_id, committed, requests=requests, reports=lost_reports, mints=lost_mints)
+
+
+async def lose(
+    connection: Connection,
+    chain_id: int,
+    committed: Committed,
+    *,
+    requests: Sequence[int],
+    reports: Sequence[bytes],
+    mints: Sequence[int | None],
+) -> None:
+    """Settle what follows for requests once rows were marked as no longer on the chain.
+
+    Args:
+        connection: In the transaction that marked them.
+        chain_id: The chain.
+        committed: Added to.
+        requests: Ids whose own log is gone.
+        reports: Execution ids of reports that are gone.
+        mints: Ids that mints which are gone were proven for.
+    """
     committed.settled += await settle(connection, Event.BLOCK_ORPHANED, requests)
     sent = [row["id"] for row in await connection.fetch(_SENT_AMONG, requests)] if requests else []
     await _alarm(
@@ -531,11 +566,11 @@ async def _orphan(connection: Connection, chain_id: int, batch: Batch, committed
         "orphaned_after_send",
         dict.fromkeys(sent, "Its block was orphaned after it was sent to CRE; it may still be minted."),
     )
-    if lost_reports:
-        failed = await connection.fetch(_FAILED_BY_A_LOST_REPORT, chain_id, lost_reports)
+    if reports:
+        failed = await connection.fetch(_FAILED_BY_A_LOST_REPORT, chain_id, reports)
         committed.settled += await settle(connection, Event.REPORT_ORPHANED, [row["id"] for row in failed])
     committed.settled += await settle(
-        connection, Event.MINT_ORPHANED, [request for request in lost_mints if request is not None]
+        connection, Event.MINT_ORPHANED, [request for request in mints if request is not None]
     )
 
 

@@ -13,6 +13,7 @@ import asyncpg
 
 from datastore.connection import Connection, Pool, unit
 from datastore.lifecycle import ChainStatus, State
+from datastore.pinning import Pin
 
 # Optional filters: NULL takes every row.
 # $1 chain, $2 ids, $3 states, $4 stablecoins, $5 requester, $6 recorded since, $7 bank reference, $8 held, $9 reason of the
@@ -105,7 +106,7 @@ FROM attempt WHERE request_id = $1 ORDER BY attempt_no
 _EXECUTION_IDS: Final = (
     "SELECT execution_id, source FROM execution_id WHERE request_id = $1 ORDER BY source, execution_id"
 )
-# The places on chain where its log was found: re-mining moves a transaction by a few blocks, so the index on block
+# The places on chain where its log was found, the one that counts last: re-mining moves a transaction by a few blocks, so the index on block
 # numbers serves.  $1 request, $2 blocks to look at on both sides
 _PLACES: Final = """
 SELECT l.block_number, l.block_hash, l.log_index, l.canonical, b.timestamp
@@ -114,7 +115,7 @@ JOIN log l ON l.chain_id = r.chain_id AND l.block_number BETWEEN r.block_number 
     AND l.tx_hash = r.tx_hash AND l.address = r.emitter AND l.event = 'MintRequested'
 JOIN block b ON b.chain_id = l.chain_id AND b.hash = l.block_hash
 WHERE r.id = $1
-ORDER BY l.block_number, l.block_hash
+ORDER BY l.canonical, l.block_number, l.block_hash
 """
 # $1 request
 _DELIVERIES: Final = """
@@ -183,6 +184,15 @@ WHERE r.chain_id = $1 AND r.state IN ('seen', 'confirmed', 'claimed', 'in_doubt'
 GROUP BY 1, 2
 ORDER BY 1, 2
 """
+# $1 chain
+_STORED_PIN: Final = """
+SELECT chain_id, genesis_hash, factory_address, factory_code_hash, forwarder_address, secret_check
+FROM chain WHERE chain_id = $1
+"""
+_SERVER: Final = """
+SELECT current_setting('server_version') AS version, pg_is_in_recovery() AS is_standby, clock_timestamp() AS now
+"""
+
 # $1 chain, $2 signer
 _LAST_WORD_ON: Final = """
 SELECT a.outcome, a.sentence, a.answered_at
@@ -420,6 +430,29 @@ class LastWord:
     outcome: str
     sentence: str | None
     at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Server:
+    """The database server; ``now`` is its clock."""
+
+    version: str
+    is_standby: bool
+    now: datetime
+
+
+async def server(pool: Pool) -> Server:
+    """What the database server says of itself."""
+    async with unit(pool) as connection:
+        (row,) = await connection.fetch(_SERVER)
+    return Server(**row)
+
+
+async def stored_pin(pool: Pool, chain_id: int) -> Pin | None:
+    """What the first start pinned of a chain; ``None`` before it."""
+    async with unit(pool) as connection:
+        row = await connection.fetchrow(_STORED_PIN, chain_id)
+    return Pin(**row) if row else None
 
 
 async def chain_ids(pool: Pool) -> list[int]:

@@ -12,6 +12,8 @@ from datetime import UTC, datetime, timedelta
 from heapq import heapify, heappop, heappush
 from typing import Final, TypeAlias
 
+from eth_utils.address import to_checksum_address
+
 from datastore.inspection import Request
 from datastore.lifecycle import MEANING, ChainStatus, State
 from datastore.mint_amount import MAX_DECIMALS, amount_text
@@ -206,6 +208,11 @@ def amount(wei: int, decimals: int | None) -> str:
 def reference(bank_reference: bytes) -> str:
     """A bank reference as its text where it has one, as hex where not."""
     return reference_text(bank_reference) or "0x" + bank_reference.hex()
+
+
+def address(octets: bytes) -> str:
+    """An address with its checksum (EIP-55)."""
+    return str(to_checksum_address(octets))
 
 
 def block_time(timestamp: int | None) -> datetime | None:
@@ -438,10 +445,7 @@ def _accepted(request: Request, _: Standing) -> _Said:
 
 
 def _executed(request: Request, standing: Standing) -> _Said:
-    why = (
-        f"{tokens(request, request.mint_amount)} were minted in block {request.mint_block_number}, proven; not final "
-        f"enough yet ({standing.complete})."
-    )
+    why = f"{_minted(request)}, proven; not final enough yet ({standing.complete})."
     return why, "It is completed when request and mint are final and the amount is right."
 
 
@@ -449,11 +453,12 @@ def _completed(request: Request, _: Standing) -> _Said:
     if request.state_reason == "resolve_completed":
         return reason(request.state_reason, request.state_detail), "Nothing."
     how = "by the transaction that the simulation returned" if request.mint_proof == "simulated" else "by its report"
-    why = (
-        f"{tokens(request, request.mint_amount)} were minted in block {request.mint_block_number}, proven {how}; "
-        "request and mint are final."
-    )
-    return why, "Nothing."
+    return f"{_minted(request)}, proven {how}; request and mint are final.", "Nothing."
+
+
+def _minted(request: Request) -> str:
+    where = "" if request.mint_block_number is None else f" in block {request.mint_block_number}"
+    return f"Minted {tokens(request, request.mint_amount)}{where}"
 
 
 def _rejected(request: Request, _: Standing) -> _Said:
