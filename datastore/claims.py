@@ -57,6 +57,8 @@ class Order:
     basket_is_canonical: bool
     block_timestamp: int
     frozen: Frozen | None
+    # Where a send went that a restore lost (datastore.quarantine): the bytes are made again for this workflow only.
+    found_workflow_id: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -186,7 +188,12 @@ _ORDERS: Final = """
 SELECT
     r.id, r.state, r.claim_no, r.generation, r.nonce, r.stablecoin, r.consumer, r.beneficiary, r.amount, r.expected_reference,
     r.block_timestamp, b.symbol, b.decimals, b.stablecoin IS NOT NULL AS basket_is_canonical,
-    f.mode, f.workflow_id, f.receiver, f.gateway, f.signer, f.body
+    f.mode, f.workflow_id, f.receiver, f.gateway, f.signer, f.body,
+    (
+        SELECT x.found_workflow_id FROM execution_id x
+        WHERE x.request_id = r.id AND x.generation = r.generation AND x.source = 'found'
+        ORDER BY x.execution_id LIMIT 1
+    ) AS found_workflow_id
 FROM unnest($1::bigint[]) WITH ORDINALITY AS n (id, place)
 JOIN mint_request r ON r.id = n.id
 LEFT JOIN basket b ON b.chain_id = r.chain_id AND b.stablecoin = r.stablecoin AND b.canonical AND b.consumer = r.consumer
@@ -208,12 +215,14 @@ ORDER BY chain_id, stablecoin, requester
 ON CONFLICT (chain_id, stablecoin, requester) DO UPDATE SET last_claim_at = excluded.last_claim_at
 """
 
-# Requests in doubt whose next attempt is due.  $1 chain, $2 limit
+# Requests in doubt whose next attempt is due; one without frozen bytes lost them in a restore.  $1 chain, $2 limit
 _DUE: Final = """
 SELECT r.id FROM mint_request r
 WHERE r.chain_id = $1 AND r.state = 'in_doubt' AND r.next_attempt_at <= statement_timestamp()
   AND r.chain_status <> 'orphaned' AND r.held_at IS NULL
-  AND EXISTS (SELECT FROM frozen_request f WHERE f.request_id = r.id AND f.generation = r.generation AND f.mode = 'gateway')
+  AND NOT EXISTS (
+      SELECT FROM frozen_request f WHERE f.request_id = r.id AND f.generation = r.generation AND f.mode <> 'gateway'
+  )
 ORDER BY r.next_attempt_at
 LIMIT $2
 """
@@ -223,12 +232,19 @@ _LOCK_CLAIM: Final = """
 SELECT id FROM mint_request WHERE id = $1 AND state = 'claimed' AND claim_no = $2 FOR UPDATE
 """
 
+# Whether the request is still as the order says, and stays so.  $1 id, $2 state, $3 claim_no
+_LOCK_TO_FREEZE: Final = """
+SELECT id FROM mint_request WHERE id = $1 AND state = $2 AND claim_no = $3 FOR UPDATE
+"""
+
+# A request in doubt belongs to no worker: of two that freeze it, the first one's bytes are kept.
 # $1 request, $2 generation, $3 nonce, $4 mode, $5 workflow, $6 receiver, $7 gateway, $8 signer, $9 body, $10 sha256
 _FREEZE: Final = """
 INSERT INTO frozen_request (
     request_id, generation, nonce, mode, workflow_id, receiver, gateway, signer, body, body_sha256
 )
 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, sha256($9))
+ON CONFLICT (request_id, generation) DO NOTHING
 """
 # $1 chain, $2 ids, $3 request, $4 sources, $5 generation
 _EXECUTION_IDS: Final = """
@@ -448,12 +464,12 @@ async def claim_all(
 async def freeze(pool: Pool, chain_id: int, order: Order, frozen: Frozen, execution_ids: tuple[bytes, ...]) -> bool:
     """Store the bytes that every attempt will send, and the execution ids that they may lead to: two, or none at all.
 
-    ``False`` if the claim is no longer ours: nothing was stored, whoever holds it now freezes.
+    ``False`` if the claim is no longer ours, or another worker was first: nothing was stored.
     """
     async with unit(pool) as connection:
-        if await connection.fetchval(_LOCK_CLAIM, order.request_id, order.claim_no) is None:
+        if (await connection.fetchval(_LOCK_TO_FREEZE, order.request_id, order.state.value, order.claim_no)) is None:
             return False
-        await connection.execute(
+        status = await connection.execute(
             _FREEZE,
             order.request_id,
             order.generation,
@@ -465,6 +481,8 @@ async def freeze(pool: Pool, chain_id: int, order: Order, frozen: Frozen, execut
             frozen.signer,
             frozen.body,
         )
+        if status != "INSERT 0 1":
+            return False
         await connection.execute(
             _EXECUTION_IDS,
             chain_id,
@@ -786,6 +804,7 @@ def _order(row: asyncpg.Record) -> Order:
         basket_is_canonical=row["basket_is_canonical"],
         block_timestamp=row["block_timestamp"],
         frozen=_frozen(row),
+        found_workflow_id=row["found_workflow_id"],
     )
 
 

@@ -375,7 +375,7 @@ RULES: Final[tuple[Rule, ...]] = (
         actors=_INVOCATOR,
         sources=(_S.FAILED,),
         target=_S.IN_DOUBT,
-        when="not delivered, sent: same id and bytes; canonical, no mint visible, no rival holds the reference, no quarantine",
+        when="not delivered, sent: same id and bytes; not in quarantine, nothing speaks against it¹",
         guard=lambda facts: facts.sent and not facts.quarantined and _may_retry(facts),
     ),
     Rule(event=Event.GIVE_UP, actors=_INVOCATOR, sources=(_S.IN_DOUBT,), target=_S.REVIEW),

@@ -67,7 +67,18 @@ SELECT block_number, block_hash, finalized_number, safe_number, head_number FROM
 _STANDING: Final = """
 SELECT
     r.held_reason, r.generation, r.identity, r.nonce, r.lease_ends_at, f.mode,
-    coalesce(f.receiver = r.consumer, false) AS is_frozen_for_its_consumer,
+    coalesce(
+        coalesce(
+            f.receiver,
+            (
+                SELECT p.receiver FROM execution_id x
+                JOIN report p ON p.chain_id = x.chain_id AND p.execution_id = x.execution_id
+                WHERE x.request_id = r.id AND x.source = 'found'
+                LIMIT 1
+            )
+        ) = r.consumer,
+        false
+    ) AS is_frozen_for_its_consumer,
     clock_timestamp() AS now,
     (
         SELECT max(a.started_at) FROM attempt a
