@@ -8,7 +8,7 @@ and is never repeated in a message.
 import ipaddress
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
@@ -59,11 +59,12 @@ class Listen:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Documented:
-    """One row of the README's table and of ``--help``; ``default`` is empty where there is none."""
+    """One row of the README's table; ``default`` and ``needed_by`` are empty where there is none."""
 
     name: str
     default: str
     description: str
+    needed_by: str
     is_secret: bool
 
 
@@ -334,7 +335,7 @@ class Settings(BaseModel):
         Raises:
             SettingsError: Names what is not set.
         """
-        _require(self, ["chain_id", "rpc_url", "factory_address", "forwarder_address", "start_block"])
+        _require(self, CHAIN_FIELDS)
 
     def require_invocator(self) -> None:
         """Everything that a part which sends, or derives ids for sending, needs.
@@ -342,14 +343,8 @@ class Settings(BaseModel):
         Raises:
             SettingsError: Names what is not set.
         """
-        names = {
-            "gateway": ["cre_gateway_url", "cre_workflow", "cre_signer_key"],
-            "simulate": ["cre_project_dir", "cre_workflow_folder", "cre_target", "cre_api_key", "cre_eth_private_key"],
-            "dry-run": ["cre_workflow"],
-        }[self.cre_mode]
-        if self.database_url is not None:
-            names.append("instance_secret")
-        _require(self, names)
+        secret = () if self.database_url is None else ("instance_secret",)
+        _require(self, (*SENDING_FIELDS[self.cre_mode], *secret))
 
     def secret_texts(self) -> tuple[str, ...]:
         """Every text that no log line may hold."""
@@ -363,6 +358,13 @@ class Settings(BaseModel):
         return tuple(texts)
 
 
+CHAIN_FIELDS: Final = ("chain_id", "rpc_url", "factory_address", "forwarder_address", "start_block")
+SENDING_FIELDS: Final = {
+    "gateway": ("cre_gateway_url", "cre_workflow", "cre_signer_key"),
+    "simulate": ("cre_project_dir", "cre_workflow_folder", "cre_target", "cre_api_key", "cre_eth_private_key"),
+    "dry-run": ("cre_workflow",),
+}
+"""By mode."""
 SECRET_FIELDS: Final = frozenset(
     {"database_url", "rpc_url", "ws_url", "instance_secret", "cre_signer_key", "cre_api_key", "cre_eth_private_key"}
 )
@@ -425,6 +427,23 @@ def load(
     return settings
 
 
+def secret_files(env_file: Path | None = None, environ: Mapping[str, str] | None = None) -> dict[str, Path]:
+    """The files that secrets are read from, by the setting's name.
+
+    Raises:
+        SettingsError: The env file cannot be read.
+    """
+    environment = os.environ if environ is None else environ  # noqa: TID251 - this module is the place
+    files: dict[str, Path] = {}
+    for texts in (env_file_texts(env_file), environment):
+        for name in map(_name, SECRET_FIELDS):
+            if path := (texts.get(f"{name}_FILE") or "").strip():
+                files[name] = Path(path)
+            elif (texts.get(name) or "").strip():
+                files.pop(name, None)
+    return files
+
+
 def documented() -> Iterator[Documented]:
     """Every setting in the order of this file."""
     for field, info in Settings.model_fields.items():
@@ -433,8 +452,27 @@ def documented() -> Iterator[Documented]:
             name=_name(field),
             default="" if absent else str(info.default),
             description=info.description or "",
+            needed_by=_needed_by(field),
             is_secret=field in SECRET_FIELDS,
         )
+
+
+def _needed_by(field: str) -> str:
+    if field in CHAIN_FIELDS:
+        return "`run`, `backfill`"
+    if modes := [f"`{mode}`" for mode, fields in SENDING_FIELDS.items() if field in fields]:
+        return f"`run` in mode {', '.join(modes)}"
+    return "everything, with `BSKT_DATABASE_URL`" if field == "instance_secret" else ""
+
+
+def markdown_table() -> str:
+    """The settings as the README shows them."""
+    lines = ["| name | default | meaning | needed by |", "| --- | --- | --- | --- |"]
+    for row in documented():
+        meaning = row.description.replace("|", "\\|") + ("; a secret" if row.is_secret else "")
+        default = f"`{row.default}`" if row.default else ""
+        lines.append(f"| `{row.name}` | {default} | {meaning} | {row.needed_by} |")
+    return "\n".join(lines)
 
 
 def _name(field: str) -> str:
@@ -445,7 +483,7 @@ def _problem(field: str, wrong: str) -> str:
     return f"{_name(field)}: {wrong} ({Settings.model_fields[field].description})"
 
 
-def _require(settings: Settings, fields: list[str]) -> None:
+def _require(settings: Settings, fields: Sequence[str]) -> None:
     missing = [field for field in fields if getattr(settings, field) in (None, ())]
     if missing:
         raise SettingsError([_problem(field, f"not set; set it{_or_file(field)}") for field in missing])

@@ -146,12 +146,17 @@ def _secret(settings: Settings) -> bytes:
     return _kept_secret(settings.data_dir)
 
 
+def kept_secret_path(data_dir: Path) -> Path:
+    """Where the secret of an embedded database is kept."""
+    return data_dir / "instance-secret"
+
+
 def _kept_secret(data_dir: Path) -> bytes:
     """The secret beside the embedded database, made at the first start.
 
     Written under another name and renamed: a crash leaves either no secret or a whole one.
     """
-    path = data_dir / "instance-secret"
+    path = kept_secret_path(data_dir)
     if not path.exists():
         # A draft that a crash left is overwritten; the embedded server lets only one daemon come here.
         draft = path.with_suffix(".draft")
@@ -205,12 +210,13 @@ def _sources(settings: Settings, secret: bytes) -> Sources:
         chain_id=_present(settings.chain_id),
         factory=_present(settings.factory_address),
         forwarder=_present(settings.forwarder_address),
-        catalog=EventCatalog(load_abis(settings.abi_dir or _packaged_abis())),
+        catalog=EventCatalog(load_abis(settings.abi_dir or packaged_abis())),
         secret=secret,
     )
 
 
-def _packaged_abis() -> Path:
+def packaged_abis() -> Path:
+    """The directory of the ABI files that come with the program."""
     here = Path(__file__).parents[1]
     installed = here / "indexer" / "abi"
     return installed if installed.is_dir() else here / "abi"

@@ -93,6 +93,8 @@ def judge(  # noqa: PLR0911 - one return a verdict reads best
         return "HALTED: the indexer refuses to go on", Exit.PAUSED
     if snapshot.quarantined is not None:
         return "IN QUARANTINE: nothing is triggered", Exit.PAUSED
+    if not snapshot.is_home:
+        return "ANOTHER SERVER: restored or failed over, nothing is triggered before `bskt run` sees it", Exit.PAUSED
     if snapshot.paused is not None:
         return "PAUSED: nothing is triggered", Exit.PAUSED
     if is_lagging(snapshot):
