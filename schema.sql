@@ -186,6 +186,29 @@ CREATE TABLE reorg (
 );
 COMMENT ON TABLE reorg IS 'Append-only: each time that the followed branch was left.';
 
+CREATE TABLE sweep (
+    chain_id bigint PRIMARY KEY REFERENCES chain,
+    block_number bigint NOT NULL,
+    swept_at timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+COMMENT ON TABLE sweep IS 'Up to which final block the rows were compared a second time, with another endpoint where there is one.';
+
+CREATE TABLE sweep_difference (
+    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    chain_id bigint NOT NULL REFERENCES chain,
+    kind text NOT NULL CONSTRAINT sweep_difference_kind_is_known CHECK (kind IN ('missing', 'extra', 'different')),
+    event text NOT NULL,
+    block_number bigint NOT NULL,
+    block_hash hash NOT NULL,
+    log_index integer,
+    stored jsonb,
+    repaired boolean NOT NULL,
+    at timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+COMMENT ON TABLE sweep_difference IS 'Append-only: each row of a final block that was not what the chain says.';
+COMMENT ON COLUMN sweep_difference.stored IS 'The raw row as it was, also where it was discarded.';
+COMMENT ON COLUMN sweep_difference.repaired IS 'False where two endpoints said different things: a person must look.';
+
 -- ------------------------------------------------------------------------------------------------------------------
 -- The request
 -- ------------------------------------------------------------------------------------------------------------------
@@ -266,11 +289,14 @@ CREATE INDEX mint_request_by_expected_reference ON mint_request (chain_id, expec
 CREATE INDEX mint_request_by_block ON mint_request (chain_id, block_hash);
 -- The partial indexes hold the open requests only, so that what they cost does not grow with history.
 CREATE INDEX mint_request_to_judge ON mint_request (chain_id, block_number) WHERE state = 'seen' AND chain_status <> 'orphaned';
-CREATE INDEX mint_request_to_claim ON mint_request (chain_id, stablecoin, block_number, log_index)
+CREATE INDEX mint_request_to_claim ON mint_request (chain_id, stablecoin, requester, block_number, log_index)
     WHERE state = 'confirmed' AND held_at IS NULL AND chain_status <> 'orphaned';
+CREATE INDEX mint_request_held ON mint_request (chain_id, next_attempt_at) WHERE state = 'confirmed' AND held_at IS NOT NULL;
 CREATE INDEX mint_request_to_resend ON mint_request (chain_id, next_attempt_at) WHERE state = 'in_doubt';
 CREATE INDEX mint_request_with_lease ON mint_request (chain_id, lease_ends_at) WHERE state = 'claimed';
-CREATE INDEX mint_request_with_deadline ON mint_request (chain_id, deadline_at) WHERE state = 'accepted';
+CREATE INDEX mint_request_in_flight ON mint_request (chain_id, deadline_at) WHERE state IN ('in_doubt', 'accepted');
+CREATE INDEX mint_request_not_delivered ON mint_request (chain_id, state_changed_at)
+    WHERE state = 'failed' AND state_reason = 'not_delivered';
 CREATE INDEX mint_request_to_finalize ON mint_request (chain_id, block_number) WHERE chain_status = 'canonical';
 CREATE INDEX mint_request_orphaned ON mint_request (chain_id, block_number) WHERE chain_status = 'orphaned' AND NOT orphaned_for_good;
 CREATE INDEX mint_request_to_complete ON mint_request (chain_id) WHERE state = 'executed';
@@ -382,6 +408,7 @@ BEGIN
     ('invocator', 'claimed', 'review'),
     ('invocator', 'confirmed', 'claimed'),
     ('invocator', 'confirmed', 'review'),
+    ('invocator', 'failed', 'in_doubt'),
     ('invocator', 'in_doubt', 'accepted'),
     ('invocator', 'in_doubt', 'confirmed'),
     ('invocator', 'in_doubt', 'review'),
@@ -487,6 +514,27 @@ CREATE TABLE report (
 COMMENT ON TABLE report IS 'Each ReportProcessed of the configured forwarder for a known consumer.  result = false is never final.';
 CREATE INDEX report_by_execution_id ON report (execution_id);
 
+-- A raw row is never rewritten.  One that the chain contradicts may be discarded, if it is on no branch and kept as a difference.
+CREATE FUNCTION discard_log(of_chain bigint, of_block bytea, at_index integer) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
+BEGIN
+    IF NOT EXISTS (
+        SELECT FROM sweep_difference
+        WHERE chain_id = of_chain AND block_hash = of_block AND log_index = at_index AND kind = 'different' AND stored IS NOT NULL
+    ) THEN
+        RAISE EXCEPTION 'log % of block %: only what is kept as a difference may be discarded', at_index, encode(of_block, 'hex')
+            USING ERRCODE = 'insufficient_privilege';
+    END IF;
+    DELETE FROM basket WHERE chain_id = of_chain AND block_hash = of_block AND log_index = at_index AND NOT canonical;
+    DELETE FROM report WHERE chain_id = of_chain AND block_hash = of_block AND log_index = at_index AND NOT canonical;
+    -- A mint that was proven for a request says for ever that the request was sent.
+    DELETE FROM mint_execution
+    WHERE chain_id = of_chain AND block_hash = of_block AND log_index = at_index AND NOT canonical AND request_id IS NULL;
+    DELETE FROM log WHERE chain_id = of_chain AND block_hash = of_block AND log_index = at_index AND NOT canonical;
+END
+$$;
+REVOKE EXECUTE ON FUNCTION discard_log FROM PUBLIC;
+
 CREATE TABLE alarm (
     id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     chain_id bigint NOT NULL REFERENCES chain,
@@ -518,6 +566,12 @@ CREATE TABLE workflow_slot (
 );
 COMMENT ON TABLE workflow_slot IS 'Durable pacing: the theoretical arrival time of the next trigger of each workflow.  A restart causes no burst.';
 
+CREATE TABLE trigger_gate (
+    chain_id bigint PRIMARY KEY REFERENCES chain
+);
+COMMENT ON TABLE trigger_gate IS
+    'One row a chain, locked while an attempt begins: what is counted over all requests (in flight, caps) is counted by one worker at a time.';
+
 CREATE TABLE basket_turn (
     chain_id bigint NOT NULL REFERENCES chain,
     stablecoin address NOT NULL,
@@ -525,6 +579,15 @@ CREATE TABLE basket_turn (
     PRIMARY KEY (chain_id, stablecoin)
 );
 COMMENT ON TABLE basket_turn IS 'Fairness: the basket that was served longest ago is served next.';
+
+CREATE TABLE requester_turn (
+    chain_id bigint NOT NULL REFERENCES chain,
+    stablecoin address NOT NULL,
+    requester address NOT NULL,
+    last_claim_at timestamptz NOT NULL,
+    PRIMARY KEY (chain_id, stablecoin, requester)
+);
+COMMENT ON TABLE requester_turn IS 'Fairness inside a basket: the requester that was served longest ago is served next.';
 
 CREATE TABLE frozen_request (
     request_id bigint NOT NULL REFERENCES mint_request,
@@ -586,6 +649,7 @@ CREATE TABLE attempt (
 COMMENT ON TABLE attempt IS 'One row a call to CRE, committed before the socket opens.  No outcome means that it may have been delivered.';
 
 COMMENT ON COLUMN attempt.simulated_tx_hash IS 'Mode simulate only: the transaction that the workflow returned; its receipt is the proof.';
+CREATE INDEX attempt_by_start ON attempt (started_at);
 CREATE INDEX attempt_by_answer_time ON attempt USING brin (answered_at);
 CREATE INDEX attempt_by_simulated_tx_hash ON attempt (simulated_tx_hash) WHERE simulated_tx_hash IS NOT NULL;
 
@@ -613,8 +677,10 @@ $$;
 -- ------------------------------------------------------------------------------------------------------------------
 GRANT SELECT ON ALL TABLES IN SCHEMA public TO bskt_indexer, bskt_invocator, bskt_operator, bskt_reader;
 
-GRANT INSERT ON chain, cursor, control, block, log, basket, reorg, mint_request, mint_execution, report, execution_id, alarm
-TO bskt_indexer;
+GRANT INSERT ON chain, cursor, control, block, log, basket, reorg, mint_request, mint_execution, report, execution_id, alarm,
+    sweep, sweep_difference TO bskt_indexer;
+GRANT UPDATE (block_number, swept_at) ON sweep TO bskt_indexer;
+GRANT EXECUTE ON FUNCTION discard_log TO bskt_indexer;
 GRANT UPDATE (block_number, block_hash, finalized_number, safe_number, head_number, indexed_at) ON cursor TO bskt_indexer;
 GRANT UPDATE (
     halted_at, halted_reason, quarantined_at, quarantined_reason, quarantined_until, server_identifier, server_timeline
@@ -628,8 +694,8 @@ GRANT UPDATE (
     next_attempt_at, deadline_at
 ) ON mint_request TO bskt_indexer;
 
-GRANT INSERT ON workflow, workflow_slot, basket_turn, frozen_request, execution_id, attempt, alarm TO bskt_invocator;
-GRANT UPDATE ON workflow_slot, basket_turn TO bskt_invocator;
+GRANT INSERT ON workflow, workflow_slot, trigger_gate, basket_turn, requester_turn, frozen_request, execution_id, attempt, alarm TO bskt_invocator;
+GRANT UPDATE ON workflow_slot, trigger_gate, basket_turn, requester_turn TO bskt_invocator;
 GRANT UPDATE (answered_at, outcome, http_status, sentence, answer, simulated_tx_hash) ON attempt TO bskt_invocator;
 GRANT UPDATE (decimals) ON basket TO bskt_invocator;
 GRANT UPDATE (request_id, proof) ON mint_execution TO bskt_invocator;

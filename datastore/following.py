@@ -268,13 +268,14 @@ WHERE e.chain_id = $1 AND e.block_hash = p.block_hash AND e.log_index = p.log_in
 RETURNING e.request_id
 """
 
-# Mode simulate has no execution ids of ours: the transaction that the workflow returned is the proof.
+# Mode simulate has no execution ids of ours: the transaction that the workflow returned is the proof.  It may have been
+# indexed before the command returned it, so the request may be in review by then.
 # $1 chain
 _PROVE_BY_SIMULATION: Final = """
 UPDATE mint_execution e SET request_id = q.id, proof = 'simulated'
 FROM attempt a
 JOIN mint_request q ON q.id = a.request_id
-WHERE a.simulated_tx_hash IS NOT NULL AND q.chain_id = $1 AND q.state = 'in_doubt'
+WHERE a.simulated_tx_hash IS NOT NULL AND q.chain_id = $1 AND q.state IN ('in_doubt', 'review')
   AND e.chain_id = $1 AND e.tx_hash = a.simulated_tx_hash AND e.canonical AND e.request_id IS NULL
   AND e.consumer = q.consumer AND e.bank_reference = q.expected_reference
 RETURNING e.request_id
@@ -298,11 +299,18 @@ _RIVALS: Final = """
 SELECT id FROM mint_request WHERE bank_reference = ANY($1::bytea[]) AND id <> ALL($2::bigint[])
 """
 
-# Mints of the new blocks that no request of ours accounts for.  $1 chain, $2 hashes of the new blocks
+# Mints of the new blocks that no request of ours accounts for.  One that a simulation of ours may just have made is left
+# until the command returns its transaction, or the request is given up.  $1 chain, $2 hashes of the new blocks
 _UNATTRIBUTED: Final = """
 SELECT e.block_hash, e.log_index, e.bank_reference
 FROM mint_execution e
 WHERE e.chain_id = $1 AND e.block_hash = ANY($2::bytea[]) AND e.request_id IS NULL
+  AND NOT EXISTS (
+      SELECT FROM mint_request q
+      JOIN frozen_request f ON f.request_id = q.id AND f.generation = q.generation AND f.mode = 'simulate'
+      JOIN attempt a ON a.request_id = q.id AND a.outcome IS NULL
+      WHERE q.chain_id = $1 AND q.expected_reference = e.bank_reference AND q.consumer = e.consumer AND q.state = 'in_doubt'
+  )
 """
 # $1 references
 _REQUESTS_WITH_REFERENCE: Final = """
@@ -453,13 +461,26 @@ async def record_range(pool: Pool, chain_id: int, batch: Batch, rules: Rules, *,
             raise FinalityViolated(
                 f"block {conflict} is stored with another hash than the node gives; check the node with `bskt check`"
             )
-        await _insert_observations(connection, chain_id, batch)
-        await _insert_requests(connection, chain_id, batch.requests, rules, hold_reason, committed)
-        await _settle_outcomes(connection, chain_id, [block.hash for block in batch.blocks], committed)
-        await _judge(connection, chain_id, batch.finality.trigger, rules, committed)
-        await _settle_finality(connection, chain_id, batch.finality, committed)
-        await _announce(connection, chain_id, committed)
+        await record(connection, chain_id, batch, rules, committed, hold_reason=hold_reason)
     return committed
+
+
+async def record(
+    connection: Connection,
+    chain_id: int,
+    batch: Batch,
+    rules: Rules,
+    committed: Committed,
+    *,
+    hold_reason: str | None,
+) -> None:
+    """Add what a batch of final history says to the rows, and settle what follows; the cursor's row must be locked."""
+    await _insert_observations(connection, chain_id, batch)
+    await _insert_requests(connection, chain_id, batch.requests, rules, hold_reason, committed)
+    await _settle_outcomes(connection, chain_id, [block.hash for block in batch.blocks], committed)
+    await _judge(connection, chain_id, batch.finality.trigger, rules, committed)
+    await _settle_finality(connection, chain_id, batch.finality, committed)
+    await _announce(connection, chain_id, committed)
 
 
 async def _announce(connection: Connection, chain_id: int, committed: Committed) -> None:
@@ -514,6 +535,28 @@ async def _orphan(connection: Connection, chain_id: int, batch: Batch, committed
         committed.orphaned_blocks,
         len(requests),
     )
+    await lose(connection, chain_id, committed, requests=requests, reports=lost_reports, mints=lost_mints)
+
+
+async def lose(
+    connection: Connection,
+    chain_id: int,
+    committed: Committed,
+    *,
+    requests: Sequence[int],
+    reports: Sequence[bytes],
+    mints: Sequence[int | None],
+) -> None:
+    """Settle what follows for requests once rows were marked as no longer on the chain.
+
+    Args:
+        connection: In the transaction that marked them.
+        chain_id: The chain.
+        committed: Added to.
+        requests: Ids whose own log is gone.
+        reports: Execution ids of reports that are gone.
+        mints: Ids that mints which are gone were proven for.
+    """
     committed.settled += await settle(connection, Event.BLOCK_ORPHANED, requests)
     sent = [row["id"] for row in await connection.fetch(_SENT_AMONG, requests)] if requests else []
     await _alarm(
@@ -523,11 +566,11 @@ async def _orphan(connection: Connection, chain_id: int, batch: Batch, committed
         "orphaned_after_send",
         dict.fromkeys(sent, "Its block was orphaned after it was sent to CRE; it may still be minted."),
     )
-    if lost_reports:
-        failed = await connection.fetch(_FAILED_BY_A_LOST_REPORT, chain_id, lost_reports)
+    if reports:
+        failed = await connection.fetch(_FAILED_BY_A_LOST_REPORT, chain_id, reports)
         committed.settled += await settle(connection, Event.REPORT_ORPHANED, [row["id"] for row in failed])
     committed.settled += await settle(
-        connection, Event.MINT_ORPHANED, [request for request in lost_mints if request is not None]
+        connection, Event.MINT_ORPHANED, [request for request in mints if request is not None]
     )
 
 

@@ -11,6 +11,7 @@ from uuid import UUID
 
 import asyncpg
 
+from datastore import claims
 from datastore.connection import Connection, Pool, unit
 from datastore.lifecycle import ChainStatus, State
 from datastore.pinning import Pin
@@ -74,25 +75,6 @@ SELECT request_id FROM mint_execution
 WHERE chain_id = $1 AND request_id IS NOT NULL AND tx_hash BETWEEN $4 AND $5
 ORDER BY 1
 LIMIT 20
-"""
-
-# The order in which claims will take the waiting requests: one of each basket in turn, the basket that was served longest
-# ago first (as in claims.waiting).  $1 chain, $2 ids
-_POSITIONS: Final = """
-SELECT q.id, q.position FROM (
-    SELECT w.id, row_number() OVER (
-        ORDER BY w.round, w.last_claim_at NULLS FIRST, w.block_number, w.log_index
-    ) AS position
-    FROM (
-        SELECT r.id, r.block_number, r.log_index, t.last_claim_at, row_number() OVER (
-            PARTITION BY r.stablecoin ORDER BY r.block_number, r.log_index
-        ) AS round
-        FROM mint_request r
-        LEFT JOIN basket_turn t ON t.chain_id = r.chain_id AND t.stablecoin = r.stablecoin
-        WHERE r.chain_id = $1 AND r.state = 'confirmed' AND r.held_at IS NULL AND r.chain_status <> 'orphaned'
-    ) w
-) q
-WHERE q.id = ANY($2::bigint[])
 """
 
 # $1 request
@@ -488,9 +470,9 @@ async def find(pool: Pool, chain_id: int, *, request_id: int | None, nonce: UUID
 
 async def queue_positions(pool: Pool, chain_id: int, ids: Sequence[int]) -> dict[int, int]:
     """Which of ``ids`` wait for a claim, and as the how manyth, from 1 on."""
-    async with unit(pool) as connection:
-        rows = await connection.fetch(_POSITIONS, chain_id, list(ids))
-    return {row["id"]: row["position"] for row in rows}
+    wanted = set(ids)
+    queue = await claims.queue(pool, chain_id)
+    return {request_id: place for place, request_id in enumerate(queue, start=1) if request_id in wanted}
 
 
 async def history(pool: Pool, request_id: int) -> History:

@@ -103,6 +103,7 @@ class Event(StrEnum):
     REFUSED_FOR_GOOD = "refused_for_good"
     ALL_REFUSED = "all_refused"
     DEADLINE = "deadline"
+    RESEND = "resend"
     GIVE_UP = "give_up"
 
     RETRY = "retry"
@@ -369,6 +370,14 @@ RULES: Final[tuple[Rule, ...]] = (
         guard=lambda facts: not facts.sent and not _canonical(facts),
     ),
     Rule(event=Event.DEADLINE, actors=_INVOCATOR, sources=(_S.ACCEPTED,), target=_S.FAILED),
+    Rule(
+        event=Event.RESEND,
+        actors=_INVOCATOR,
+        sources=(_S.FAILED,),
+        target=_S.IN_DOUBT,
+        when="not delivered, sent: same id and bytes; not in quarantine, nothing speaks against it¹",
+        guard=lambda facts: facts.sent and not facts.quarantined and _may_retry(facts),
+    ),
     Rule(event=Event.GIVE_UP, actors=_INVOCATOR, sources=(_S.IN_DOUBT,), target=_S.REVIEW),
     # -- people ------------------------------------------------------------------------------------------------
     Rule(

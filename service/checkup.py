@@ -120,7 +120,7 @@ class Stored:
 def look_at_settings(findings: Findings, settings: Settings) -> None:
     """What ``bskt run`` would refuse."""
     before = len(findings.found)
-    for require in (settings.require_chain, settings.require_invocator, lambda: wiring.require_supported(settings)):
+    for require in (settings.require_chain, settings.require_invocator):
         try:
             require()
         except SettingsError as error:

@@ -13,6 +13,7 @@ from service.commands.chain import chain
 from service.commands.check import check
 from service.commands.demo import demo
 from service.commands.keys import keys
+from service.commands.operate import pause, quarantine, resume
 from service.commands.requests import requests
 from service.commands.run import run
 from service.commands.schema import schema
@@ -37,7 +38,10 @@ for command in (
     check,
     demo,
     keys,
+    pause,
+    quarantine,
     requests,
+    resume,
     run,
     schema,
     status,

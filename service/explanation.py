@@ -14,6 +14,7 @@ from typing import Final, TypeAlias
 
 from eth_utils.address import to_checksum_address
 
+from datastore.claims import HELD_FOR_NOW
 from datastore.inspection import Request
 from datastore.lifecycle import MEANING, ChainStatus, State
 from datastore.mint_amount import MAX_DECIMALS, amount_text
@@ -76,6 +77,9 @@ REASONS: Final = {
     # judged by the indexer
     "allowed": "It is final enough, the policy allows it, and it holds its bank reference.",
     "duplicate_bank_reference": "Another request holds the same bank reference: one deposit backs one mint.",
+    "amount_below_minimum": "It asks for less than BSKT_MIN_MINT_TOKENS.",
+    "amount_drifts": "The workflow's arithmetic would mint too different an amount (BSKT_MAX_DRIFT_TOKENS).",
+    "look_alike_of_orphaned": "A request that looks like this one was sent and then lost its block: it may still mint.",
     "contested_bank_reference": "Different beneficiaries ask for the same deposit, and none was sent.",
     "reference_already_minted": "The chain already shows a mint with this bank reference that is not ours.",
     "amount_zero": "It asks for nothing.",
@@ -89,12 +93,14 @@ REASONS: Final = {
     "re_mined": "Its transaction was mined again.",
     "report_orphaned": "A reorg took the failed delivery away.",
     "mint_orphaned": "A reorg took its mint away.",
-    "lost_send_found": "The chain holds a report of it, but no attempt is recorded: a restore lost the send.",
+    "lost_send_found": "The chain holds a report of it, but no attempt is recorded: a restore lost what sent it.",
     "rival_sent": "Another request for the same deposit was sent, as the chain shows after a restore.",
     "delivery_failed": "The forwarder reports that the delivery failed on chain; anyone may deliver it again.",
     "delivered_without_mint": "The forwarder reports a delivery, but its transaction holds no mint of this request.",
     "mint_proven": "Its mint is on chain, proven by the forwarder's report in the same transaction.",
     "rival_minted": "Another request for the same deposit was minted.",
+    "rival_sent": "Another request for the same deposit was sent by commits that a restore lost.",
+    "lost_send_found": "The chain holds a report of it, but a restore lost the commits that sent it.",
     "reference_minted": "A mint with its reference is on chain that no delivery of ours accounts for.",
     "rival_gave_up": "The request that held its bank reference gave it up: it is judged again.",
     "contested": "Another request asks for the same deposit for another beneficiary.",
@@ -114,6 +120,12 @@ REASONS: Final = {
     "payload_conflict": "CRE knows this id with other bytes.",
     "not_delivered": "CRE accepted it, but no delivery reached the chain before the deadline.",
     "gave_up": "No attempt got an answer that settles whether it was delivered.",
+    "resend": "It was not delivered long ago: the same bytes are sent again under the same id.",
+    "mode_changed": "It is frozen for another mode (BSKT_CRE_MODE).",
+    "order_malformed": "No payload can be made of it.",
+    "consumer_of_another_token": "The basket's consumer mints another token.",
+    "decimals_changed": "The token has other decimals than when they were first read.",
+    "decimals_not_supported": "The token does not have the 18 decimals that the workflow assumes.",
     "consumer_changed": "The basket has another consumer than when the request was frozen.",
     "workflow_retired": "It is frozen for a workflow that is no longer configured.",
     "signer_changed": "It is frozen for another signer.",
@@ -129,11 +141,18 @@ REASONS: Final = {
 """What each reason of a transition means."""
 
 HOLDS: Final = {
+    "operator": "a person holds it (the timeline says who and why)",
     "before_first_trigger_block": "its block is below BSKT_TRIGGER_FROM_BLOCK: history is not minted again by itself",
     "operator": "a person holds it, its timeline tells who and why",
     "backfill": "it was found by `bskt backfill`",
     "quarantine": "the database was restored, and the chain is not read again to finality yet",
     "daily_cap": "the daily cap (BSKT_DAILY_CAP_TOKENS) is reached",
+    "requester_quota": "its requester has had its share of the day (BSKT_REQUESTER_DAILY_REQUESTS)",
+    "basket_quota": "its basket has had its share of the day (BSKT_BASKET_DAILY_REQUESTS)",
+    "amount_above_cap": "it asks for more than BSKT_MAX_MINT_TOKENS allows now",
+    "basket_not_canonical": "no basket of this branch has this token and this consumer",
+    "node_unavailable": "the node did not answer, so nobody knows whether the consumer may mint",
+    "not_a_minter": "the basket's consumer may not mint its token now",
 }
 """Why a request is held."""
 
@@ -168,6 +187,11 @@ _REVIEW_COMMANDS: Final = {
     "consumer_changed": ("cancel",),
     "workflow_retired": ("retry", "cancel"),
     "signer_changed": ("retry", "cancel"),
+    "look_alike_of_orphaned": ("retry", "cancel"),
+    "decimals_not_supported": ("cancel",),
+    "decimals_changed": ("cancel",),
+    "consumer_of_another_token": ("cancel",),
+    "mode_changed": ("cancel", "retry"),
     "already_reported": ("resolve",),
 }
 
@@ -346,6 +370,8 @@ def explain(request: Request, standing: Standing) -> Explanation:
     if request.held_at is not None and request.state in {State.SEEN, State.CONFIRMED, State.IN_DOUBT}:
         why += f"  It is held since {moment(request.held_at)}: {hold(request.held_reason)}."
         following = "Nothing is sent until a person releases it."
+        if request.held_reason in HELD_FOR_NOW and request.next_attempt_at is not None:
+            following = f"It is looked at again at {moment(request.next_attempt_at)}, or when a person releases it."
     if request.chain_status is ChainStatus.ORPHANED and request.state is not State.SEEN:
         gone = " for good" if request.orphaned_for_good else ""
         why += f"  A reorg has taken its block {request.block_number} away{gone}."
@@ -376,7 +402,8 @@ def _commands(request: Request) -> tuple[str, ...]:
         verbs = ("release",)
     # A request that was sent can never be cancelled: it may still be minted.
     verbs = [verb for verb in verbs if not (verb == "cancel" and request.sent)]
-    return tuple(f"bskt requests {verb} {request.id} --reason …" for verb in verbs)
+    options = {"resolve": " --as completed|failed"}
+    return tuple(f"bskt requests {verb} {request.id}{options.get(verb, '')} --reason …" for verb in verbs)
 
 
 def _seen(request: Request, standing: Standing) -> _Said:
@@ -432,10 +459,8 @@ def _in_doubt(request: Request, standing: Standing) -> _Said:
     if standing.stopped is not None:
         return why, f"Nothing is sent now: {standing.stopped}.  A mint of it is still watched for."
     due = moment(request.next_attempt_at) if request.next_attempt_at else "the next tick"
-    following = f"The same bytes are sent again, under the same id, from {due} on"
-    if request.first_attempt_at is not None:
-        following += f"; after {moment(request.first_attempt_at + standing.give_up)} a person decides"
-    return why, following + "."
+    given_up = moment(request.state_changed_at + standing.give_up)
+    return why, f"The same bytes are sent again, under the same id, from {due} on; after {given_up} a person decides."
 
 
 def _accepted(request: Request, _: Standing) -> _Said:

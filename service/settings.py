@@ -229,6 +229,13 @@ class Settings(BaseModel):
     rpc_url: Annotated[tuple[SecretStr, ...], BeforeValidator(_rpc_urls)] = Field(
         default=(), description="JSON-RPC URLs of nodes, comma-separated, in order of preference"
     )
+    rpc_requests_per_second: float | None = Field(
+        default=None,
+        gt=0,
+        le=1_000_000,
+        allow_inf_nan=False,
+        description="most questions a second to each node, a batch counted by its questions; default: no limit of ours",
+    )
     ws_url: Annotated[SecretStr | None, BeforeValidator(_ws_url)] = Field(
         default=None, description="WebSocket URL of a node: tells of new heads sooner, never needed"
     )
@@ -257,6 +264,21 @@ class Settings(BaseModel):
         description="when a mint counts as complete: finalized, safe or depth:N blocks",
     )
     poll_interval_seconds: Seconds = Field(default=2, description="pause between looks at an unchanged chain, seconds")
+    head_timeout_seconds: float | None = Field(
+        default=None,
+        ge=0,
+        le=_LONGEST_SECONDS,
+        allow_inf_nan=False,
+        description="no new head for so long is a trouble, seconds; 0: never; default: ten block times as observed, at"
+        " least 60",
+    )
+    finality_timeout_seconds: float = Field(
+        default=3_600,
+        ge=0,
+        le=_LONGEST_SECONDS,
+        allow_inf_nan=False,
+        description="finality that stands still for so long is a trouble, seconds; 0: never",
+    )
     max_log_range_blocks: int = Field(
         default=2_000, ge=1, le=1_000_000, description="most blocks in one eth_getLogs; halved when a node refuses"
     )
@@ -276,6 +298,20 @@ class Settings(BaseModel):
     )
     cre_signer_key: Annotated[SecretStr | None, BeforeValidator(_signer_key)] = Field(
         default=None, description="private key that the workflow authorises, 64 hex digits"
+    )
+    cre_command: str = Field(
+        default="cre", min_length=1, description="mode simulate: the cre command line, name or path"
+    )
+    cre_project_dir: Path | None = Field(default=None, description="mode simulate: directory of the CRE project")
+    cre_workflow_folder: str | None = Field(
+        default=None, description="mode simulate: folder of the workflow inside the project"
+    )
+    cre_target: str | None = Field(default=None, description="mode simulate: target of the project's settings")
+    cre_api_key: SecretStr | None = Field(
+        default=None, description="mode simulate: what the cre command gets as CRE_API_KEY"
+    )
+    cre_eth_private_key: SecretStr | None = Field(
+        default=None, description="mode simulate: what the cre command gets as CRE_ETH_PRIVATE_KEY, to broadcast with"
     )
     cre_seconds_per_trigger: float = Field(
         default=60, ge=0, le=86_400, allow_inf_nan=False, description="pace of one workflow, seconds; 0: no pacing"
@@ -308,7 +344,8 @@ class Settings(BaseModel):
     currency: str = Field(default="USD", pattern=r"^[A-Z]{3}$", description="currency of the deposits, ISO 4217")
     max_mint_tokens: Tokens | None = Field(default=None, description="largest single mint, tokens; default: no cap")
     daily_cap_tokens: Tokens | None = Field(
-        default=None, description="most that is triggered within 24 hours, tokens; default: no cap"
+        default=None,
+        description="most that is sent in one UTC day, tokens; what is more waits for the next day; default: no cap",
     )
     listen: Annotated[Listen, BeforeValidator(_listen)] = Field(
         default=Listen(host="127.0.0.1", port=9464), description="HOST:PORT of /livez, /readyz, /status and /metrics"
@@ -328,16 +365,15 @@ class Settings(BaseModel):
         Raises:
             SettingsError: Names what is not set.
         """
-        _require(self, GATEWAY_FIELDS if self.cre_mode == "gateway" else ())
-        if self.database_url is not None:
-            _require(self, ["instance_secret"])
+        secret = () if self.database_url is None else ("instance_secret",)
+        _require(self, (*SENDING_FIELDS[self.cre_mode], *secret))
 
     def secret_texts(self) -> tuple[str, ...]:
         """Every text that no log line may hold."""
-        single = (self.database_url, self.ws_url, self.cre_signer_key)
+        keys = (self.cre_signer_key, self.cre_eth_private_key)
+        single = (self.database_url, self.ws_url, self.cre_api_key, *keys)
         texts = [secret.get_secret_value() for secret in (*single, *self.rpc_url) if secret is not None]
-        if self.cre_signer_key is not None:
-            texts.append(self.cre_signer_key.get_secret_value().removeprefix("0x"))
+        texts += [key.get_secret_value().removeprefix("0x") for key in keys if key is not None]
         if self.instance_secret is not None:
             secret = self.instance_secret.get_secret_value()
             texts += [secret.hex(), secret.decode(errors="backslashreplace")]
@@ -345,8 +381,30 @@ class Settings(BaseModel):
 
 
 CHAIN_FIELDS: Final = ("chain_id", "rpc_url", "factory_address", "forwarder_address", "start_block")
-GATEWAY_FIELDS: Final = ("cre_gateway_url", "cre_workflow", "cre_signer_key")
-SECRET_FIELDS: Final = frozenset({"database_url", "rpc_url", "ws_url", "instance_secret", "cre_signer_key"})
+SENDING_FIELDS: Final = {
+    "gateway": ("cre_gateway_url", "cre_workflow", "cre_signer_key"),
+    "simulate": ("cre_project_dir", "cre_workflow_folder", "cre_target", "cre_api_key", "cre_eth_private_key"),
+    "dry-run": ("cre_workflow",),
+}
+"""By mode."""
+SECRET_FIELDS: Final = frozenset(
+    {"database_url", "rpc_url", "ws_url", "instance_secret", "cre_signer_key", "cre_api_key", "cre_eth_private_key"}
+)
+
+
+def cre_environment(settings: Settings, environ: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The whole environment of the ``cre`` command: where it finds programs and its home, and its two credentials.
+
+    Args:
+        settings: Checked for mode ``simulate``.
+        environ: The environment; the process's own when not given.
+    """
+    environment = os.environ if environ is None else environ  # noqa: TID251 - this module is the place
+    child = {name: environment[name] for name in ("PATH", "HOME") if name in environment}
+    for name, secret in (("CRE_API_KEY", settings.cre_api_key), ("CRE_ETH_PRIVATE_KEY", settings.cre_eth_private_key)):
+        if secret is not None:
+            child[name] = secret.get_secret_value()
+    return child
 
 
 def wei(tokens: Decimal) -> int:
@@ -424,8 +482,8 @@ def documented() -> Iterator[Documented]:
 def _needed_by(field: str) -> str:
     if field in CHAIN_FIELDS:
         return "`run`, `backfill`"
-    if field in GATEWAY_FIELDS:
-        return "`run` in mode `gateway`"
+    if modes := [f"`{mode}`" for mode, fields in SENDING_FIELDS.items() if field in fields]:
+        return f"`run` in mode {', '.join(modes)}"
     return "everything, with `BSKT_DATABASE_URL`" if field == "instance_secret" else ""
 
 

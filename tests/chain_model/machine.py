@@ -45,6 +45,7 @@ from tests.chain_model.chain import (
     mine,
     user,
 )
+from tests.chain_model.faults import Fault
 from tests.chain_model.oracle import Oracle
 from tests.chain_model.rpc import HonestNode, View
 from tests.chain_model.server import Endpoint, Server
@@ -82,6 +83,7 @@ class Tally:
     blocks: int = 0
     requests: int = 0
     kills: Counter[str] = field(default_factory=Counter)
+    faults: Counter[Fault] = field(default_factory=Counter)
     wrong_rows: int = 0
 
 
@@ -112,8 +114,7 @@ KINDS: Final = (
     "ask_on_even",
     "garble",
     "noise",
-    "again",
-    "again",
+    *["again"] * 8,
 )
 small: Final = st.integers(0, 7)
 orders: Final = st.lists(st.tuples(st.sampled_from(KINDS), small, small), max_size=4)
@@ -144,7 +145,7 @@ class Histories(RuleBasedStateMachine):
         self.view = View(chain_id=CHAIN_ID, head=self.genesis)
         self.oracle = Oracle(chain_id=CHAIN_ID, blocks_by_hash=self.blocks_by_hash, genesis=self.genesis)
         self.finalized = -1
-        self.mempool: list[Transaction] = []
+        self.transactions: dict[bytes, Transaction] = {}
         self.count = 0
         self.sent: list[claims.Order] = []
         self.nodes: list[Node] = []
@@ -172,7 +173,9 @@ class Histories(RuleBasedStateMachine):
     async def _begin(self) -> None:
         await self.arena.owner_pool.execute(_EMPTY)
         self.arena.tally.sequences += 1
-        self.arena.server.endpoints = (Endpoint(HonestNode(self.view, self.blocks_by_hash)),)
+        self.arena.server.endpoints = (
+            Endpoint(HonestNode(self.view, self.blocks_by_hash), injected=self.arena.tally.faults),
+        )
         first = self.view.head.at(1)
         if first is None:
             raise AssertionError("a chain begins with a block 1")
@@ -256,7 +259,6 @@ class Histories(RuleBasedStateMachine):
         """Another branch takes over; what the old one held waits to be mined again, replaced, or lost."""
         ancestor = self.view.head
         while depth and ancestor.number > max(self.finalized, 0) and ancestor.parent is not None:
-            self.mempool += ancestor.transactions
             ancestor, depth = ancestor.parent, depth - 1
         if ancestor is self.view.head:
             return
@@ -271,8 +273,6 @@ class Histories(RuleBasedStateMachine):
         final = self.view.head.at(max(self.finalized, 0))
         living = [block for block in self.blocks_by_hash.values() if final and block.descends_from(final)]
         self.view.head = living[choice % len(living)]
-        mined = {transaction.hash for block in self.view.head.branch() for transaction in block.transactions}
-        self.mempool = [transaction for transaction in self.mempool if transaction.hash not in mined]
         self._settle_tags()
 
     @operation(number=st.integers(1, 8), safe=st.integers(0, 3))
@@ -292,23 +292,27 @@ class Histories(RuleBasedStateMachine):
             self.view.safe = self.view.finalized
 
     def _grow(self, orders: list[tuple[str, int, int]]) -> None:
+        mined = {transaction.hash for block in self.view.head.branch() for transaction in block.transactions}
+        waiting = {tx_hash: each for tx_hash, each in self.transactions.items() if tx_hash not in mined}
+        self._mine([self._transaction(waiting, *order) for order in orders])
+
+    def _mine(self, transactions: list[Transaction]) -> None:
         self.count += 1
-        on_branch = {transaction.hash for block in self.view.head.branch() for transaction in block.transactions}
-        transactions = [self._transaction(*order) for order in orders]
-        unique = {made.hash: made for made in transactions if made.hash not in on_branch}
-        block = mine(self.view.head, list(unique.values()), salt=self.count)
+        block = mine(self.view.head, transactions, salt=self.count)
+        self.transactions |= {transaction.hash: transaction for transaction in transactions}
         self.blocks_by_hash[block.hash] = block
         self.view.head = block
         self.arena.tally.blocks += 1
 
-    def _transaction(self, kind: str, a: int, b: int) -> Transaction:
-        if kind == "again" and self.mempool:
-            waiting = self.mempool.pop(a % len(self.mempool))
-            if b < 6:  # the same transaction elsewhere
-                return waiting
-            # Replaced by its sender: another hash, the same wish (hard case 99).
-            return Transaction(hash=digest("tx", "replaced", waiting.hash, self.count), wishes=waiting.wishes)
+    def _transaction(self, waiting: dict[bytes, Transaction], kind: str, a: int, b: int) -> Transaction:
         self.count += 1
+        if kind == "again" and waiting:
+            # The newest are those that the last reorg threw out.
+            again = waiting.pop(list(waiting)[-1 - a % len(waiting)])
+            if b < 6:  # the same transaction elsewhere
+                return again
+            # Replaced by its sender: another hash, the same wish (hard case 99).
+            return Transaction(hash=digest("tx", "replaced", again.hash, self.count), wishes=again.wishes)
         return Transaction(hash=digest("tx", self.count), wishes=tuple(self._wishes(kind, a, b)))
 
     def _wishes(self, kind: str, a: int, b: int) -> list[Wish]:  # noqa: PLR0911 - a table of kinds
@@ -416,11 +420,9 @@ class Histories(RuleBasedStateMachine):
         )
         transaction = Transaction(hash=digest("tx", self.count), wishes=(wish,))
         if kind == "late":
-            self.mempool.append(transaction)
-            return
-        block = mine(self.view.head, [transaction], salt=self.count)
-        self.blocks_by_hash[block.hash] = block
-        self.view.head = block
+            self.transactions[transaction.hash] = transaction
+        else:
+            self._mine([transaction])
 
     # -- the follower ---------------------------------------------------------------------------------------------
 

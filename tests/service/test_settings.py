@@ -9,6 +9,7 @@ from service.settings import (
     Listen,
     Settings,
     SettingsError,
+    cre_environment,
     documented,
     load,
     markdown_table,
@@ -186,7 +187,36 @@ def test_what_a_command_needs_is_named_when_it_is_missing() -> None:
 
 
 def test_only_the_gateway_mode_needs_a_gateway() -> None:
-    read({"BSKT_CRE_MODE": "dry-run"}).require_invocator()
+    read({"BSKT_CRE_MODE": "dry-run", "BSKT_CRE_WORKFLOW": "01" * 32}).require_invocator()
+
+
+def test_the_simulate_mode_names_what_it_needs() -> None:
+    with pytest.raises(SettingsError) as missing:
+        read({"BSKT_CRE_MODE": "simulate"}).require_invocator()
+    assert [line.partition(":")[0] for line in missing.value.problems] == [
+        "BSKT_CRE_PROJECT_DIR",
+        "BSKT_CRE_WORKFLOW_FOLDER",
+        "BSKT_CRE_TARGET",
+        "BSKT_CRE_API_KEY",
+        "BSKT_CRE_ETH_PRIVATE_KEY",
+    ]
+
+
+def test_the_cre_command_gets_its_own_environment_and_none_of_ours() -> None:
+    """Hard case 116."""
+    environment = COMPLETE | {
+        "PATH": "/bin",
+        "HOME": "/home/bskt",
+        "AWS_SECRET_ACCESS_KEY": "not for cre",
+        "BSKT_CRE_API_KEY": "an-api-key",
+        "BSKT_CRE_ETH_PRIVATE_KEY": "0x" + "11" * 32,
+    }
+    assert cre_environment(read(environment), environment) == {
+        "PATH": "/bin",
+        "HOME": "/home/bskt",
+        "CRE_API_KEY": "an-api-key",
+        "CRE_ETH_PRIVATE_KEY": "0x" + "11" * 32,
+    }
 
 
 def test_an_external_database_needs_an_instance_secret() -> None:
@@ -211,6 +241,8 @@ def test_every_setting_is_documented_in_a_sentence() -> None:
         "BSKT_WS_URL",
         "BSKT_INSTANCE_SECRET",
         "BSKT_CRE_SIGNER_KEY",
+        "BSKT_CRE_API_KEY",
+        "BSKT_CRE_ETH_PRIVATE_KEY",
     }
 
 
