@@ -93,8 +93,6 @@ REASONS: Final = {
     "re_mined": "Its transaction was mined again.",
     "report_orphaned": "A reorg took the failed delivery away.",
     "mint_orphaned": "A reorg took its mint away.",
-    "lost_send_found": "The chain holds a report of it, but no attempt is recorded: a restore lost what sent it.",
-    "rival_sent": "Another request for the same deposit was sent, as the chain shows after a restore.",
     "delivery_failed": "The forwarder reports that the delivery failed on chain; anyone may deliver it again.",
     "delivered_without_mint": "The forwarder reports a delivery, but its transaction holds no mint of this request.",
     "mint_proven": "Its mint is on chain, proven by the forwarder's report in the same transaction.",
@@ -143,7 +141,6 @@ REASONS: Final = {
 HOLDS: Final = {
     "operator": "a person holds it (the timeline says who and why)",
     "before_first_trigger_block": "its block is below BSKT_TRIGGER_FROM_BLOCK: history is not minted again by itself",
-    "operator": "a person holds it, its timeline tells who and why",
     "backfill": "it was found by `bskt backfill`",
     "quarantine": "the database was restored, and the chain is not read again to finality yet",
     "daily_cap": "the daily cap (BSKT_DAILY_CAP_TOKENS) is reached",

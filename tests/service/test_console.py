@@ -115,6 +115,17 @@ def test_the_environment_beats_the_env_file_which_beats_the_default(tmp_path: Pa
     assert json.loads(result.stdout) == {"output": "json", "level": "warning"}
 
 
+@program.command("run")
+@asynchronous
+async def like_the_daemon(console: Console) -> None:
+    console.record({"level": console.log_level})
+
+
+def test_the_daemon_logs_what_it_does_and_a_command_only_what_is_wrong() -> None:
+    assert json.loads(run("run", "--output", "json").stdout) == {"level": "info"}
+    assert json.loads(run("deeper", "levels", "--output", "json").stdout)["level"] == "error"
+
+
 def test_a_wrong_value_is_a_usage_error_wherever_it_stands(tmp_path: Path) -> None:
     env_file = tmp_path / "env"
     env_file.write_text("BSKT_OUTPUT=xml\n")
