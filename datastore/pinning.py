@@ -61,6 +61,22 @@ class Pinned:
     first_trigger_block_number: int
 
 
+async def stored(pool: Pool, chain_id: int) -> Pin | None:
+    """What the first start pinned, whatever is configured now; ``None`` on an empty database."""
+    async with unit(pool) as connection:
+        row = await connection.fetchrow(_PINNED, chain_id)
+    if row is None:
+        return None
+    return Pin(
+        chain_id=chain_id,
+        genesis_hash=row["genesis_hash"],
+        factory_address=row["factory_address"],
+        factory_code_hash=row["factory_code_hash"],
+        forwarder_address=row["forwarder_address"],
+        secret_check=row["secret_check"],
+    )
+
+
 async def pinned(pool: Pool, pin: Pin) -> Pinned | None:
     """What the first start decided; ``None`` on an empty database.
 

@@ -51,8 +51,10 @@ def _logs(
 
 def _meant(observed: Observed) -> dict[Place, bytes | None]:
     """Where something was decoded; for a request, its identity."""
-    decoded = (*observed.baskets, *observed.mints, *observed.reports)
-    meant: dict[Place, bytes | None] = {(row.block_hash, row.log_index): None for row in decoded}
+    meant: dict[Place, bytes | None] = {}
+    meant |= {(basket.block_hash, basket.log_index): None for basket in observed.baskets}
+    meant |= {(mint.block_hash, mint.log_index): None for mint in observed.mints}
+    meant |= {(report.block_hash, report.log_index): None for report in observed.reports}
     return meant | {(request.block_hash, request.log_index): request.identity for request in observed.requests}
 
 

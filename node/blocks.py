@@ -16,7 +16,7 @@ from itertools import chain, pairwise
 from operator import attrgetter
 from typing import Final, TypeVar
 
-from eth_hash.auto import keccak
+from node.inconsistency import Inconsistency
 
 T = TypeVar("T")
 
@@ -28,12 +28,15 @@ MAX_TOPICS: Final = 4
 _QUANTITY_LIMIT: Final = 2**63  # Postgres's bigint
 _QUANTITY_CHARACTERS: Final = len("0x") + 16
 _HASH_CHARACTERS: Final = len("0x") + 2 * HASH_BYTES
-_BLOOM_BITS: Final = 8 * BLOOM_BYTES
 _PLACE: Final = attrgetter("block_number", "log_index")
 
 
 class Malformed(ValueError):
-    """An answer is not what the protocol says; nothing may be taken from it."""
+    """An answer is not what the protocol says, or not to the question; nothing may be taken from it."""
+
+    def __init__(self, reason: str, kind: Inconsistency = Inconsistency.MALFORMED) -> None:
+        self.kind = kind
+        super().__init__(reason)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -247,12 +250,17 @@ def parse_log(value: object) -> Log:
 
 
 def parse_logs(value: object) -> tuple[Log, ...]:
-    """An answer of ``eth_getLogs``, in chain order.
+    """An answer of ``eth_getLogs``, which is in chain order.
 
     Raises:
-        Malformed: It is something else, a log is there twice, or two blocks claim one height.
+        Malformed: It is something else, a log is there twice or out of order, or two blocks claim one height.
     """
-    return in_chain_order([parse_log(entry) for entry in _array("logs", value)])
+    logs = [parse_log(entry) for entry in _array("logs", value)]
+    ordered = in_chain_order(logs)
+    # Every node gives them in order: an answer that is not was put together by something that may lose some.
+    if ordered != tuple(logs):
+        raise Malformed("logs out of order", Inconsistency.UNSORTED_LOGS)
+    return ordered
 
 
 def in_chain_order(logs: Iterable[Log]) -> tuple[Log, ...]:
@@ -265,9 +273,11 @@ def in_chain_order(logs: Iterable[Log]) -> tuple[Log, ...]:
     for earlier, later in pairwise(ordered):
         if earlier.block_number == later.block_number:
             if earlier.log_index == later.log_index:
-                raise Malformed(f"two logs {later.log_index} in block {later.block_number}")
+                raise Malformed(
+                    f"two logs {later.log_index} in block {later.block_number}", Inconsistency.DUPLICATE_LOGS
+                )
             if earlier.block_hash != later.block_hash:
-                raise Malformed(f"two blocks {later.block_number}")
+                raise Malformed(f"two blocks {later.block_number}", Inconsistency.OTHER_BLOCK)
     return tuple(ordered)
 
 
@@ -287,7 +297,7 @@ def require_range(logs: Sequence[Log], first: int, last: int) -> None:
         Malformed: The node answered another question.
     """
     if logs and not first <= logs[0].block_number <= logs[-1].block_number <= last:
-        raise Malformed(f"logs outside the blocks {first} to {last}")
+        raise Malformed(f"logs outside the blocks {first} to {last}", Inconsistency.OTHER_BLOCK)
 
 
 def require_block(items: Iterable[Log | Receipt], block_hash: bytes) -> None:
@@ -298,7 +308,9 @@ def require_block(items: Iterable[Log | Receipt], block_hash: bytes) -> None:
     """
     for item in items:
         if item.block_hash != block_hash:
-            raise Malformed(f"asked for block {to_hex(block_hash)}, got one of {to_hex(item.block_hash)}")
+            raise Malformed(
+                f"asked for block {to_hex(block_hash)}, got one of {to_hex(item.block_hash)}", Inconsistency.OTHER_BLOCK
+            )
 
 
 def parse_receipt(value: object) -> Receipt:
@@ -347,19 +359,6 @@ def in_block_order(receipts: Iterable[Receipt]) -> tuple[Receipt, ...]:
         raise Malformed("receipts that do not number the transactions of a block")
     in_chain_order(log for receipt in ordered for log in receipt.logs)
     return ordered
-
-
-def bloom_contains(bloom: bytes, value: bytes) -> bool:
-    """Whether a block's bloom admits ``value``, an address or a topic; it may be wrong only by saying yes."""
-    return all(bloom[position] & mask for position, mask in _bloom_bits(value))
-
-
-@lru_cache(maxsize=65_536)
-def _bloom_bits(value: bytes) -> tuple[tuple[int, int], ...]:
-    """Position of the byte and mask in it, for each of the three bits (Yellow Paper, section 4.3.1)."""
-    digest = keccak(value)
-    bits = (int.from_bytes(digest[start : start + 2]) % _BLOOM_BITS for start in (0, 2, 4))
-    return tuple((BLOOM_BYTES - 1 - bit // 8, 1 << bit % 8) for bit in bits)
 
 
 def _octets_of_length(value: object, length: int) -> bytes:

@@ -11,7 +11,7 @@ from typing import Final, TypeAlias
 import uvicorn
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse, Response
-from prometheus_client import CONTENT_TYPE_LATEST
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry
 
 from datastore.errors import DatastoreUnavailable
 from datastore.schema import SCHEMA_VERSION
@@ -66,6 +66,8 @@ def application(
     look: Callable[[], Awaitable[Attention]],
     failing: Mapping[str, str],
     endpoints: Callable[[], Sequence[Mapping[str, object]]] = tuple,
+    troubles: Callable[[], Sequence[str]] = tuple,
+    in_process: Sequence[CollectorRegistry] = (),
 ) -> FastAPI:
     """The endpoints; no page loads anything from elsewhere, so there are no interactive docs.
 
@@ -79,6 +81,8 @@ def application(
         look: What needs a person.
         failing: What went wrong last, by the name of each part whose latest tick failed.
         endpoints: The nodes that are asked, as ``/status`` shows them; never their URLs.
+        troubles: Why the chain cannot be followed well, a sentence each, for ``/readyz``.
+        in_process: Metrics that are counted in this process and not from rows.
     """
     program = version("bskt")
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
@@ -94,6 +98,7 @@ def application(
             reasons = unready_reasons(await read(), halted, failing)
         except DatastoreUnavailable as error:
             reasons = [f"database: {error}"]
+        reasons += troubles()
         return JSONResponse({"reasons": reasons}, status_code=503 if reasons else 200)
 
     @app.get("/status")
@@ -110,7 +115,7 @@ def application(
     @app.get("/metrics")
     async def metrics() -> Response:
         try:
-            text = exposition(await read(), await count(), chain_id)
+            text = exposition(await read(), await count(), chain_id, *in_process)
         except DatastoreUnavailable as error:
             return Response(f"# database: {error}\n", status_code=503, media_type=CONTENT_TYPE_LATEST)
         return Response(text, media_type=CONTENT_TYPE_LATEST)

@@ -1,4 +1,8 @@
-"""The metrics that follow from the rows, computed at each scrape: a restart forgets nothing, no gauge goes stale."""
+"""The metrics of a process.
+
+Most follow from the rows and are computed at each scrape: a restart forgets nothing, no gauge goes stale.  What no row
+tells, how the nodes answer, is counted as it happens.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +10,15 @@ from collections.abc import Iterable, Mapping
 from itertools import accumulate
 from typing import TypeAlias, TypeVar
 
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import CollectorRegistry, Counter, generate_latest
+from prometheus_client import Histogram as SecondsHistogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.utils import floatToGoString
 
 from datastore.status import Snapshot
 from datastore.tally import Histogram, Totals
+from node.endpoint import Outcome
+from node.inconsistency import Inconsistency
 
 T = TypeVar("T")
 
@@ -119,9 +126,57 @@ def _cumulated(histogram: Histogram) -> list[tuple[str, float]]:
     return list(zip(names, accumulate(histogram.counts), strict=True))
 
 
-def exposition(snapshot: Snapshot | None, totals: Totals, chain_id: int) -> bytes:
-    """The text that Prometheus scrapes; nothing before the chain is pinned."""
+class RpcMetrics:
+    """How the nodes answer; what is counted here starts from zero with the process."""
+
+    def __init__(self, chain_id: int) -> None:
+        self.registry = CollectorRegistry()
+        self._chain_id = str(chain_id)
+        self._requests = Counter(
+            "bskt_rpc_requests",
+            "Questions and batches, by endpoint, method and outcome.",
+            ["chain_id", "endpoint", "method", "outcome"],
+            registry=self.registry,
+        )
+        self._seconds = SecondsHistogram(
+            "bskt_rpc_request_seconds",
+            "How long they took.",
+            ["chain_id", "endpoint"],
+            buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
+            registry=self.registry,
+        )
+        self._inconsistencies = Counter(
+            "bskt_rpc_inconsistencies",
+            "Answers that contradict the protocol, the question or each other, by kind.",
+            ["chain_id", "kind"],
+            registry=self.registry,
+        )
+        self._failovers = Counter(
+            "bskt_rpc_failovers",
+            "Times that an endpoint in trouble was left for another one.",
+            ["chain_id"],
+            registry=self.registry,
+        ).labels(self._chain_id)
+        for kind in Inconsistency:  # a rate needs the zero before the first one
+            self._inconsistencies.labels(self._chain_id, kind.value)
+
+    def observe(self, endpoint: str, method: str, outcome: Outcome, seconds: float) -> None:
+        """A question or batch ended."""
+        self._requests.labels(self._chain_id, endpoint, method, outcome.value).inc()
+        self._seconds.labels(self._chain_id, endpoint).observe(seconds)
+
+    def inconsistent(self, kind: Inconsistency) -> None:
+        """An endpoint contradicted something."""
+        self._inconsistencies.labels(self._chain_id, kind.value).inc()
+
+    def failed_over(self) -> None:
+        """Another endpoint took over."""
+        self._failovers.inc()
+
+
+def exposition(snapshot: Snapshot | None, totals: Totals, chain_id: int, *in_process: CollectorRegistry) -> bytes:
+    """The text that Prometheus scrapes: the rows' metrics, once the chain is pinned, and those of this process."""
     registry = CollectorRegistry()
     if snapshot is not None:
         registry.register(_Fixed([*families(snapshot, chain_id), *counted(totals, chain_id)]))
-    return generate_latest(registry)
+    return b"".join(generate_latest(each) for each in (registry, *in_process))

@@ -8,7 +8,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final, Literal, TypeAlias, TypeVar
 
@@ -32,9 +32,14 @@ from invocator.invocation import Invocator, Terms
 from invocator.signing import Signer
 from node.endpoint import RpcEndpoint
 from node.errors import BlockUnknown, NodeUnavailable, RangeRefused
+from node.heads import hear_heads
+from node.identity import ChainIdentity
 from node.node import Node
+from node.pool import EndpointPool, Told
+from node.watchdog import Limits
 from service import http, logs
 from service.embedded_postgres import EmbeddedPostgres
+from service.metrics import RpcMetrics
 from service.settings import Finality, Settings, SettingsError, wei
 from service.supervision import Companion, Part, Stop, Supervisor
 
@@ -48,10 +53,13 @@ _RPC_TIMEOUT_SECONDS: Final = 30.0
 _MAX_ANSWER_BYTES: Final = 64 * 1024 * 1024
 _SECRET_BYTES: Final = 32
 _CLOSE_SECONDS: Final = 5.0
+_PROBE_PAUSE_SECONDS: Final = 5.0
+_FINALITY_POLLS: Final = 3  # finality moves slowly: it is asked at every third look at most
 
 T = TypeVar("T")
 
 Reached: TypeAlias = Callable[[str], None]
+Troubles: TypeAlias = Callable[[], tuple[str, ...]]
 
 
 async def run(
@@ -87,7 +95,8 @@ async def run(
         dsn, secret = await stack.enter_async_context(_datastore(settings))
         # Of the embedded database, both were made here: the log must not show them either.
         logs.configure(level=log_level, fmt=log_format, secrets=(*settings.secret_texts(), dsn, secret.hex()))
-        node = _node(settings)
+        rpc_metrics = RpcMetrics(_present(settings.chain_id))
+        node = _node(settings, rpc_metrics)
         stack.push_async_callback(node.close)
         pool = await _opened(stack, dsn, Role.INDEXER)
         await check_server(pool)
@@ -99,18 +108,24 @@ async def run(
         if in_force is not None:
             log.error("quarantine.entered" if in_force.entered else "quarantine.in_force", sentence=str(in_force))
         running: list[Part] = []
+        companions: list[Companion] = []
+        troubles: Troubles = tuple
         if INDEXER in parts:
             follower = _follower(settings, pool, node, sources, pinned, reached)
-            running.append(_part(INDEXER, _halting(follower, pool, sources.chain_id), settings))
+            indexer = _part(INDEXER, _halting(follower, pool, sources.chain_id), settings)
+            running += [indexer, *_probing(settings, node)]
+            companions += _listening(settings, indexer)
+            troubles = _troubles(node, follower)
             await pinning.clear_halt(pool, sources.chain_id)
         if INVOCATOR in parts:
             invocator = _invocator(settings, await _opened(stack, dsn, Role.INVOCATOR), reached)
             running.append(_part(INVOCATOR, invocator.tick, settings))
         log.info("daemon.started", parts=[part.name for part in running], chain_id=settings.chain_id)
         reader = await _opened(stack, dsn, Role.READER)
-        companions: list[Companion] = []
         supervisor = Supervisor(running, companions, stop=stop)
-        companions.append(_server(settings, reader, sources.chain_id, supervisor))
+        companions.append(
+            _server(settings, reader, sources.chain_id, supervisor, node=node, troubles=troubles, rpc=rpc_metrics)
+        )
         code = await supervisor.run()
         log.info("daemon.stopped", exit_code=code)
         return code
@@ -190,18 +205,26 @@ async def _close(pool: Pool) -> None:
         pool.terminate()
 
 
-def _node(settings: Settings) -> Node:
+def _node(settings: Settings, metrics: RpcMetrics | None = None) -> Node:
+    metrics = metrics or RpcMetrics(_present(settings.chain_id))
     return Node(
-        [
-            RpcEndpoint(
-                str(number),
-                url.get_secret_value(),
-                request_timeout_seconds=_RPC_TIMEOUT_SECONDS,
-                max_answer_bytes=_MAX_ANSWER_BYTES,
-                observe=lambda *_: None,
-            )
-            for number, url in enumerate(settings.rpc_url)
-        ]
+        EndpointPool(
+            [
+                RpcEndpoint(
+                    str(number),
+                    url.get_secret_value(),
+                    request_timeout_seconds=_RPC_TIMEOUT_SECONDS,
+                    max_answer_bytes=_MAX_ANSWER_BYTES,
+                    observe=metrics.observe,
+                )
+                for number, url in enumerate(settings.rpc_url)
+            ],
+            requests_per_second=settings.rpc_requests_per_second,
+            limits=Limits(
+                head_seconds=settings.head_timeout_seconds, finality_seconds=settings.finality_timeout_seconds
+            ),
+            told=Told(inconsistency=metrics.inconsistent, failover=metrics.failed_over),
+        )
     )
 
 
@@ -249,7 +272,7 @@ async def indexing(settings: Settings, dsn: str) -> AsyncIterator[Indexing]:
         pool = await _opened(stack, dsn, Role.INDEXER)
         await check_server(pool)
         sources = _sources(settings, _secret(settings))
-        pinned = await pinning.pinned(pool, await _found(node, sources))
+        pinned = await pinning.pinned(pool, await _shown(pool, node, sources))
         if pinned is None:
             raise DatastoreUnsuitable(
                 f"the database does not hold chain {sources.chain_id} yet: start `bskt run` first, it pins the chain"
@@ -264,10 +287,33 @@ async def indexing(settings: Settings, dsn: str) -> AsyncIterator[Indexing]:
         )
 
 
+def _identity(pin: pinning.Pin) -> ChainIdentity:
+    return ChainIdentity(
+        chain_id=pin.chain_id,
+        genesis_hash=pin.genesis_hash,
+        factory_address=pin.factory_address,
+        factory_code_hash=pin.factory_code_hash,
+    )
+
+
+async def _shown(pool: Pool, node: Node, sources: Sources) -> pinning.Pin:
+    """Let every endpoint show the chain that the database pinned; from here on only such ones are believed."""
+    known = await pinning.stored(pool, sources.chain_id)
+    if known is None or known.factory_address != sources.factory:  # another factory is refused later, with the reason
+        node.expect(ChainIdentity(chain_id=sources.chain_id, genesis_hash=known.genesis_hash if known else None))
+    else:
+        node.expect(_identity(known))
+    await node.prove_all()
+    async with node.session() as session:
+        pin = await _found(session.node, sources)
+    # Endpoints that were away at this start have to show all of it when they come back.
+    node.expect(_identity(pin))
+    return pin
+
+
 async def _found(node: Node, sources: Sources) -> pinning.Pin:
     """What the node says of that which must never change."""
     genesis_hash = await node.genesis_hash()
-    await node.require_chain(chain_id=sources.chain_id, genesis_hash=None)
     code_hash = await node.code_hash(sources.factory)
     if code_hash is None:
         raise DatastoreUnsuitable(
@@ -285,12 +331,13 @@ async def _found(node: Node, sources: Sources) -> pinning.Pin:
 
 async def _pin(pool: Pool, node: Node, settings: Settings, sources: Sources) -> pinning.Pinned:
     """Check the chain against what the first start pinned; be that first start if there was none."""
-    pin = await _found(node, sources)
+    pin = await _shown(pool, node, sources)
     if (pinned := await pinning.pinned(pool, pin)) is not None:
         return pinned
     start = await node.header_by_number(max(1, _present(settings.start_block)))
-    head = await node.head()
-    first_trigger = head.number + 1 if settings.trigger_from_block is None else settings.trigger_from_block
+    # The highest head that any endpoint knows: history is not what happened after the start.
+    head_number = max(report.head for report in node.reports() if report.head is not None)
+    first_trigger = head_number + 1 if settings.trigger_from_block is None else settings.trigger_from_block
     await pinning.pin_first_start(
         pool,
         pin,
@@ -313,6 +360,7 @@ def _follower(
         complete_finality=_finality(settings.complete_finality),
         max_range_blocks=settings.max_log_range_blocks,
         reached=reached,
+        finality_pause_seconds=_FINALITY_POLLS * settings.poll_interval_seconds,
     )
 
 
@@ -373,7 +421,16 @@ def _halting(follower: Follower, pool: Pool, chain_id: int) -> Callable[[], Awai
     return tick
 
 
-def _server(settings: Settings, reader: Pool, chain_id: int, supervisor: Supervisor) -> Companion:
+def _server(
+    settings: Settings,
+    reader: Pool,
+    chain_id: int,
+    supervisor: Supervisor,
+    *,
+    node: Node,
+    troubles: Troubles,
+    rpc: RpcMetrics,
+) -> Companion:
     tally = Tally(chain_id)
     app = http.application(
         chain_id=chain_id,
@@ -384,9 +441,37 @@ def _server(settings: Settings, reader: Pool, chain_id: int, supervisor: Supervi
         clock=time.monotonic,
         look=lambda: status.attention(reader, chain_id),
         failing=supervisor.failing,
+        endpoints=lambda: [asdict(report) for report in node.reports()],
+        troubles=troubles,
+        in_process=(rpc.registry,),
     )
     listen = settings.listen
     return Companion(name="http", run=lambda: http.serve(app, host=listen.host, port=listen.port))
+
+
+def _troubles(node: Node, follower: Follower) -> Troubles:
+    return lambda: (*node.troubles(), *follower.troubles())
+
+
+def _probing(settings: Settings, node: Node) -> list[Part]:
+    """Looks at the endpoints that nobody asks; a single one is asked all the time."""
+    if len(settings.rpc_url) < 2:  # noqa: PLR2004 - one endpoint
+        return []
+    return [Part(name="endpoints", tick=node.probe, pause_seconds=_PROBE_PAUSE_SECONDS, wake=asyncio.Event())]
+
+
+def _listening(settings: Settings, indexer: Part) -> list[Companion]:
+    """Wakes the indexer at a new head; it never needs that (hard case 29)."""
+    if settings.ws_url is None:
+        return []
+    url = settings.ws_url.get_secret_value()
+    return [
+        Companion(
+            name="heads",
+            run=lambda: hear_heads(url, wake=indexer.wake.set, clock=time.monotonic),
+            forgives=(NodeUnavailable,),
+        )
+    ]
 
 
 def _part(name: str, tick: Callable[[], Awaitable[bool]], settings: Settings) -> Part:
