@@ -99,8 +99,6 @@ REASONS: Final = {
     "delivered_without_mint": "The forwarder reports a delivery, but its transaction holds no mint of this request.",
     "mint_proven": "Its mint is on chain, proven by the forwarder's report in the same transaction.",
     "rival_minted": "Another request for the same deposit was minted.",
-    "rival_sent": "Another request for the same deposit was sent by commits that a restore lost.",
-    "lost_send_found": "The chain holds a report of it, but a restore lost the commits that sent it.",
     "reference_minted": "A mint with its reference is on chain that no delivery of ours accounts for.",
     "rival_gave_up": "The request that held its bank reference gave it up: it is judged again.",
     "contested": "Another request asks for the same deposit for another beneficiary.",
@@ -143,7 +141,6 @@ REASONS: Final = {
 HOLDS: Final = {
     "operator": "a person holds it (the timeline says who and why)",
     "before_first_trigger_block": "its block is below BSKT_TRIGGER_FROM_BLOCK: history is not minted again by itself",
-    "operator": "a person holds it, its timeline tells who and why",
     "backfill": "it was found by `bskt backfill`",
     "quarantine": "the database was restored, and the chain is not read again to finality yet",
     "daily_cap": "the daily cap (BSKT_DAILY_CAP_TOKENS) is reached",
