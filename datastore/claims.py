@@ -272,7 +272,9 @@ async def due(pool: Pool, chain_id: int, *, limit: int) -> list[Order]:
     """Requests in doubt whose next attempt is due, oldest first; nothing is locked."""
     async with unit(pool) as connection:
         ids = [row["id"] for row in await connection.fetch(_DUE, chain_id, limit)]
-        return [await _order(connection, request_id) for request_id in ids]
+        orders = [await _order(connection, request_id) for request_id in ids]
+    # Each statement sees what was committed before it: one that was minted in between is no longer in doubt.
+    return [order for order in orders if order.state is State.IN_DOUBT]
 
 
 async def claim(
