@@ -436,7 +436,9 @@ async def waiting_orders(pool: Pool, chain_id: int, *, besides: Collection[tuple
 async def due(pool: Pool, chain_id: int, *, limit: int) -> list[Order]:
     """Requests in doubt whose next attempt is due, oldest first; nothing is locked."""
     async with unit(pool) as connection:
-        return await _orders(connection, [row["id"] for row in await connection.fetch(_DUE, chain_id, limit)])
+        orders = await _orders(connection, [row["id"] for row in await connection.fetch(_DUE, chain_id, limit)])
+    # Each statement sees what was committed before it: one that was minted in between is no longer in doubt.
+    return [order for order in orders if order.state is State.IN_DOUBT]
 
 
 async def claim(

@@ -20,12 +20,13 @@ Pool: TypeAlias = "asyncpg.Pool[asyncpg.Record]"
 
 MINIMUM_SERVER_MAJOR: Final = 15
 
-# Hard case 59: an operator's forgotten lock must not hang the daemon for ever.
+# Hard case 59: an operator's forgotten lock must not hang the daemon for ever.  No transaction of ours waits for anything
+# but Postgres: one that idles belongs to a process that was stopped, and must not keep its replica from working.
 _SESSION: Final = {
     "TimeZone": "UTC",
     "lock_timeout": "10s",
     "statement_timeout": "60s",
-    "idle_in_transaction_session_timeout": "60s",
+    "idle_in_transaction_session_timeout": "10s",
     "jit": "off",
 }
 
@@ -82,14 +83,17 @@ async def open_pool(dsn: str, role: Role, *, max_size: int = 4) -> Pool:
     """
     try:
         async with translated():
+            # No connection is kept on stock: asyncpg would restore it by a task that repeats and logs on its own.
             pool = await asyncpg.create_pool(
                 dsn,
-                min_size=1,
+                min_size=0,
                 max_size=max_size,
                 timeout=10,
                 command_timeout=90,
                 server_settings={**_SESSION, "role": role.value, "application_name": role.value},
             )
+            async with pool.acquire():
+                pass  # what is wrong with the server is said at the start
     except (asyncpg.InvalidAuthorizationSpecificationError, asyncpg.InvalidCatalogNameError) as error:
         raise DatastoreUnsuitable(f"postgres refuses the connection: {error}; check BSKT_DATABASE_URL") from error
     except (asyncpg.InvalidParameterValueError, asyncpg.InsufficientPrivilegeError) as error:

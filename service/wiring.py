@@ -534,6 +534,7 @@ def _part(name: str, tick: Callable[[], Awaitable[bool]], settings: Settings) ->
         pause_seconds=settings.poll_interval_seconds,
         wake=asyncio.Event(),
         forgives=(DatastoreUnavailable, NodeUnavailable, RangeRefused, BlockUnknown),
+        hurries_after=(DatastoreUnavailable,),
         halts_on=(FinalityViolated,),
     )
 

@@ -214,6 +214,7 @@ async def open_stage(
     slots_in_an_epoch: int = 1,
     block_time_seconds: float | None = None,
     accounts: int = 10,
+    check_interval_seconds: float = 0.05,
 ) -> AsyncIterator[Stage]:
     """Start a chain with contracts, and CRE.
 
@@ -223,6 +224,7 @@ async def open_stage(
         slots_in_an_epoch: A block is final when twice as many are above it.
         block_time_seconds: A block every so often; without it, one for each transaction.
         accounts: How many users there are.
+        check_interval_seconds: How often CRE looks whether its deliveries are mined.
     """
     async with (
         await Anvil.start(
@@ -241,6 +243,9 @@ async def open_stage(
         ]
         workflow = Workflow(workflow_id=WORKFLOW_ID, authorized_keys=frozenset({Signer.from_text(KEY).address}))
         async with CreStandIn(
-            rpc_url=anvil.url, forwarder=system.forwarder, workflows=[workflow], check_interval_seconds=0.05
+            rpc_url=anvil.url,
+            forwarder=system.forwarder,
+            workflows=[workflow],
+            check_interval_seconds=check_interval_seconds,
         ) as cre:
             yield Stage(rpc_url=anvil.url, chain=chain, system=system, baskets=tuple(created), cre=cre)
