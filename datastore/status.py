@@ -45,6 +45,7 @@ FROM workflow w LEFT JOIN workflow_slot s USING (chain_id, workflow_id)
 WHERE w.chain_id = $1
 ORDER BY w.listed_at, w.workflow_id
 """
+_BASKETS: Final = "SELECT count(*) FROM basket WHERE chain_id = $1 AND canonical"
 
 # Requests that nothing moves but a person.
 # $1 chain
@@ -129,6 +130,7 @@ class Snapshot:
     waiting: int
     oldest_seconds: float
     in_flight: int
+    baskets: int
     slots: tuple[Slot, ...]
     paused: str | None
     paused_at: datetime | None
@@ -150,6 +152,12 @@ class Snapshot:
         if self.lag_blocks == 0 or self.indexed_timestamp is None:
             return 0.0
         return max(0.0, self.read_at.timestamp() - self.indexed_timestamp)
+
+    @property
+    def next_slot_seconds(self) -> float:
+        """How long until some workflow may be triggered; 0 if one may be now."""
+        waits = [(slot.next_at - self.read_at).total_seconds() if slot.next_at else 0.0 for slot in self.slots]
+        return max(0.0, min(waits, default=0.0))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -203,6 +211,7 @@ async def snapshot(pool: Pool, chain_id: int) -> Snapshot | None:
         by_state = await connection.fetch(_BY_STATE, chain_id)
         (queue,) = await connection.fetch(_QUEUE, chain_id)
         in_flight: int = await connection.fetchval(_IN_FLIGHT, chain_id)
+        baskets: int = await connection.fetchval(_BASKETS, chain_id)
         slots = await connection.fetch(_SLOTS, chain_id)
     return Snapshot(
         chain_id=chain_id,
@@ -220,6 +229,7 @@ async def snapshot(pool: Pool, chain_id: int) -> Snapshot | None:
         waiting=queue["waiting"],
         oldest_seconds=float(queue["oldest_seconds"] or 0),
         in_flight=in_flight,
+        baskets=baskets,
         slots=tuple(Slot(workflow_id=row["workflow_id"], next_at=row["earliest_next_at"]) for row in slots),
         paused=position["paused_reason"],
         paused_at=position["paused_at"],

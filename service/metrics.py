@@ -43,13 +43,21 @@ def families(snapshot: Snapshot, chain_id: int) -> list[Metric]:
         "bskt_chain_safe_block": ("Highest safe block that is indexed.", snapshot.safe),
         "bskt_chain_finalized_block": ("Highest finalized block that is indexed.", snapshot.finalized),
         "bskt_indexed_block": ("Last block that is indexed.", snapshot.indexed),
-        "bskt_indexer_lag_blocks": ("Blocks between the head and the index.", max(0, snapshot.head - snapshot.indexed)),
+        "bskt_indexed_block_timestamp_seconds": (
+            "Its own time, Unix seconds; 0 before the first.",
+            float(snapshot.indexed_timestamp or 0),
+        ),
+        "bskt_baskets": ("Baskets of the followed branch.", snapshot.baskets),
+        "bskt_indexer_lag_blocks": ("Blocks between the head and the index.", snapshot.lag_blocks),
+        "bskt_indexer_lag_seconds": ("How old the index is while it lags.", snapshot.lag_seconds),
         "bskt_indexer_last_progress_timestamp_seconds": (
             "When the indexer committed last, Unix seconds.",
             snapshot.indexed_at.timestamp(),
         ),
         "bskt_queue_waiting": ("Requests that wait for a claim.", snapshot.waiting),
         "bskt_queue_oldest_seconds": ("How long the oldest of them has waited.", snapshot.oldest_seconds),
+        "bskt_cre_next_slot_seconds": ("How long until a workflow may be triggered.", snapshot.next_slot_seconds),
+        "bskt_cre_unresolved": ("Requests that may have been sent, outcome unknown.", snapshot.requests["in_doubt"]),
         "bskt_paused": ("1 while a person has paused the invocator.", float(snapshot.paused is not None)),
         "bskt_halted": ("1 while the indexer refuses to go on.", float(snapshot.halted is not None)),
     }
