@@ -14,7 +14,6 @@ A command is a coroutine function::
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import re
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
@@ -334,6 +333,8 @@ def asynchronous(
 
     @functools.wraps(work)
     def callback(*args: P.args, **kwargs: P.kwargs) -> None:
+        import asyncio
+
         from datastore.errors import DatastoreUnavailable, DatastoreUnsuitable
         from node.errors import ChainMismatch, NodeUnavailable
         from service import logs

@@ -1,6 +1,8 @@
 import asyncio
 import json
 import shutil
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -177,3 +179,11 @@ def test_a_command_attaches_to_the_embedded_database_of_a_daemon_and_starts_it_w
 def test_the_help_of_the_whole_program_names_every_command() -> None:
     text = CliRunner().invoke(main, ["--help"]).stdout
     assert all(name in text for name in main.commands)
+
+
+def test_what_costs_time_is_imported_only_by_the_command_that_needs_it() -> None:
+    """`bskt --help` must answer at once; ./check measures it."""
+    code = "import sys, service.cli; print(*sys.modules)"
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)  # noqa: S603 - ours
+    heavy = {"aiohttp", "asyncio", "asyncpg", "eth_account", "eth_utils", "orjson", "pydantic", "rich", "web3"}
+    assert heavy & set(answer.stdout.split()) == set()
