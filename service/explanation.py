@@ -118,6 +118,12 @@ REASONS: Final = {
     "workflow_retired": "It is frozen for a workflow that is no longer configured.",
     "signer_changed": "It is frozen for another signer.",
     "already_reported": "The chain holds a report with an execution id of this request.",
+    "mode_changed": "It is frozen for another mode (BSKT_CRE_MODE).",
+    "consumer_of_another_token": "The basket's consumer mints another token.",
+    "decimals_changed": "The token has other decimals than when they were first read.",
+    "decimals_not_supported": "The token has other decimals than the 18 that the workflow assumes.",
+    "order_malformed": "No bytes can be made of it: a field has the wrong form.",
+    "resend": "It was not delivered long ago: the same bytes are sent again under the same id.",
     # done by a person
     "retry": "A person had it tried again.",
     "cancel": "A person cancelled it.",
@@ -132,8 +138,12 @@ HOLDS: Final = {
     "operator": "a person holds it (the timeline says who and why)",
     "before_first_trigger_block": "its block is below BSKT_TRIGGER_FROM_BLOCK: history is not minted again by itself",
     "backfill": "it was found by `bskt backfill`",
-    "quarantine": "the database was restored, and the chain is not read again to finality yet",
+    # These end by themselves.
     "daily_cap": "the daily cap (BSKT_DAILY_CAP_TOKENS) is reached",
+    "amount_above_cap": "it asks for more than BSKT_MAX_MINT_TOKENS, which was higher when it was judged",
+    "basket_not_canonical": "no BasketCreated of this branch announces its token with its consumer",
+    "node_unavailable": "the node does not answer, so nobody knows whether its mint can succeed",
+    "not_a_minter": "its basket's consumer may not mint now",
 }
 """Why a request is held."""
 
