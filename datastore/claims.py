@@ -112,7 +112,7 @@ FROM control c WHERE c.chain_id = $1
 # Fair: the basket that was served longest ago first, in it the requester that was served longest ago, of whom the oldest
 # request; then everybody's second ones.  The flows (basket and requester) are found by jumping from one to the next in
 # the index, so that ten thousand requests of one requester cost no more than one.
-# $1 chain, $2 limit
+# $1 chain, $2 limit, $3 whether the whole queue is wanted, also what may only be tried again later
 _WAITING: Final = """
 WITH RECURSIVE flow AS (
     (
@@ -141,9 +141,9 @@ turn AS (
         SELECT r.id, r.block_number, r.log_index FROM mint_request r
         WHERE r.chain_id = $1 AND r.stablecoin = f.stablecoin AND r.requester = f.requester
           AND r.state = 'confirmed' AND r.held_at IS NULL AND r.chain_status <> 'orphaned'
-          AND (r.next_attempt_at IS NULL OR r.next_attempt_at <= statement_timestamp())
+          AND ($3::boolean OR r.next_attempt_at IS NULL OR r.next_attempt_at <= statement_timestamp())
         ORDER BY r.block_number, r.log_index
-        LIMIT greatest(4, $2 / (SELECT count(*) FROM flow) + 1)
+        LIMIT CASE WHEN NOT $3 THEN greatest(4, $2 / (SELECT count(*) FROM flow) + 1) END
     ) o
     LEFT JOIN basket_turn b ON b.chain_id = $1 AND b.stablecoin = f.stablecoin
     LEFT JOIN requester_turn q ON q.chain_id = $1 AND q.stablecoin = f.stablecoin AND q.requester = f.requester
@@ -416,7 +416,14 @@ async def _room(connection: Connection, chain_id: int, pacing: Pacing) -> int:
 async def waiting(pool: Pool, chain_id: int, *, limit: int) -> list[Order]:
     """Requests that wait for a claim, in the order of fairness; nothing is locked."""
     async with unit(pool) as connection:
-        return await _orders(connection, [row["id"] for row in await connection.fetch(_WAITING, chain_id, limit)])
+        rows = await connection.fetch(_WAITING, chain_id, limit, False)
+        return await _orders(connection, [row["id"] for row in rows])
+
+
+async def queue(pool: Pool, chain_id: int) -> list[int]:
+    """The ids of all requests that wait for a claim, in the order in which they will be taken if nobody else comes."""
+    async with unit(pool) as connection:
+        return [row["id"] for row in await connection.fetch(_WAITING, chain_id, None, True)]
 
 
 async def waiting_orders(pool: Pool, chain_id: int, *, besides: Collection[tuple[int, int]], limit: int) -> list[Order]:

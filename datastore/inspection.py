@@ -11,6 +11,7 @@ from uuid import UUID
 
 import asyncpg
 
+from datastore import claims
 from datastore.connection import Connection, Pool, unit
 from datastore.lifecycle import ChainStatus, State
 from datastore.pinning import Pin
@@ -76,25 +77,6 @@ ORDER BY 1
 LIMIT 20
 """
 
-# The order in which claims will take the waiting requests: one of each basket in turn, the basket that was served longest
-# ago first (as in claims.waiting).  $1 chain, $2 ids
-_POSITIONS: Final = """
-SELECT q.id, q.position FROM (
-    SELECT w.id, row_number() OVER (
-        ORDER BY w.round, w.last_claim_at NULLS FIRST, w.block_number, w.log_index
-    ) AS position
-    FROM (
-        SELECT r.id, r.block_number, r.log_index, t.last_claim_at, row_number() OVER (
-            PARTITION BY r.stablecoin ORDER BY r.block_number, r.log_index
-        ) AS round
-        FROM mint_request r
-        LEFT JOIN basket_turn t ON t.chain_id = r.chain_id AND t.stablecoin = r.stablecoin
-        WHERE r.chain_id = $1 AND r.state = 'confirmed' AND r.held_at IS NULL AND r.chain_status <> 'orphaned'
-    ) w
-) q
-WHERE q.id = ANY($2::bigint[])
-"""
-
 # $1 request
 _TRANSITIONS: Final = """
 SELECT from_state, to_state, actor, reason, detail, attempt_no, at FROM mint_transition WHERE request_id = $1 ORDER BY id
@@ -143,7 +125,9 @@ WHERE r.id = $1
 ORDER BY g.id
 """
 # $1 request
-_ACTIONS: Final = "SELECT action, operator, reason, at FROM operator_action WHERE request_id = $1 ORDER BY id"
+_ACTIONS: Final = """
+SELECT action, operator || ': ' || reason AS sentence, at FROM operator_action WHERE request_id = $1 ORDER BY id
+"""
 _ALARMS_OF: Final = "SELECT kind, sentence, at FROM alarm WHERE request_id = $1 ORDER BY id"
 
 # $1 chain, $2 with orphaned ones, $3 an address or NULL, $4 a symbol or NULL
@@ -357,7 +341,7 @@ class Crossed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Noted:
-    """Something that a person did (``what`` is the action), or must know (``what`` is the alarm's kind)."""
+    """Something that a person did (``what`` is the action, the sentence begins with who), or must know (an alarm's kind)."""
 
     what: str
     sentence: str
@@ -486,9 +470,9 @@ async def find(pool: Pool, chain_id: int, *, request_id: int | None, nonce: UUID
 
 async def queue_positions(pool: Pool, chain_id: int, ids: Sequence[int]) -> dict[int, int]:
     """Which of ``ids`` wait for a claim, and as the how manyth, from 1 on."""
-    async with unit(pool) as connection:
-        rows = await connection.fetch(_POSITIONS, chain_id, list(ids))
-    return {row["id"]: row["position"] for row in rows}
+    wanted = set(ids)
+    queue = await claims.queue(pool, chain_id)
+    return {request_id: place for place, request_id in enumerate(queue, start=1) if request_id in wanted}
 
 
 async def history(pool: Pool, request_id: int) -> History:
@@ -522,9 +506,7 @@ async def history(pool: Pool, request_id: int) -> History:
         deliveries=tuple(Delivery(**row) for row in deliveries),
         mints=tuple(ProvenMint(**{**row, "amount": int(row["amount"])}) for row in mints),
         reorgs=tuple(Crossed(**row) for row in reorgs_of),
-        actions=tuple(
-            Noted(what=row["action"], sentence=f"{row['operator']}: {row['reason']}", at=row["at"]) for row in actions
-        ),
+        actions=tuple(Noted(what=row["action"], sentence=row["sentence"], at=row["at"]) for row in actions),
         alarms=tuple(Noted(what=row["kind"], sentence=row["sentence"], at=row["at"]) for row in alarms),
     )
 

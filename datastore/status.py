@@ -16,7 +16,8 @@ SELECT
     c.head_number, c.safe_number, c.finalized_number, c.block_number, c.block_hash, c.indexed_at,
     clock_timestamp() AS read_at,
     nullif(b.timestamp, 0) AS block_timestamp,
-    k.paused_at, k.paused_reason, k.quarantined_at, k.quarantined_reason, k.halted_at, k.halted_reason,
+    k.paused_at, k.paused_reason, k.quarantined_at, k.quarantined_reason, k.quarantined_until, k.halted_at, k.halted_reason,
+    is_this_server(k.server_identifier, k.server_timeline) AS is_home,
     (SELECT max(version) FROM schema_version) AS schema_version
 FROM cursor c
 JOIN control k ON k.chain_id = c.chain_id
@@ -108,7 +109,9 @@ class Slot:
 class Snapshot:
     """The daemon's rows at one moment; block numbers are -1 where a node does not know a tag.
 
-    ``indexed_timestamp`` is the indexed block's own time, ``None`` before the first one.  ``slots`` holds every workflow that was ever configured.
+    ``indexed_timestamp`` is the indexed block's own time, ``None`` before the first one.  ``slots`` holds every workflow that
+    was ever configured.  ``is_home``: the rows were written on this very server; after a restore or a failover nothing is
+    sent before the quarantine.
     """
 
     chain_id: int
@@ -131,6 +134,8 @@ class Snapshot:
     paused_at: datetime | None
     quarantined: str | None
     quarantined_at: datetime | None
+    quarantined_until: datetime | None
+    is_home: bool
     halted: str | None
     halted_at: datetime | None
 
@@ -220,6 +225,8 @@ async def snapshot(pool: Pool, chain_id: int) -> Snapshot | None:
         paused_at=position["paused_at"],
         quarantined=position["quarantined_reason"],
         quarantined_at=position["quarantined_at"],
+        quarantined_until=position["quarantined_until"],
+        is_home=position["is_home"],
         halted=position["halted_reason"],
         halted_at=position["halted_at"],
     )

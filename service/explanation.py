@@ -14,6 +14,7 @@ from typing import Final, TypeAlias
 
 from eth_utils.address import to_checksum_address
 
+from datastore.claims import HELD_FOR_NOW
 from datastore.inspection import Request
 from datastore.lifecycle import MEANING, ChainStatus, State
 from datastore.mint_amount import MAX_DECIMALS, amount_text
@@ -76,6 +77,9 @@ REASONS: Final = {
     # judged by the indexer
     "allowed": "It is final enough, the policy allows it, and it holds its bank reference.",
     "duplicate_bank_reference": "Another request holds the same bank reference: one deposit backs one mint.",
+    "amount_below_minimum": "It asks for less than BSKT_MIN_MINT_TOKENS.",
+    "amount_drifts": "The workflow's arithmetic would mint too different an amount (BSKT_MAX_DRIFT_TOKENS).",
+    "look_alike_of_orphaned": "A request that looks like this one was sent and then lost its block: it may still mint.",
     "contested_bank_reference": "Different beneficiaries ask for the same deposit, and none was sent.",
     "reference_already_minted": "The chain already shows a mint with this bank reference that is not ours.",
     "amount_zero": "It asks for nothing.",
@@ -89,12 +93,12 @@ REASONS: Final = {
     "re_mined": "Its transaction was mined again.",
     "report_orphaned": "A reorg took the failed delivery away.",
     "mint_orphaned": "A reorg took its mint away.",
+    "lost_send_found": "The chain holds a report of it, but no attempt is recorded: a restore lost what sent it.",
+    "rival_sent": "Another request for the same deposit was sent, as the chain shows after a restore.",
     "delivery_failed": "The forwarder reports that the delivery failed on chain; anyone may deliver it again.",
     "delivered_without_mint": "The forwarder reports a delivery, but its transaction holds no mint of this request.",
     "mint_proven": "Its mint is on chain, proven by the forwarder's report in the same transaction.",
     "rival_minted": "Another request for the same deposit was minted.",
-    "rival_sent": "Another request for the same deposit was sent by commits that a restore lost.",
-    "lost_send_found": "The chain holds a report of it, but a restore lost the commits that sent it.",
     "reference_minted": "A mint with its reference is on chain that no delivery of ours accounts for.",
     "rival_gave_up": "The request that held its bank reference gave it up: it is judged again.",
     "contested": "Another request asks for the same deposit for another beneficiary.",
@@ -114,16 +118,16 @@ REASONS: Final = {
     "payload_conflict": "CRE knows this id with other bytes.",
     "not_delivered": "CRE accepted it, but no delivery reached the chain before the deadline.",
     "gave_up": "No attempt got an answer that settles whether it was delivered.",
+    "resend": "It was not delivered long ago: the same bytes are sent again under the same id.",
+    "mode_changed": "It is frozen for another mode (BSKT_CRE_MODE).",
+    "order_malformed": "No payload can be made of it.",
+    "consumer_of_another_token": "The basket's consumer mints another token.",
+    "decimals_changed": "The token has other decimals than when they were first read.",
+    "decimals_not_supported": "The token does not have the 18 decimals that the workflow assumes.",
     "consumer_changed": "The basket has another consumer than when the request was frozen.",
     "workflow_retired": "It is frozen for a workflow that is no longer configured.",
     "signer_changed": "It is frozen for another signer.",
     "already_reported": "The chain holds a report with an execution id of this request.",
-    "mode_changed": "It is frozen for another mode (BSKT_CRE_MODE).",
-    "consumer_of_another_token": "The basket's consumer mints another token.",
-    "decimals_changed": "The token has other decimals than when they were first read.",
-    "decimals_not_supported": "The token has other decimals than the 18 that the workflow assumes.",
-    "order_malformed": "No bytes can be made of it: a field has the wrong form.",
-    "resend": "It was not delivered long ago: the same bytes are sent again under the same id.",
     # done by a person
     "retry": "A person had it tried again.",
     "cancel": "A person cancelled it.",
@@ -140,10 +144,12 @@ HOLDS: Final = {
     "backfill": "it was found by `bskt backfill`",
     # These end by themselves.
     "daily_cap": "the daily cap (BSKT_DAILY_CAP_TOKENS) is reached",
-    "amount_above_cap": "it asks for more than BSKT_MAX_MINT_TOKENS, which was higher when it was judged",
-    "basket_not_canonical": "no BasketCreated of this branch announces its token with its consumer",
-    "node_unavailable": "the node does not answer, so nobody knows whether its mint can succeed",
-    "not_a_minter": "its basket's consumer may not mint now",
+    "requester_quota": "its requester has had its share of the day (BSKT_REQUESTER_DAILY_REQUESTS)",
+    "basket_quota": "its basket has had its share of the day (BSKT_BASKET_DAILY_REQUESTS)",
+    "amount_above_cap": "it asks for more than BSKT_MAX_MINT_TOKENS allows now",
+    "basket_not_canonical": "no basket of this branch has this token and this consumer",
+    "node_unavailable": "the node did not answer, so nobody knows whether the consumer may mint",
+    "not_a_minter": "the basket's consumer may not mint its token now",
 }
 """Why a request is held."""
 
@@ -165,6 +171,8 @@ _REVIEW_COMMANDS: Final = {
     "reference_already_minted": ("cancel", "retry"),
     "reference_minted": ("resolve", "cancel"),
     "rival_minted": ("resolve", "cancel"),
+    "rival_sent": ("cancel", "resolve"),
+    "lost_send_found": ("resolve",),
     "delivered_without_mint": ("resolve", "retry"),
     "mint_orphaned": ("retry", "resolve"),
     "mint_final": ("resolve",),
@@ -176,6 +184,11 @@ _REVIEW_COMMANDS: Final = {
     "consumer_changed": ("cancel",),
     "workflow_retired": ("retry", "cancel"),
     "signer_changed": ("retry", "cancel"),
+    "look_alike_of_orphaned": ("retry", "cancel"),
+    "decimals_not_supported": ("cancel",),
+    "decimals_changed": ("cancel",),
+    "consumer_of_another_token": ("cancel",),
+    "mode_changed": ("cancel", "retry"),
     "already_reported": ("resolve",),
 }
 
@@ -319,7 +332,10 @@ def _stopped(snapshot: Snapshot, attention: Attention) -> str | None:
     if snapshot.paused is not None:
         return f"a person has paused the invocator ({snapshot.paused}); `bskt resume` ends that"
     if snapshot.quarantined is not None:
-        return f"the instance is in quarantine ({snapshot.quarantined})"
+        until = moment(snapshot.quarantined_until) if snapshot.quarantined_until else "finality has passed it"
+        return f"the instance is in quarantine at least until {until} ({snapshot.quarantined})"
+    if not snapshot.is_home:
+        return "these rows were written on another database server; `bskt run` puts the instance in quarantine first"
     if attention.sends_fail is not None:
         word = ANSWERS.get(attention.sends_fail.outcome, attention.sends_fail.outcome)
         sentence = attention.sends_fail.sentence or "no further word"
@@ -351,6 +367,8 @@ def explain(request: Request, standing: Standing) -> Explanation:
     if request.held_at is not None and request.state in {State.SEEN, State.CONFIRMED, State.IN_DOUBT}:
         why += f"  It is held since {moment(request.held_at)}: {hold(request.held_reason)}."
         following = "Nothing is sent until a person releases it."
+        if request.held_reason in HELD_FOR_NOW and request.next_attempt_at is not None:
+            following = f"It is looked at again at {moment(request.next_attempt_at)}, or when a person releases it."
     if request.chain_status is ChainStatus.ORPHANED and request.state is not State.SEEN:
         gone = " for good" if request.orphaned_for_good else ""
         why += f"  A reorg has taken its block {request.block_number} away{gone}."
@@ -438,9 +456,8 @@ def _in_doubt(request: Request, standing: Standing) -> _Said:
     if standing.stopped is not None:
         return why, f"Nothing is sent now: {standing.stopped}.  A mint of it is still watched for."
     due = moment(request.next_attempt_at) if request.next_attempt_at else "the next tick"
-    following = f"The same bytes are sent again, under the same id, from {due} on"
-    following += f"; after {moment(request.state_changed_at + standing.give_up)} a person decides"
-    return why, following + "."
+    given_up = moment(request.state_changed_at + standing.give_up)
+    return why, f"The same bytes are sent again, under the same id, from {due} on; after {given_up} a person decides."
 
 
 def _accepted(request: Request, _: Standing) -> _Said:

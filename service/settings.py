@@ -365,9 +365,8 @@ class Settings(BaseModel):
         Raises:
             SettingsError: Names what is not set.
         """
-        _require(self, MODE_FIELDS[self.cre_mode])
-        if self.database_url is not None:
-            _require(self, ["instance_secret"])
+        secret = () if self.database_url is None else ("instance_secret",)
+        _require(self, (*SENDING_FIELDS[self.cre_mode], *secret))
 
     def secret_texts(self) -> tuple[str, ...]:
         """Every text that no log line may hold."""
@@ -382,11 +381,12 @@ class Settings(BaseModel):
 
 
 CHAIN_FIELDS: Final = ("chain_id", "rpc_url", "factory_address", "forwarder_address", "start_block")
-MODE_FIELDS: Final = {
+SENDING_FIELDS: Final = {
     "gateway": ("cre_gateway_url", "cre_workflow", "cre_signer_key"),
     "simulate": ("cre_project_dir", "cre_workflow_folder", "cre_target", "cre_api_key", "cre_eth_private_key"),
     "dry-run": ("cre_workflow",),
 }
+"""By mode."""
 SECRET_FIELDS: Final = frozenset(
     {"database_url", "rpc_url", "ws_url", "instance_secret", "cre_signer_key", "cre_api_key", "cre_eth_private_key"}
 )
@@ -482,8 +482,8 @@ def documented() -> Iterator[Documented]:
 def _needed_by(field: str) -> str:
     if field in CHAIN_FIELDS:
         return "`run`, `backfill`"
-    if modes := [f"`{mode}`" for mode, fields in MODE_FIELDS.items() if field in fields]:
-        return f"`run` in mode {' or '.join(modes)}"
+    if modes := [f"`{mode}`" for mode, fields in SENDING_FIELDS.items() if field in fields]:
+        return f"`run` in mode {', '.join(modes)}"
     return "everything, with `BSKT_DATABASE_URL`" if field == "instance_secret" else ""
 
 

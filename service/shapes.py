@@ -78,7 +78,13 @@ def status(
             "slots": [{"workflow_id": slot.workflow_id, "next_at": slot.next_at} for slot in snapshot.slots],
         },
         "paused": _switch(snapshot.paused, snapshot.paused_at),
-        "quarantined": _switch(snapshot.quarantined, snapshot.quarantined_at),
+        "quarantined": None
+        if snapshot.quarantined is None
+        else {
+            "reason": snapshot.quarantined,
+            "since": snapshot.quarantined_at,
+            "until": snapshot.quarantined_until,
+        },
         "halted": _switch(snapshot.halted, snapshot.halted_at),
         "sends_fail": None
         if attention.sends_fail is None

@@ -213,7 +213,8 @@ async def _close(pool: Pool) -> None:
         pool.terminate()
 
 
-def _node(settings: Settings, metrics: RpcMetrics) -> Node:
+def _node(settings: Settings, metrics: RpcMetrics | None = None) -> Node:
+    metrics = metrics or RpcMetrics(_present(settings.chain_id))
     return Node(
         EndpointPool(
             [
@@ -280,9 +281,7 @@ async def indexing(settings: Settings, dsn: str) -> AsyncIterator[Indexing]:
         pool = await _opened(stack, dsn, Role.INDEXER)
         await check_server(pool)
         sources = _sources(settings, instance_secret(settings))
-        await _prove(pool, node, sources)
-        async with node.session() as session:
-            pinned = await pinning.pinned(pool, await _found(session.node, sources))
+        pinned = await pinning.pinned(pool, await _shown(pool, node, sources))
         if pinned is None:
             raise DatastoreUnsuitable(
                 f"the database does not hold chain {sources.chain_id} yet: start `bskt run` first, it pins the chain"
@@ -297,16 +296,6 @@ async def indexing(settings: Settings, dsn: str) -> AsyncIterator[Indexing]:
         )
 
 
-async def _pin(pool: Pool, node: Node, settings: Settings, sources: Sources) -> pinning.Pinned:
-    """Check the chain against what the first start pinned; be that first start if there was none."""
-    await _prove(pool, node, sources)
-    async with node.session() as session:
-        pin, pinned = await _pinned(pool, session.node, settings, sources)
-    # Endpoints that were away at this start have to show all of it when they come back.
-    node.expect(_identity(pin))
-    return pinned
-
-
 def _identity(pin: pinning.Pin) -> ChainIdentity:
     return ChainIdentity(
         chain_id=pin.chain_id,
@@ -316,14 +305,19 @@ def _identity(pin: pinning.Pin) -> ChainIdentity:
     )
 
 
-async def _prove(pool: Pool, node: Node, sources: Sources) -> None:
-    """Let no endpoint answer that serves another chain than the one that is pinned."""
+async def _shown(pool: Pool, node: Node, sources: Sources) -> pinning.Pin:
+    """Let every endpoint show the chain that the database pinned; from here on only such ones are believed."""
     known = await pinning.stored(pool, sources.chain_id)
     if known is None or known.factory_address != sources.factory:  # another factory is refused later, with the reason
         node.expect(ChainIdentity(chain_id=sources.chain_id, genesis_hash=known.genesis_hash if known else None))
     else:
         node.expect(_identity(known))
     await node.prove_all()
+    async with node.session() as session:
+        pin = await _found(session.node, sources)
+    # Endpoints that were away at this start have to show all of it when they come back.
+    node.expect(_identity(pin))
+    return pin
 
 
 async def _found(node: Node, sources: Sources) -> pinning.Pin:
@@ -344,10 +338,11 @@ async def _found(node: Node, sources: Sources) -> pinning.Pin:
     )
 
 
-async def _pinned(pool: Pool, node: Node, settings: Settings, sources: Sources) -> tuple[pinning.Pin, pinning.Pinned]:
-    pin = await _found(node, sources)
+async def _pin(pool: Pool, node: Node, settings: Settings, sources: Sources) -> pinning.Pinned:
+    """Check the chain against what the first start pinned; be that first start if there was none."""
+    pin = await _shown(pool, node, sources)
     if (pinned := await pinning.pinned(pool, pin)) is not None:
-        return pin, pinned
+        return pinned
     start = await node.header_by_number(max(1, _present(settings.start_block)))
     # The highest head that any endpoint knows: history is not what happened after the start.
     head_number = max(report.head for report in node.reports() if report.head is not None)
@@ -359,7 +354,7 @@ async def _pinned(pool: Pool, node: Node, settings: Settings, sources: Sources) 
         first_trigger_block_number=first_trigger,
     )
     # Another starter may have been first: what is stored counts.
-    return pin, _present(await pinning.pinned(pool, pin))
+    return _present(await pinning.pinned(pool, pin))
 
 
 def _follower(

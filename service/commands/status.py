@@ -93,6 +93,8 @@ def judge(  # noqa: PLR0911 - one return a verdict reads best
         return "HALTED: the indexer refuses to go on", Exit.PAUSED
     if snapshot.quarantined is not None:
         return "IN QUARANTINE: nothing is triggered", Exit.PAUSED
+    if not snapshot.is_home:
+        return "ANOTHER SERVER: restored or failed over, nothing is triggered before `bskt run` sees it", Exit.PAUSED
     if snapshot.paused is not None:
         return "PAUSED: nothing is triggered", Exit.PAUSED
     if is_lagging(snapshot):
@@ -178,14 +180,14 @@ def _rendered(looked: _Look) -> RenderableType:
 
 
 def _facts(shape: Mapping[str, Json]) -> RenderableType:
-    from service.explanation import span
+    from service.explanation import counted, span
 
     def at(path: str) -> Json:
         return member(shape, path)
 
     counts = shape["requests"]
     states = [f"{count} {state}" for state, count in counts.items() if count] if isinstance(counts, dict) else []
-    lag = f"{at('chain.lag_blocks')} blocks"
+    lag = counted(behind, "block") if isinstance(behind := at("chain.lag_blocks"), int) else ""
     if isinstance(seconds := at("chain.lag_seconds"), float) and seconds:
         lag += f", {span(seconds)}"
     waiting = f"{at('queue.waiting')} waiting"

@@ -6,7 +6,7 @@ from uuid import uuid4
 import asyncpg
 import pytest
 
-from datastore import claims, following
+from datastore import claims, following, inspection
 from datastore.claims import Pacing
 from datastore.connection import Pool, Role, open_pool
 from tests.datastore.builders import BOB, CHAIN, ETHER, RULES, batch, block, mint, request
@@ -292,6 +292,9 @@ async def test_baskets_take_turns_and_so_do_the_requesters_in_a_basket(indexer_p
     await list_workflow(worker.pool)
     order = [each.request_id for each in await claims.waiting(worker.pool, CHAIN, limit=6)]
     assert order == [1, 52, 51, 53, 2, 3]
+    positions = await inspection.queue_positions(worker.pool, CHAIN, range(1, 54))
+    assert [request_id for request_id, _ in sorted(positions.items(), key=lambda each: each[1])][:6] == order
+    assert sorted(positions.values()) == list(range(1, 54))
     served = []
     for _ in range(6):
         (first, *_) = await claims.waiting(worker.pool, CHAIN, limit=1)

@@ -12,7 +12,7 @@ import pytest
 
 from invocator.signing import Signer
 from service.console import Exit
-from service.demo.anvil import Anvil, find_or_install_anvil
+from service.demo.anvil import Anvil
 from service.demo.contracts import DevChain, System, create_basket, deploy_system
 from service.demo.cre_stand_in import CreStandIn, Workflow
 from service.demo.cre_stand_in.ledger import Run
@@ -44,11 +44,10 @@ class World:
 
 
 @pytest.fixture
-async def world() -> AsyncIterator[World]:
-    binary = find_or_install_anvil(configured=None, cache_dir=ROOT / ".cache")
+async def world(anvil_binary: Path) -> AsyncIterator[World]:
     signer = Signer.from_text(KEY)
     async with (
-        await Anvil.start(binary, slots_in_an_epoch=1, block_time_seconds=None) as anvil,
+        await Anvil.start(anvil_binary, slots_in_an_epoch=1, block_time_seconds=None) as anvil,
         aiohttp.ClientSession() as session,
     ):
         chain = DevChain(session=session, url=anvil.url)

@@ -1,16 +1,20 @@
 import re
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from uuid import UUID
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from datastore.claims import HELD_FOR_NOW
 from datastore.inspection import Request
 from datastore.lifecycle import MEANING, RULES, ChainStatus, State
 from indexer.policy import Policy
+from invocator import preflight as preflight_module
 from service.explanation import (
+    HOLDS,
     REASONS,
     Standing,
     amount,
@@ -121,12 +125,24 @@ def test_every_reason_that_a_part_can_write_has_its_sentence() -> None:
     written -= {"all_refused", "deadline", "give_up", "preflight_never"}  # each is written with a reason of its own
     written |= {"refused_now", "instance_refused", "never_connected", "not_delivered", "gave_up"}
     assert written - REASONS.keys() == set()
+    preflight = Path(preflight_module.__file__).read_text(encoding="utf-8")
+    assert set(re.findall(r'reason="(\w+)"', preflight)) - REASONS.keys() - HOLDS.keys() == set()
+    assert set(HELD_FOR_NOW) - HOLDS.keys() == set()
 
 
 def _source_of(of: type) -> str:
     import inspect  # noqa: PLC0415 - only here
 
     return inspect.getsource(of)
+
+
+def test_a_hold_that_ends_by_itself_says_when() -> None:
+    held = replace(
+        REQUEST, state=State.CONFIRMED, held_at=NOW, held_reason="daily_cap", next_attempt_at=NOW + timedelta(hours=5)
+    )
+    assert explain(held, STANDING).next == (
+        "It is looked at again at 2026-01-01 05:00:00Z, or when a person releases it."
+    )
 
 
 def test_a_code_that_nobody_listed_is_shown_as_it_is() -> None:

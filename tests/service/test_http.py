@@ -41,6 +41,8 @@ SNAPSHOT = Snapshot(
     paused_at=None,
     quarantined=None,
     quarantined_at=None,
+    quarantined_until=None,
+    is_home=True,
     halted=None,
     halted_at=None,
 )

@@ -325,7 +325,7 @@ async def test_the_documented_shapes_are_those_that_are_written(chain: Chain, ds
     missing = {each for each in names(status) if not each.startswith(("requests.",))} - seen
     assert {each for each in seen if not each.startswith("requests.")} <= names(status)
     assert all(
-        each.startswith(("chain.last_reorg.", "chain.endpoints.", "paused.", "sends_fail.", "alarms."))
+        each.startswith(("chain.last_reorg.", "chain.endpoints.", "paused.", "quarantined.", "sends_fail.", "alarms."))
         for each in missing
     )
     (finding,) = documented("`bskt check`")
