@@ -16,9 +16,10 @@ from uuid import UUID
 
 import asyncpg
 
+from datastore.alarms import AlarmKind, raise_alarms
 from datastore.connection import Connection, Pool, unit
 from datastore.lifecycle import Event, State, decide
-from datastore.settlement import Move, known, move, raise_alarms, settle
+from datastore.settlement import Move, known, move, settle
 
 REFUSED_BEFORE_FORWARDING: Final = frozenset({"refused_now", "refused_for_good", "instance_refused", "never_connected"})
 
@@ -756,7 +757,7 @@ async def sweep(
         await raise_alarms(
             connection,
             chain_id,
-            "gave_up",
+            AlarmKind.GAVE_UP,
             dict.fromkeys(doubts, "Nothing settles whether CRE got this request; ask CRE for its execution id."),
         )
         resends: list[int] = []

@@ -12,12 +12,13 @@ from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 
 from datastore import quarantine
+from datastore.alarms import AlarmKind, raise_alarm, raise_alarms
 from datastore.connection import Connection, Pool, translated, unit
 from datastore.errors import CursorMoved, FinalityViolated
 from datastore.judgement import Allowed, Candidate, ForReview, Holder, Refused, judge
 from datastore.lifecycle import Event, Facts, State
 from datastore.rows import Basket, Batch, Block, BlockRef, Finality, LogRow, Mint, Report, Request
-from datastore.settlement import Horizon, Known, Move, Settled, move, raise_alarms, settle
+from datastore.settlement import Horizon, Known, Move, Settled, move, settle
 
 Policy: TypeAlias = Callable[[Candidate], Refused | None]
 """What the indexer refuses whatever the reference says; pure."""
@@ -563,7 +564,7 @@ async def lose(
         connection,
         chain_id,
         committed,
-        "orphaned_after_send",
+        AlarmKind.ORPHANED_AFTER_SEND,
         dict.fromkeys(sent, "Its block was orphaned after it was sent to CRE; it may still be minted."),
     )
     if reports:
@@ -629,7 +630,7 @@ async def _search_in_quarantine(
     searched = None if committed.quarantine_ended else [block.hash for block in batch.blocks]
     found = await quarantine.find_lost_sends(connection, chain_id, searched, rules.nonce_of)
     committed.settled += found.settled
-    committed.alarms[quarantine.LOST_SEND_FOUND] += len({send.request_id for send in found.sends})
+    committed.alarms[AlarmKind.LOST_SEND_FOUND] += len({send.request_id for send in found.sends})
     if committed.quarantine_ended:
         await quarantine.end(connection, chain_id)
     return list(found.block_hashes)
@@ -667,7 +668,7 @@ async def _settle_outcomes(
         connection,
         chain_id,
         committed,
-        "delivered_without_mint",
+        AlarmKind.DELIVERED_WITHOUT_MINT,
         dict.fromkeys(empty, "The forwarder reports a delivery, but its transaction holds no mint of this request."),
     )
     if minted:
@@ -696,7 +697,7 @@ async def _settle_mints(connection: Connection, chain_id: int, minted: set[int],
         connection,
         chain_id,
         committed,
-        "unexpected_mint",
+        AlarmKind.UNEXPECTED_MINT,
         {
             s.request_id: f"A proven mint arrived while the request was {s.before}."
             for s in moved.values()
@@ -707,14 +708,14 @@ async def _settle_mints(connection: Connection, chain_id: int, minted: set[int],
         connection,
         chain_id,
         committed,
-        "double_mint",
+        AlarmKind.DOUBLE_MINT,
         {row["id"]: f"{row['mints']} proven mints of this request are on chain." for row in before if row["mints"] > 1},
     )
     await _alarm(
         connection,
         chain_id,
         committed,
-        "unbacked_mint",
+        AlarmKind.UNBACKED_MINT,
         {row["id"]: "Minted, but its request is orphaned for good." for row in before if row["orphaned_for_good"]},
     )
     rivals = await connection.fetch(_RIVALS, [row["bank_reference"] for row in before], sorted(minted))
@@ -740,17 +741,15 @@ async def _settle_unattributed(
         [row["id"] for row in requests],
         detail="A mint with this reference is on chain that no delivery of ours accounts for.",
     )
-    committed.alarms["unattributed_mint"] += len(foreign)
-    await connection.executemany(
-        # $1 chain, $2 sentence
-        "INSERT INTO alarm (chain_id, kind, sentence) VALUES ($1, 'unattributed_mint', $2)",
-        [
-            (
-                chain_id,
-                f"MintExecuted {row['log_index']} of block 0x{row['block_hash'].hex()} with reference 0x{row['bank_reference'].hex()} is proven for none of our requests.",
-            )
+    committed.alarms[AlarmKind.UNATTRIBUTED_MINT] += len(foreign)
+    await raise_alarm(
+        connection,
+        chain_id,
+        AlarmKind.UNATTRIBUTED_MINT,
+        *(
+            f"MintExecuted {row['log_index']} of block 0x{row['block_hash'].hex()} with reference 0x{row['bank_reference'].hex()} is proven for none of our requests."
             for row in foreign
-        ],
+        ),
     )
 
 
@@ -816,7 +815,7 @@ async def _settle_finality(connection: Connection, chain_id: int, finality: Fina
         connection,
         chain_id,
         committed,
-        "unbacked_mint",
+        AlarmKind.UNBACKED_MINT,
         {
             s.request_id: "Its request is orphaned for good, but it was sent to CRE or minted."
             for s in settled
@@ -835,7 +834,7 @@ async def _settle_finality(connection: Connection, chain_id: int, finality: Fina
         connection,
         chain_id,
         committed,
-        "mint_mismatch",
+        AlarmKind.MINT_MISMATCH,
         {
             s.request_id: "The final mint has another amount or recipient than the request, or there are several."
             for s in ended
@@ -845,7 +844,7 @@ async def _settle_finality(connection: Connection, chain_id: int, finality: Fina
 
 
 async def _alarm(
-    connection: Connection, chain_id: int, committed: Committed, kind: str, sentences: dict[int, str]
+    connection: Connection, chain_id: int, committed: Committed, kind: AlarmKind, sentences: dict[int, str]
 ) -> None:
     committed.alarms[kind] += len(sentences)
     await raise_alarms(connection, chain_id, kind, sentences)

@@ -18,13 +18,11 @@ from typing import Final
 
 import orjson
 
+from datastore.alarms import AlarmKind, raise_alarm
 from datastore.connection import Connection, Pool, translated, unit
 from datastore.errors import CursorMoved
 from datastore.following import Committed, Rules, lose, record
 from datastore.rows import Batch, Difference, Kind, LogRow, StoredRange
-
-REPAIRED: Final = "rows_repaired"
-DISPUTED: Final = "endpoints_disagree"
 
 _SHOWN_DIFFERENCES: Final = 3
 
@@ -189,13 +187,8 @@ async def conclude(
         committed = None
         if repair is not None:
             committed = await _repaired(connection, chain_id, differences, repair, rules)
-        await connection.execute(
-            # $1 chain, $2 kind, $3 sentence
-            "INSERT INTO alarm (chain_id, kind, sentence) VALUES ($1, $2, $3)",
-            chain_id,
-            DISPUTED if repair is None else REPAIRED,
-            f"{_told(differences)} {sentence}",
-        )
+        kind = AlarmKind.ENDPOINTS_DISAGREE if repair is None else AlarmKind.ROWS_REPAIRED
+        await raise_alarm(connection, chain_id, kind, f"{_told(differences)} {sentence}")
     return committed
 
 

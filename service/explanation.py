@@ -142,7 +142,7 @@ HOLDS: Final = {
     "operator": "a person holds it (the timeline says who and why)",
     "before_first_trigger_block": "its block is below BSKT_TRIGGER_FROM_BLOCK: history is not minted again by itself",
     "backfill": "it was found by `bskt backfill`",
-    "quarantine": "the database was restored, and the chain is not read again to finality yet",
+    # These end by themselves.
     "daily_cap": "the daily cap (BSKT_DAILY_CAP_TOKENS) is reached",
     "requester_quota": "its requester has had its share of the day (BSKT_REQUESTER_DAILY_REQUESTS)",
     "basket_quota": "its basket has had its share of the day (BSKT_BASKET_DAILY_REQUESTS)",
