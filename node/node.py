@@ -140,6 +140,18 @@ class Node:
         with self._pool.session(member, caught_up=head.number >= reaching):
             yield Session(node=self._bound(member), head=head)
 
+    @asynccontextmanager
+    async def second_opinion(self, *, than: str | None = None, reaching: int) -> AsyncIterator[Session]:
+        """Ask one endpoint only, if possible another one ``than`` this, or than the one that answered last.
+
+        Raises:
+            EndpointChanged: The endpoint failed and another is at hand; begin again.
+            NodeUnavailable: No endpoint whose head is at least ``reaching`` can be asked.
+        """
+        member, head = await self._pool.another(self._head_of, than=than or self._pool.asked, reaching=reaching)
+        with self._pool.session(member, caught_up=True):
+            yield Session(node=self._bound(member), head=head)
+
     def expect(self, identity: ChainIdentity) -> None:
         """From now on believe only endpoints that serve this chain."""
         self._pool.expect(identity)

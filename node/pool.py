@@ -369,6 +369,34 @@ class EndpointPool:
         self._settle_on(chosen)
         return chosen, best
 
+    @property
+    def asked(self) -> str | None:
+        """The name of the endpoint that answered last; ``None`` before the first answer."""
+        return None if self._asked is None else self._asked.name
+
+    async def another(
+        self, head_of: Callable[[Member], Awaitable[Header]], *, than: str | None, reaching: int
+    ) -> tuple[Member, Header]:
+        """An endpoint whose head is not below block ``reaching``, if possible another one ``than`` this.
+
+        Nothing is settled by it: whoever follows the chain stays with its own.
+
+        Raises:
+            NodeUnavailable: None answers, or none is as far.
+        """
+        failure: NodeUnavailable | None = None
+        for member in sorted(self._candidates(), key=lambda each: each.name == than):
+            try:
+                with member.blamed():
+                    head = await head_of(member)
+            except NodeUnavailable as error:
+                failure = error
+                continue
+            if head.number >= reaching:
+                return member, head
+            failure = EndpointLags(member.name, "eth_getBlockByNumber", f"its head is {head.number}, not {reaching}")
+        raise failure or self._nobody()
+
     @contextmanager
     def session(self, member: Member, *, caught_up: bool) -> Iterator[None]:
         """All that is asked inside goes to one endpoint.

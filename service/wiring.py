@@ -28,6 +28,7 @@ from indexer.decoding import EventCatalog
 from indexer.follower import FinalityRule, Follower
 from indexer.observation import Sources
 from indexer.policy import Policy
+from indexer.sweep import Examiner, Sweep
 from invocator.cre_gateway import CreGateway
 from invocator.cre_simulate import DEFAULT_TIMEOUT_SECONDS as SIMULATION_SECONDS
 from invocator.cre_simulate import CreCommand, CreSimulation
@@ -52,6 +53,7 @@ log = structlog.get_logger(__name__)
 
 INDEXER: Final = "indexer"
 INVOCATOR: Final = "invocator"
+SWEEP: Final = "sweep"
 PARTS: Final = (INDEXER, INVOCATOR)
 
 _RPC_TIMEOUT_SECONDS: Final = 30.0
@@ -118,8 +120,8 @@ async def run(
         troubles: Troubles = tuple
         if INDEXER in parts:
             follower = _follower(settings, pool, node, sources, pinned, reached)
-            indexer = _part(INDEXER, _halting(follower, pool, sources.chain_id), settings)
-            running += [indexer, *_probing(settings, node)]
+            indexer = _part(INDEXER, _halting(follower.tick, pool, sources.chain_id), settings)
+            running += [indexer, _sweep(settings, pool, node, sources, pinned, reached), *_probing(settings, node)]
             companions += _listening(settings, indexer)
             troubles = _troubles(node, follower)
             await pinning.clear_halt(pool, sources.chain_id)
@@ -373,6 +375,36 @@ def _follower(
     )
 
 
+def examiner(settings: Settings, indexing: Indexing) -> Examiner:
+    """Compares final rows with the chain, for a command."""
+    return _examiner(settings, indexing.pool, indexing.node, indexing.sources)
+
+
+def _examiner(settings: Settings, pool: Pool, node: Node, sources: Sources) -> Examiner:
+    return Examiner(
+        pool=pool,
+        node=node,
+        sources=sources,
+        trigger_finality=_finality(settings.trigger_finality),
+        complete_finality=_finality(settings.complete_finality),
+        max_range_blocks=settings.max_log_range_blocks,
+    )
+
+
+def _sweep(
+    settings: Settings, pool: Pool, node: Node, sources: Sources, pinned: pinning.Pinned, reached: Reached
+) -> Part:
+    """Its own part, so that it never holds the follower up."""
+    sweep = Sweep(
+        pool=pool,
+        chain_id=sources.chain_id,
+        examiner=_examiner(settings, pool, node, sources),
+        rules=_rules(settings, sources, pinned),
+        reached=reached,
+    )
+    return _part(SWEEP, _halting(sweep.tick, pool, sources.chain_id), settings)
+
+
 def _rules(settings: Settings, sources: Sources, pinned: pinning.Pinned) -> Rules:
     cap = settings.max_mint_tokens
     return Rules(
@@ -459,12 +491,12 @@ def _ear(dsn: str, chain_id: int, part: Part) -> Companion:
     )
 
 
-def _halting(follower: Follower, pool: Pool, chain_id: int) -> Callable[[], Awaitable[bool]]:
-    """The follower's tick, which leaves word in the database when it must not go on: every replica shows it."""
+def _halting(work: Callable[[], Awaitable[bool]], pool: Pool, chain_id: int) -> Callable[[], Awaitable[bool]]:
+    """A tick that leaves word in the database when it must not go on: every replica shows it."""
 
     async def tick() -> bool:
         try:
-            return await follower.tick()
+            return await work()
         except FinalityViolated as error:
             await pinning.halt(pool, chain_id, str(error))
             raise
