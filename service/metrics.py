@@ -6,14 +6,16 @@ tells, how the nodes answer, is counted as it happens.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
 
 from datastore.status import Snapshot
 from node.endpoint import Outcome
+from node.health import EndpointState
 from node.inconsistency import Inconsistency
+from node.pool import EndpointReport
 
 
 class _Fixed:
@@ -52,6 +54,21 @@ def families(snapshot: Snapshot, chain_id: int) -> list[Metric]:
     for state, count in snapshot.requests.items():
         requests.add_metric([str(chain_id), state], count)
     return [*made, requests]
+
+
+def endpoint_families(endpoints: Sequence[EndpointReport], troubles: Sequence[str], chain_id: int) -> list[Metric]:
+    """What the process knows of its nodes at this moment."""
+    states = GaugeMetricFamily(
+        "bskt_rpc_endpoint_state", "1 for the state that an endpoint is in.", labels=["chain_id", "endpoint", "state"]
+    )
+    for endpoint in endpoints:
+        for state in EndpointState:
+            states.add_metric([str(chain_id), endpoint.name, state.value], float(state is endpoint.state))
+    count = GaugeMetricFamily(
+        "bskt_chain_troubles", "Reasons why the chain cannot be followed well now.", labels=["chain_id"]
+    )
+    count.add_metric([str(chain_id)], len(troubles))
+    return [states, count]
 
 
 class RpcMetrics:
@@ -102,9 +119,10 @@ class RpcMetrics:
         self._failovers.inc()
 
 
-def exposition(snapshot: Snapshot | None, chain_id: int, *counted: CollectorRegistry) -> bytes:
-    """The text that Prometheus scrapes: the rows' metrics, once the chain is pinned, and those that were counted."""
+def exposition(
+    snapshot: Snapshot | None, chain_id: int, *, live: Sequence[Metric] = (), counted: Sequence[CollectorRegistry] = ()
+) -> bytes:
+    """The text that Prometheus scrapes: the rows' metrics once the chain is pinned, the process's own at any time."""
     registry = CollectorRegistry()
-    if snapshot is not None:
-        registry.register(_Fixed(families(snapshot, chain_id)))
+    registry.register(_Fixed([*([] if snapshot is None else families(snapshot, chain_id)), *live]))
     return b"".join(generate_latest(each) for each in (registry, *counted))

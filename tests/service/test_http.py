@@ -13,7 +13,7 @@ from node.health import EndpointState
 from node.inconsistency import Inconsistency
 from node.pool import EndpointReport
 from service.http import LONGEST_TURN_SECONDS, application, stuck_parts, unready_reasons
-from service.metrics import RpcMetrics, families
+from service.metrics import RpcMetrics, endpoint_families, families
 
 SNAPSHOT = Snapshot(
     head=12,
@@ -85,7 +85,11 @@ async def answer(path: str, read: Read, halted: dict[str, str], troubles: tuple[
 def test_every_metric_is_documented_and_every_documented_metric_exists() -> None:
     text = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
     documented = set(re.findall(r"^\| `(bskt_\w+)`", text, re.MULTILINE))
-    made = [*families(SNAPSHOT, 31337), *RpcMetrics(31337).registry.collect()]
+    made = [
+        *families(SNAPSHOT, 31337),
+        *endpoint_families([ENDPOINT], [], 31337),
+        *RpcMetrics(31337).registry.collect(),
+    ]
     assert documented == {family.name + "_total" * (family.type == "counter") for family in made}
 
 
@@ -146,6 +150,14 @@ def test_a_halt_is_a_reason_for_not_being_ready() -> None:
             b'bskt_rpc_request_seconds_bucket{chain_id="31337",endpoint="0",le="0.025"} 1.0',
         ),
         ("/metrics", healthy, {}, 200, b'bskt_rpc_inconsistencies_total{chain_id="31337",kind="logs_missing"} 1.0'),
+        (
+            "/metrics",
+            unpinned,
+            {},
+            200,
+            b'bskt_rpc_endpoint_state{chain_id="31337",endpoint="0",state="rate_limited"} 1.0',
+        ),
+        ("/metrics", unpinned, {}, 200, b'bskt_chain_troubles{chain_id="31337"} 0.0'),
         ("/metrics", unpinned, {}, 200, b'bskt_rpc_failovers_total{chain_id="31337"} 1.0'),
         ("/status", unpinned, {}, 503, b"not pinned"),
         ("/status", down, {}, 503, b"database: postgres"),
