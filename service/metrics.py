@@ -6,7 +6,7 @@ tells, how the nodes answer, is counted as it happens.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate
 from typing import TypeAlias, TypeVar
 
@@ -19,7 +19,9 @@ from prometheus_client.utils import floatToGoString
 from datastore.status import Snapshot
 from datastore.tally import Histogram, Totals
 from node.endpoint import Outcome
+from node.health import EndpointState
 from node.inconsistency import Inconsistency
+from node.pool import EndpointReport
 
 T = TypeVar("T")
 
@@ -135,6 +137,21 @@ def _cumulated(histogram: Histogram) -> list[tuple[str, float]]:
     return list(zip(names, accumulate(histogram.counts), strict=True))
 
 
+def endpoint_families(endpoints: Sequence[EndpointReport], troubles: Sequence[str], chain_id: int) -> list[Metric]:
+    """What the process knows of its nodes at this moment."""
+    states = GaugeMetricFamily(
+        "bskt_rpc_endpoint_state", "1 for the state that an endpoint is in.", labels=["chain_id", "endpoint", "state"]
+    )
+    for endpoint in endpoints:
+        for state in EndpointState:
+            states.add_metric([str(chain_id), endpoint.name, state.value], float(state is endpoint.state))
+    count = GaugeMetricFamily(
+        "bskt_chain_troubles", "Reasons why the chain cannot be followed well now.", labels=["chain_id"]
+    )
+    count.add_metric([str(chain_id)], len(troubles))
+    return [states, count]
+
+
 class RpcMetrics:
     """How the nodes answer; what is counted here starts from zero with the process."""
 
@@ -183,9 +200,16 @@ class RpcMetrics:
         self._failovers.inc()
 
 
-def exposition(snapshot: Snapshot | None, totals: Totals, chain_id: int, *measured: CollectorRegistry) -> bytes:
-    """The text that Prometheus scrapes: the rows' metrics once the chain is pinned, and those of this process."""
+def exposition(
+    snapshot: Snapshot | None,
+    totals: Totals,
+    chain_id: int,
+    *,
+    live: Sequence[Metric] = (),
+    measured: Sequence[CollectorRegistry] = (),
+) -> bytes:
+    """The text that Prometheus scrapes: the rows' metrics once the chain is pinned, the process's own at any time."""
     registry = CollectorRegistry()
-    if snapshot is not None:
-        registry.register(_Fixed([*families(snapshot, chain_id), *counted(totals, chain_id)]))
+    of_rows = [] if snapshot is None else [*families(snapshot, chain_id), *counted(totals, chain_id)]
+    registry.register(_Fixed([*of_rows, *live]))
     return b"".join(generate_latest(each) for each in (registry, *measured))
