@@ -67,6 +67,7 @@ BLOCK_SECONDS = 0.25
 USERS = 5
 MOST_OUTSTANDING = 30
 POSTGRES_RECOVERY_SECONDS = 5.0
+TRANSACTION_SECONDS = 60.0  # what the datastore allows one
 SETTLE_SECONDS = 300.0
 _DUPLICATES_SHARE = 0.05
 _LOG_TAIL_CHARACTERS = 6_000
@@ -317,7 +318,8 @@ class Loop:
         await until(stopped, what=f"the daemon stopped at {point}")
         self.report.faults["SIGSTOP beyond the lease"] += 1
         second = await self.start(replica=1)
-        await self.until_indexed(second)
+        # What the stopped one had locked is free when the server ends its transaction.
+        await self.until_indexed(second, patience_seconds=2 * TRANSACTION_SECONDS)
         await _pass(LEASE_SECONDS)
         running.send(signal.SIGCONT)
         await _pass(self._chance.uniform(0, 1.5))

@@ -25,16 +25,17 @@ PATIENCE_SECONDS = 60.0
 _BEAT_SECONDS = 0.05
 # Runs `bskt run`; the process sends itself a signal at the named boundary, the n-th time that it reaches it.
 _RUN = """
-import asyncio, os, sys
-from service import settings, wiring
-from service.supervision import Stop
+import functools, os, sys
+from service import wiring
+from service.cli import main
 point, left, number = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 def reached(at):
     global left
     left -= at == point
     if at == point and left == 0:
         os.kill(os.getpid(), number)
-sys.exit(asyncio.run(wiring.run(settings.load({}), parts=wiring.PARTS, stop=Stop(), reached=reached)))
+wiring.run = functools.partial(wiring.run, reached=reached)
+main(["run"])
 """
 
 
