@@ -338,8 +338,11 @@ def _stopped(snapshot: Snapshot, attention: Attention) -> str | None:
         return "these rows were written on another database server; `bskt run` puts the instance in quarantine first"
     if attention.sends_fail is not None:
         word = ANSWERS.get(attention.sends_fail.outcome, attention.sends_fail.outcome)
-        sentence = attention.sends_fail.sentence or "no further word"
-        return f"the latest {counted(attention.sends_fail.answers, 'answer')} of CRE: {word} ({sentence})"
+        answers = counted(attention.sends_fail.answers, "answer")
+        probe = moment(attention.sends_fail.next_probe_at)
+        return (
+            f"the latest {answers} of CRE: {word} ({attention.sends_fail.sentence}); the next probe is due at {probe}"
+        )
     return None
 
 
