@@ -81,13 +81,17 @@ class Frozen:
 class Pacing:
     """How often a workflow may be triggered (``burst`` at once, then one each ``seconds_per_trigger``), and how much.
 
-    ``max_in_flight`` counts undelivered requests over all workflows.  ``daily_cap_wei`` is the most that is sent in one
-    UTC day of the database's clock, each request counted on the day of its first send.
+    ``max_in_flight`` counts undelivered requests over all workflows, and so do ``requester_max_in_flight`` and
+    ``basket_max_in_flight`` those of one requester and of one basket: what CRE drops silently stays in flight until its
+    deadline, so nobody alone may fill all places.  ``daily_cap_wei`` is the most that is sent in one UTC day of the
+    database's clock, each request counted on the day of its first send.
     """
 
     seconds_per_trigger: float
     burst: int
     max_in_flight: int
+    requester_max_in_flight: int | None = None
+    basket_max_in_flight: int | None = None
     daily_cap_wei: int | None = None
 
 
@@ -117,7 +121,8 @@ WHERE c.chain_id = $1
 # Fair: the basket that was served longest ago first, in it the requester that was served longest ago, of whom the oldest
 # request; then everybody's second ones.  The flows (basket and requester) are found by jumping from one to the next in
 # the index, so that ten thousand requests of one requester cost no more than one.
-# $1 chain, $2 limit, $3 whether the whole queue is wanted, also what may only be tried again later
+# $1 chain, $2 limit, $3 whether the whole queue is wanted, also what may only be tried again later, $4 most in flight of one
+# requester and $5 of one basket, or NULL
 _WAITING: Final = """
 WITH RECURSIVE flow AS (
     (
@@ -137,6 +142,10 @@ WITH RECURSIVE flow AS (
         LIMIT 1
     ) n
 ),
+under_way AS (
+    SELECT requester, stablecoin FROM mint_request
+    WHERE chain_id = $1 AND state IN ('in_doubt', 'accepted') AND deadline_at > statement_timestamp()
+),
 turn AS (
     SELECT
         o.id, o.block_number, o.log_index, f.stablecoin, b.last_claim_at AS basket_at, q.last_claim_at AS requester_at,
@@ -152,6 +161,8 @@ turn AS (
     ) o
     LEFT JOIN basket_turn b ON b.chain_id = $1 AND b.stablecoin = f.stablecoin
     LEFT JOIN requester_turn q ON q.chain_id = $1 AND q.stablecoin = f.stablecoin AND q.requester = f.requester
+    WHERE ($4::integer IS NULL OR (SELECT count(*) FROM under_way u WHERE u.requester = f.requester) < $4)
+      AND ($5::integer IS NULL OR (SELECT count(*) FROM under_way u WHERE u.stablecoin = f.stablecoin) < $5)
 )
 SELECT p.id
 FROM (
@@ -313,8 +324,12 @@ RETURNING o.clock_offset_seconds
 
 # $1 chain, $2 the request that wants to be sent
 _OTHERS_IN_FLIGHT: Final = """
-SELECT count(*) FROM mint_request
-WHERE chain_id = $1 AND state IN ('in_doubt', 'accepted') AND deadline_at > statement_timestamp() AND id <> $2
+SELECT
+    count(*) AS of_all,
+    count(*) FILTER (WHERE r.requester = q.requester) AS of_requester,
+    count(*) FILTER (WHERE r.stablecoin = q.stablecoin) AS of_basket
+FROM mint_request r JOIN mint_request q ON q.id = $2
+WHERE r.chain_id = $1 AND r.state IN ('in_doubt', 'accepted') AND r.deadline_at > statement_timestamp() AND r.id <> $2
 """
 
 # What others were first sent today, and may have been delivered.  $1 chain, $2 the request that wants to be sent
@@ -468,17 +483,21 @@ async def _room(connection: Connection, chain_id: int, pacing: Pacing) -> int:
     return pacing.max_in_flight - gate.in_flight if gate.open else 0
 
 
-async def waiting(pool: Pool, chain_id: int, *, limit: int) -> list[Order]:
-    """Requests that wait for a claim, in the order of fairness; nothing is locked."""
+async def waiting(pool: Pool, chain_id: int, *, limit: int, pacing: Pacing | None = None) -> list[Order]:
+    """Requests that wait for a claim, in the order of fairness; nothing is locked.
+
+    With ``pacing``, those of a requester or a basket that has its share in flight are left out.
+    """
+    shares = (None, None) if pacing is None else (pacing.requester_max_in_flight, pacing.basket_max_in_flight)
     async with unit(pool) as connection:
-        rows = await connection.fetch(_WAITING, chain_id, limit, False)
+        rows = await connection.fetch(_WAITING, chain_id, limit, False, *shares)
         return await _orders(connection, [row["id"] for row in rows])
 
 
 async def queue(pool: Pool, chain_id: int) -> list[int]:
     """The ids of all requests that wait for a claim, in the order in which they will be taken if nobody else comes."""
     async with unit(pool) as connection:
-        return [row["id"] for row in await connection.fetch(_WAITING, chain_id, None, True)]
+        return [row["id"] for row in await connection.fetch(_WAITING, chain_id, None, True, None, None)]
 
 
 async def waiting_orders(pool: Pool, chain_id: int, *, besides: Collection[tuple[int, int]], limit: int) -> list[Order]:
@@ -640,7 +659,7 @@ async def begin_attempt(
         gate = await connection.fetchrow(_LOCK_GATE, chain_id)
         if gate is None or not gate["lets_through"]:
             return None
-        if await connection.fetchval(_OTHERS_IN_FLIGHT, chain_id, order.request_id) >= pacing.max_in_flight:
+        if not await _has_room(connection, chain_id, order, pacing):
             return None
         if order.state is State.CLAIMED and await _exceeds_daily_cap(connection, chain_id, order, pacing):
             return None
@@ -664,6 +683,16 @@ async def begin_attempt(
         if gate["closed"]:
             await connection.execute(_PROBE, chain_id, timedelta(seconds=retry_seconds(1)))
     return number
+
+
+async def _has_room(connection: Connection, chain_id: int, order: Order, pacing: Pacing) -> bool:
+    (others,) = await connection.fetch(_OTHERS_IN_FLIGHT, chain_id, order.request_id)
+    limits = (
+        (others["of_all"], pacing.max_in_flight),
+        (others["of_requester"], pacing.requester_max_in_flight),
+        (others["of_basket"], pacing.basket_max_in_flight),
+    )
+    return all(limit is None or number < limit for number, limit in limits)
 
 
 async def _exceeds_daily_cap(connection: Connection, chain_id: int, order: Order, pacing: Pacing) -> bool:

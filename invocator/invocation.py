@@ -168,7 +168,7 @@ class Invocator:
         free = await claims.free_workflows(self._pool, self._chain_id, terms.pacing, terms.workflow_ids)
         if not free:
             return False
-        for waiting in await claims.waiting(self._pool, self._chain_id, limit=LOOKED_AT):
+        for waiting in await claims.waiting(self._pool, self._chain_id, limit=LOOKED_AT, pacing=terms.pacing):
             if self._workflow_of(waiting) in free and await self._work(waiting.request_id):
                 return True
         return False

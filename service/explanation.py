@@ -42,6 +42,8 @@ class Standing:
     complete: Finality
     in_flight: int
     max_in_flight: int
+    requester_share: int
+    basket_share: int
     give_up: timedelta
     stopped: str | None
     halted: str | None
@@ -144,8 +146,6 @@ HOLDS: Final = {
     "backfill": "it was found by `bskt backfill`",
     "quarantine": "the database was restored, and the chain is not read again to finality yet",
     "daily_cap": "the daily cap (BSKT_DAILY_CAP_TOKENS) is reached",
-    "requester_quota": "its requester has had its share of the day (BSKT_REQUESTER_DAILY_REQUESTS)",
-    "basket_quota": "its basket has had its share of the day (BSKT_BASKET_DAILY_REQUESTS)",
     "amount_above_cap": "it asks for more than BSKT_MAX_MINT_TOKENS allows now",
     "basket_not_canonical": "no basket of this branch has this token and this consumer",
     "node_unavailable": "the node did not answer, so nobody knows whether the consumer may mint",
@@ -310,6 +310,8 @@ def standing(
         complete=settings.complete_finality,
         in_flight=snapshot.in_flight,
         max_in_flight=settings.cre_max_in_flight,
+        requester_share=settings.requester_share,
+        basket_share=settings.basket_share,
         give_up=timedelta(seconds=settings.give_up_seconds),
         stopped=_stopped(snapshot, attention),
         halted=snapshot.halted,
@@ -430,6 +432,16 @@ def _confirmed(request: Request, standing: Standing) -> _Said:
         following = (
             f"{standing.in_flight} requests are undelivered and no more than {standing.max_in_flight} may be "
             "(BSKT_CRE_MAX_IN_FLIGHT): it goes on when one of them is delivered or its deadline passes."
+        )
+    elif request.requester_in_flight >= standing.requester_share:
+        following = (
+            f"{request.requester_in_flight} requests of its requester are undelivered and no more than "
+            f"{standing.requester_share} may be (BSKT_REQUESTER_MAX_IN_FLIGHT): others go first."
+        )
+    elif request.basket_in_flight >= standing.basket_share:
+        following = (
+            f"{request.basket_in_flight} requests of its basket are undelivered and no more than "
+            f"{standing.basket_share} may be (BSKT_BASKET_MAX_IN_FLIGHT): others go first."
         )
     elif request.next_attempt_at is not None and request.next_attempt_at > standing.now:
         following = f"CRE had no room for it; it is tried again from {moment(request.next_attempt_at)} on."

@@ -9,7 +9,7 @@ import pytest
 from datastore import claims, following, inspection
 from datastore.claims import Pacing, Says
 from datastore.connection import Pool, Role, open_pool
-from tests.datastore.builders import BOB, CHAIN, ETHER, RULES, batch, block, mint, request
+from tests.datastore.builders import ALICE, BOB, CHAIN, ETHER, RULES, TOKEN, batch, block, mint, request
 from tests.datastore.workers import PACING, WORKFLOW, Worker, confirmed, let_pass, states
 
 DAY_SECONDS = 86_400
@@ -67,6 +67,39 @@ async def test_a_delivery_makes_room(indexer_pool: Pool, worker: Worker) -> None
     assert await worker.claim(2) is None
     await let_pass(indexer_pool, 1, deadline_at=2401)
     assert await worker.claim(2) is not None
+
+
+@pytest.mark.parametrize("share", ["requester", "basket"])
+async def test_nobody_alone_fills_all_places_in_flight(indexer_pool: Pool, worker: Worker, share: str) -> None:
+    """Hard case 117: what CRE drops silently keeps its place until its deadline."""
+    one, other_token = block(1), b"\x71" * 20
+    flood = [request(f"flood{n}", one, log_index=n) for n in range(9)]
+    same_basket, same_requester = share == "requester", share == "basket"
+    victim = request(
+        "victim",
+        one,
+        log_index=9,
+        requester=ALICE if same_requester else BOB,
+        stablecoin=TOKEN if same_basket else other_token,
+    )
+    await confirmed(indexer_pool, *flood, victim)
+    await list_workflow(worker.pool)
+    worker.pacing = Pacing(
+        seconds_per_trigger=0,
+        burst=1,
+        max_in_flight=5,
+        requester_max_in_flight=3 if share == "requester" else None,
+        basket_max_in_flight=3 if share == "basket" else None,
+    )
+    orders = [await worker.claimed(n) for n in range(1, 6)]
+    for order in orders:
+        await worker.freeze(order)
+    assert [await worker.begin(order) for order in orders] == [1, 1, 1, None, None]
+    for order in orders[3:]:
+        await claims.give_back(worker.pool, order, reason="no_slot")
+    waiting = await claims.waiting(worker.pool, CHAIN, limit=9, pacing=worker.pacing)
+    assert [order.request_id for order in waiting] == [10]
+    await worker.send(10)
 
 
 # -- the daily cap ---------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from datastore.claims import Pacing
 from datastore.connection import Pool, Role, open_pool
 from datastore.identity import execution_id_candidates
 from datastore.rows import Basket, Block, Request
+from indexer.policy import Policy
 from invocator.classification import Broadcast, HttpReply, NeverConnected, NoAnswer, Reply
 from invocator.dry_run import DryRun
 from invocator.invocation import SIMULATED_WORKFLOW, Invocator, Terms
@@ -196,6 +197,12 @@ async def test_never_goes_to_a_person_and_nothing_is_frozen(
     assert await indexer_pool.fetchval("SELECT state_reason FROM mint_request") == "decimals_not_supported"
     assert await indexer_pool.fetchval("SELECT count(*) FROM frozen_request") == 0
     assert await indexer_pool.fetchval("SELECT decimals FROM basket") == 6
+    # From now on the policy knows it too.
+    two = block(2)
+    judging = replace(RULES, policy=Policy(max_mint_wei=None))
+    later = batch(two, on=block(1), requests=(asked_for("d2", two),), final=2)
+    await following.commit(indexer_pool, CHAIN, later, judging)
+    assert await states(indexer_pool) == ["review", "rejected"]
 
 
 async def test_a_basket_that_no_branch_announces_is_waited_for(make: Make, cre: Cre, indexer_pool: Pool) -> None:
