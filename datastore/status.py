@@ -72,20 +72,16 @@ WHERE chain_id = $1 AND at > now() - make_interval(hours => $2)
 GROUP BY kind
 ORDER BY max(at) DESC
 """
-# What keeps every request from being sent: the latest answers, as long as all of them are this instance's own fault.  The
-# invocator that got them pauses itself; this is how every process sees it.  $1 chain, $2 how many answers
-_REFUSALS: Final = """
-SELECT outcome, sentence, answered_at
-FROM attempt a
-WHERE answered_at > now() - interval '1 day'
-  AND EXISTS (SELECT FROM mint_request r WHERE r.id = a.request_id AND r.chain_id = $1)
-ORDER BY answered_at DESC
-LIMIT $2
+# What keeps every request from being sent: CRE refuses this instance, or cannot be reached.  $1 chain
+_CLOSED: Final = """
+SELECT closed_outcome AS outcome, closed_code AS code, closed_sentence AS sentence, refusals AS answers, closed_at AS since,
+    probe_at AS next_probe_at
+FROM trigger_gate WHERE chain_id = $1 AND closed_at IS NOT NULL
 """
+# $1 chain
+_GATE: Final = "SELECT closed_at IS NOT NULL AS closed, clock_offset_seconds FROM trigger_gate WHERE chain_id = $1"
 
 ALARM_HOURS: Final = 24
-_INSTANCE_FAULTS: Final = frozenset({"instance_refused", "never_connected"})
-_ANSWERS_LOOKED_AT: Final = 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,6 +136,8 @@ class Snapshot:
     is_home: bool
     halted: str | None
     halted_at: datetime | None
+    sends_fail: bool = False
+    clock_offset_seconds: float | None = None
 
     @property
     def lag_blocks(self) -> int:
@@ -152,12 +150,6 @@ class Snapshot:
         if self.lag_blocks == 0 or self.indexed_timestamp is None:
             return 0.0
         return max(0.0, self.read_at.timestamp() - self.indexed_timestamp)
-
-    @property
-    def next_slot_seconds(self) -> float:
-        """How long until some workflow may be triggered; 0 if one may be now."""
-        waits = [(slot.next_at - self.read_at).total_seconds() if slot.next_at else 0.0 for slot in self.slots]
-        return max(0.0, min(waits, default=0.0))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -184,12 +176,17 @@ class Alarm:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SendsFail:
-    """The latest answers of CRE all say that this instance cannot send: no request pays for them."""
+    """The latest answers of CRE all say that this instance cannot send: no request pays for them.
+
+    Nothing is sent but a probe, the next one at ``next_probe_at`` or soon after.
+    """
 
     outcome: str
-    sentence: str | None
+    code: str
+    sentence: str
     answers: int
     since: datetime
+    next_probe_at: datetime
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -213,6 +210,7 @@ async def snapshot(pool: Pool, chain_id: int) -> Snapshot | None:
         in_flight: int = await connection.fetchval(_IN_FLIGHT, chain_id)
         baskets: int = await connection.fetchval(_BASKETS, chain_id)
         slots = await connection.fetch(_SLOTS, chain_id)
+        gate = await connection.fetchrow(_GATE, chain_id)
     return Snapshot(
         chain_id=chain_id,
         read_at=position["read_at"],
@@ -239,6 +237,8 @@ async def snapshot(pool: Pool, chain_id: int) -> Snapshot | None:
         is_home=position["is_home"],
         halted=position["halted_reason"],
         halted_at=position["halted_at"],
+        sends_fail=gate is not None and gate["closed"],
+        clock_offset_seconds=None if gate is None else gate["clock_offset_seconds"],
     )
 
 
@@ -248,21 +248,11 @@ async def attention(pool: Pool, chain_id: int) -> Attention:
         waiting = await connection.fetch(_FOR_A_PERSON, chain_id)
         held = await connection.fetch(_HELD, chain_id)
         alarms = await connection.fetch(_ALARMS, chain_id, ALARM_HOURS)
-        answers = await connection.fetch(_REFUSALS, chain_id, _ANSWERS_LOOKED_AT)
+        closed = await connection.fetchrow(_CLOSED, chain_id)
     groups = [Group(**{**row, "state": State(row["state"])}) for row in waiting]
     groups += [Group(state=None, **row) for row in held]
-    own_fault = next(
-        (number for number, row in enumerate(answers) if row["outcome"] not in _INSTANCE_FAULTS), len(answers)
-    )
     return Attention(
         groups=tuple(groups),
         alarms=tuple(Alarm(**row) for row in alarms),
-        sends_fail=SendsFail(
-            outcome=answers[0]["outcome"],
-            sentence=answers[0]["sentence"],
-            answers=own_fault,
-            since=answers[own_fault - 1]["answered_at"],
-        )
-        if own_fault
-        else None,
+        sends_fail=None if closed is None else SendsFail(**closed),
     )

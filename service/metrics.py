@@ -7,6 +7,7 @@ tells, how the nodes answer, is counted as it happens.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
 from itertools import accumulate
 from typing import TypeAlias, TypeVar
 
@@ -58,9 +59,23 @@ def families(snapshot: Snapshot, chain_id: int) -> list[Metric]:
         ),
         "bskt_queue_waiting": ("Requests that wait for a claim.", snapshot.waiting),
         "bskt_queue_oldest_seconds": ("How long the oldest of them has waited.", snapshot.oldest_seconds),
-        "bskt_cre_next_slot_seconds": ("How long until a workflow may be triggered.", snapshot.next_slot_seconds),
-        "bskt_cre_unresolved": ("Requests that may have been sent, outcome unknown.", snapshot.requests["in_doubt"]),
         "bskt_paused": ("1 while a person has paused the invocator.", float(snapshot.paused is not None)),
+        "bskt_cre_next_slot_seconds": (
+            "Until a workflow may be triggered again; 0 for at once.",
+            min((_seconds_until(slot.next_at, snapshot.read_at) for slot in snapshot.slots), default=0.0),
+        ),
+        "bskt_cre_unresolved": (
+            "Requests that may have been delivered and are not settled.",
+            snapshot.requests.get("in_doubt", 0) + snapshot.requests.get("accepted", 0),
+        ),
+        "bskt_cre_refuses": (
+            "1 while CRE refuses this instance or cannot be reached: only probes are sent.",
+            float(snapshot.sends_fail),
+        ),
+        "bskt_cre_clock_offset_seconds": (
+            "The gateway's clock less ours, as of its latest answer.",
+            snapshot.clock_offset_seconds or 0.0,
+        ),
         "bskt_halted": ("1 while the indexer refuses to go on.", float(snapshot.halted is not None)),
     }
     made: list[Metric] = []
@@ -72,6 +87,10 @@ def families(snapshot: Snapshot, chain_id: int) -> list[Metric]:
     for state, count in snapshot.requests.items():
         requests.add_metric([str(chain_id), state], count)
     return [*made, requests]
+
+
+def _seconds_until(at: datetime | None, now: datetime) -> float:
+    return max(0.0, (at - now).total_seconds()) if at is not None else 0.0
 
 
 def counted(totals: Totals, chain_id: int) -> list[Metric]:

@@ -406,10 +406,12 @@ def _sweep(
 
 
 def _rules(settings: Settings, sources: Sources, pinned: pinning.Pinned) -> Rules:
-    cap = settings.max_mint_tokens
+    cap, minimum = settings.max_mint_tokens, settings.min_mint_tokens
     return Rules(
         policy=Policy(
             max_mint_wei=None if cap is None else wei(cap),
+            min_mint_wei=None if minimum is None else wei(minimum),
+            max_drift_wei=wei(settings.max_drift_tokens),
             forbidden_beneficiaries=frozenset({sources.factory, sources.forwarder}),
         ),
         contest=settings.contested_reference == "review",
@@ -444,6 +446,8 @@ def _invocation(
             seconds_per_trigger=settings.cre_seconds_per_trigger,
             burst=settings.cre_burst,
             max_in_flight=settings.cre_max_in_flight,
+            requester_max_in_flight=settings.requester_share,
+            basket_max_in_flight=settings.basket_share,
             daily_cap_wei=None if daily_cap is None else wei(daily_cap),
         ),
         timeout_seconds=SIMULATION_SECONDS if simulated else settings.cre_timeout_seconds,

@@ -32,7 +32,7 @@ SNAPSHOT = Snapshot(
     indexed_at=datetime(2026, 1, 1, tzinfo=UTC),
     indexed_timestamp=1_767_225_569,
     last_reorg=None,
-    requests={"seen": 1, "in_doubt": 0},
+    requests={"seen": 1},
     waiting=0,
     oldest_seconds=0.0,
     in_flight=0,
