@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+from datastore.alarms import AlarmKind, raise_alarm
 from datastore.connection import Pool, unit
 from datastore.errors import DatastoreUnsuitable
 from datastore.rows import Block
@@ -161,12 +162,7 @@ async def halt(pool: Pool, chain_id: int, reason: str) -> None:
             chain_id,
             reason,
         )
-        await connection.execute(
-            # $1 chain, $2 reason
-            "INSERT INTO alarm (chain_id, kind, sentence) VALUES ($1, 'finality_violated', $2)",
-            chain_id,
-            reason,
-        )
+        await raise_alarm(connection, chain_id, AlarmKind.FINALITY_VIOLATED, reason)
 
 
 async def clear_halt(pool: Pool, chain_id: int) -> None:

@@ -46,6 +46,8 @@ class FinalZone:
     async def read(self, node: Node, after: int, up_to: int) -> FinalRange:
         """The range that follows block ``after`` and ends at ``up_to`` at the latest, which must be final.
 
+        ``node`` should be one endpoint's: headers and logs must fit together.
+
         Raises:
             NodeUnavailable: Call again.
             NodeAnswerInvalid: The answers contradict each other; call again.

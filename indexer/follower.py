@@ -20,7 +20,7 @@ from indexer.continuity import AlreadyHeld, Extends, LeavesFinality, NeedsParent
 from indexer.final_zone import FinalZone, stored
 from indexer.observation import Observation, Sources
 from node.blocks import Header
-from node.errors import BlockUnknown, EndpointChanged, EndpointLags, NodeAnswerInvalid
+from node.errors import BlockUnknown, EndpointChanged, EndpointLags
 from node.inconsistency import Inconsistency
 from node.node import FinalityTags, Node
 
@@ -296,10 +296,6 @@ class _Tags:
     head: Header
     finalized: int
     safe: int
-
-
-def _contradiction(reason: str) -> NodeAnswerInvalid:
-    return NodeAnswerInvalid("node", "several answers", reason, kind=Inconsistency.OTHER_BLOCK)
 
 
 def report(committed: Committed, *, undecodable: int) -> None:

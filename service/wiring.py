@@ -28,6 +28,7 @@ from indexer.decoding import EventCatalog
 from indexer.follower import FinalityRule, Follower
 from indexer.observation import Sources
 from indexer.policy import Policy
+from indexer.sweep import Examiner, Sweep
 from invocator.cre_gateway import CreGateway
 from invocator.cre_simulate import DEFAULT_TIMEOUT_SECONDS as SIMULATION_SECONDS
 from invocator.cre_simulate import CreCommand, CreSimulation
@@ -52,6 +53,7 @@ log = structlog.get_logger(__name__)
 
 INDEXER: Final = "indexer"
 INVOCATOR: Final = "invocator"
+SWEEP: Final = "sweep"
 PARTS: Final = (INDEXER, INVOCATOR)
 
 _RPC_TIMEOUT_SECONDS: Final = 30.0
@@ -118,8 +120,8 @@ async def run(
         troubles: Troubles = tuple
         if INDEXER in parts:
             follower = _follower(settings, pool, node, sources, pinned, reached)
-            indexer = _part(INDEXER, _halting(follower, pool, sources.chain_id), settings)
-            running += [indexer, *_probing(settings, node)]
+            indexer = _part(INDEXER, _halting(follower.tick, pool, sources.chain_id), settings)
+            running += [indexer, _sweep(settings, pool, node, sources, pinned, reached), *_probing(settings, node)]
             companions += _listening(settings, indexer)
             troubles = _troubles(node, follower)
             await pinning.clear_halt(pool, sources.chain_id)
@@ -213,7 +215,8 @@ async def _close(pool: Pool) -> None:
         pool.terminate()
 
 
-def _node(settings: Settings, metrics: RpcMetrics) -> Node:
+def _node(settings: Settings, metrics: RpcMetrics | None = None) -> Node:
+    metrics = metrics or RpcMetrics(_present(settings.chain_id))
     return Node(
         EndpointPool(
             [
@@ -280,9 +283,7 @@ async def indexing(settings: Settings, dsn: str) -> AsyncIterator[Indexing]:
         pool = await _opened(stack, dsn, Role.INDEXER)
         await check_server(pool)
         sources = _sources(settings, instance_secret(settings))
-        await _prove(pool, node, sources)
-        async with node.session() as session:
-            pinned = await pinning.pinned(pool, await _found(session.node, sources))
+        pinned = await pinning.pinned(pool, await _shown(pool, node, sources))
         if pinned is None:
             raise DatastoreUnsuitable(
                 f"the database does not hold chain {sources.chain_id} yet: start `bskt run` first, it pins the chain"
@@ -297,16 +298,6 @@ async def indexing(settings: Settings, dsn: str) -> AsyncIterator[Indexing]:
         )
 
 
-async def _pin(pool: Pool, node: Node, settings: Settings, sources: Sources) -> pinning.Pinned:
-    """Check the chain against what the first start pinned; be that first start if there was none."""
-    await _prove(pool, node, sources)
-    async with node.session() as session:
-        pin, pinned = await _pinned(pool, session.node, settings, sources)
-    # Endpoints that were away at this start have to show all of it when they come back.
-    node.expect(_identity(pin))
-    return pinned
-
-
 def _identity(pin: pinning.Pin) -> ChainIdentity:
     return ChainIdentity(
         chain_id=pin.chain_id,
@@ -316,14 +307,19 @@ def _identity(pin: pinning.Pin) -> ChainIdentity:
     )
 
 
-async def _prove(pool: Pool, node: Node, sources: Sources) -> None:
-    """Let no endpoint answer that serves another chain than the one that is pinned."""
+async def _shown(pool: Pool, node: Node, sources: Sources) -> pinning.Pin:
+    """Let every endpoint show the chain that the database pinned; from here on only such ones are believed."""
     known = await pinning.stored(pool, sources.chain_id)
     if known is None or known.factory_address != sources.factory:  # another factory is refused later, with the reason
         node.expect(ChainIdentity(chain_id=sources.chain_id, genesis_hash=known.genesis_hash if known else None))
     else:
         node.expect(_identity(known))
     await node.prove_all()
+    async with node.session() as session:
+        pin = await _found(session.node, sources)
+    # Endpoints that were away at this start have to show all of it when they come back.
+    node.expect(_identity(pin))
+    return pin
 
 
 async def _found(node: Node, sources: Sources) -> pinning.Pin:
@@ -344,10 +340,11 @@ async def _found(node: Node, sources: Sources) -> pinning.Pin:
     )
 
 
-async def _pinned(pool: Pool, node: Node, settings: Settings, sources: Sources) -> tuple[pinning.Pin, pinning.Pinned]:
-    pin = await _found(node, sources)
+async def _pin(pool: Pool, node: Node, settings: Settings, sources: Sources) -> pinning.Pinned:
+    """Check the chain against what the first start pinned; be that first start if there was none."""
+    pin = await _shown(pool, node, sources)
     if (pinned := await pinning.pinned(pool, pin)) is not None:
-        return pin, pinned
+        return pinned
     start = await node.header_by_number(max(1, _present(settings.start_block)))
     # The highest head that any endpoint knows: history is not what happened after the start.
     head_number = max(report.head for report in node.reports() if report.head is not None)
@@ -359,7 +356,7 @@ async def _pinned(pool: Pool, node: Node, settings: Settings, sources: Sources) 
         first_trigger_block_number=first_trigger,
     )
     # Another starter may have been first: what is stored counts.
-    return pin, _present(await pinning.pinned(pool, pin))
+    return _present(await pinning.pinned(pool, pin))
 
 
 def _follower(
@@ -378,11 +375,43 @@ def _follower(
     )
 
 
+def examiner(settings: Settings, indexing: Indexing) -> Examiner:
+    """Compares final rows with the chain, for a command."""
+    return _examiner(settings, indexing.pool, indexing.node, indexing.sources)
+
+
+def _examiner(settings: Settings, pool: Pool, node: Node, sources: Sources) -> Examiner:
+    return Examiner(
+        pool=pool,
+        node=node,
+        sources=sources,
+        trigger_finality=_finality(settings.trigger_finality),
+        complete_finality=_finality(settings.complete_finality),
+        max_range_blocks=settings.max_log_range_blocks,
+    )
+
+
+def _sweep(
+    settings: Settings, pool: Pool, node: Node, sources: Sources, pinned: pinning.Pinned, reached: Reached
+) -> Part:
+    """Its own part, so that it never holds the follower up."""
+    sweep = Sweep(
+        pool=pool,
+        chain_id=sources.chain_id,
+        examiner=_examiner(settings, pool, node, sources),
+        rules=_rules(settings, sources, pinned),
+        reached=reached,
+    )
+    return _part(SWEEP, _halting(sweep.tick, pool, sources.chain_id), settings)
+
+
 def _rules(settings: Settings, sources: Sources, pinned: pinning.Pinned) -> Rules:
-    cap = settings.max_mint_tokens
+    cap, minimum = settings.max_mint_tokens, settings.min_mint_tokens
     return Rules(
         policy=Policy(
             max_mint_wei=None if cap is None else wei(cap),
+            min_mint_wei=None if minimum is None else wei(minimum),
+            max_drift_wei=wei(settings.max_drift_tokens),
             forbidden_beneficiaries=frozenset({sources.factory, sources.forwarder}),
         ),
         contest=settings.contested_reference == "review",
@@ -417,6 +446,8 @@ def _invocation(
             seconds_per_trigger=settings.cre_seconds_per_trigger,
             burst=settings.cre_burst,
             max_in_flight=settings.cre_max_in_flight,
+            requester_max_in_flight=settings.requester_share,
+            basket_max_in_flight=settings.basket_share,
             daily_cap_wei=None if daily_cap is None else wei(daily_cap),
         ),
         timeout_seconds=SIMULATION_SECONDS if simulated else settings.cre_timeout_seconds,
@@ -464,12 +495,12 @@ def _ear(dsn: str, chain_id: int, part: Part) -> Companion:
     )
 
 
-def _halting(follower: Follower, pool: Pool, chain_id: int) -> Callable[[], Awaitable[bool]]:
-    """The follower's tick, which leaves word in the database when it must not go on: every replica shows it."""
+def _halting(work: Callable[[], Awaitable[bool]], pool: Pool, chain_id: int) -> Callable[[], Awaitable[bool]]:
+    """A tick that leaves word in the database when it must not go on: every replica shows it."""
 
     async def tick() -> bool:
         try:
-            return await follower.tick()
+            return await work()
         except FinalityViolated as error:
             await pinning.halt(pool, chain_id, str(error))
             raise
@@ -539,6 +570,7 @@ def _part(name: str, tick: Callable[[], Awaitable[bool]], settings: Settings) ->
         pause_seconds=settings.poll_interval_seconds,
         wake=asyncio.Event(),
         forgives=(DatastoreUnavailable, NodeUnavailable, RangeRefused, BlockUnknown),
+        hurries_after=(DatastoreUnavailable,),
         halts_on=(FinalityViolated,),
     )
 

@@ -127,6 +127,7 @@ async def test_refusals_of_this_instance_are_told_and_explain_every_waiting_requ
     assert (code, shown["sends_fail"]["answers"]) == (Exit.NOT_READY, 1)
     (last, *_) = (await bskt(dsn, "--output", "json", "requests", "list")).json
     assert "signer is not authorized" in last["next"]
+    await chain.let_probe()
     await chain.send("accepted")
     async with node(head=2) as url:
         code, shown = await status(dsn, BSKT_RPC_URL=url)
