@@ -91,8 +91,8 @@ async def test_a_hold_and_its_release_are_told_in_the_story_with_who_and_why(cha
     assert "is no longer held (operator)" in released.stdout
     story = (await bskt(dsn, "--output", "json", "requests", "timeline", "1")).json
     assert [each["sentence"] for each in story if each["source"] == "operator"] == [
-        "hold: alice: ticket 7",
-        "release: alice: ticket 7",
+        "hold, by alice: ticket 7",
+        "release, by alice: ticket 7",
     ]
 
 
