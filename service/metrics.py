@@ -51,6 +51,10 @@ def families(snapshot: Snapshot, chain_id: int) -> list[Metric]:
         "bskt_queue_waiting": ("Requests that wait for a claim.", snapshot.waiting),
         "bskt_queue_oldest_seconds": ("How long the oldest of them has waited.", snapshot.oldest_seconds),
         "bskt_paused": ("1 while a person has paused the invocator.", float(snapshot.paused is not None)),
+        "bskt_quarantined": (
+            "1 while nothing is triggered after a restore or a failover.",
+            float(snapshot.quarantined is not None),
+        ),
         "bskt_halted": ("1 while the indexer refuses to go on.", float(snapshot.halted is not None)),
     }
     made: list[Metric] = []

@@ -2,16 +2,20 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
+import yaml
 
 from datastore.alarms import AlarmKind
 from datastore.lifecycle import State
+from node.inconsistency import Inconsistency
 from service.cli import main
 from service.explanation import HOLDS, REASONS
 
-TEXT = (Path(__file__).parents[2] / "docs" / "runbook.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[2]
+TEXT = (ROOT / "docs" / "runbook.md").read_text(encoding="utf-8")
 HEADING = re.compile(r"^### (\w+) `(\w+)`$", re.MULTILINE)
 
 # These only tell what went on by itself; whoever reads them needs no help.
@@ -96,7 +100,49 @@ def test_a_command_that_needs_a_reason_is_shown_with_it_wherever_it_has_argument
             }, text
 
 
-def test_every_link_leads_to_a_heading() -> None:
+def anchors() -> set[str]:
     headings = re.findall(r"^##+ (.+)$", TEXT, flags=re.MULTILINE)
-    anchors = {re.sub(r"[^\w\- ]", "", heading).strip().lower().replace(" ", "-") for heading in headings}
-    assert set(re.findall(r"\]\(#([^)]+)\)", TEXT)) <= anchors
+    return {re.sub(r"[^\w\- ]", "", heading).strip().lower().replace(" ", "-") for heading in headings}
+
+
+def test_every_link_leads_to_a_heading() -> None:
+    assert set(re.findall(r"\]\(#([^)]+)\)", TEXT)) <= anchors()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# ops/alerts.yml
+# ---------------------------------------------------------------------------------------------------------------------
+RULES = [
+    rule for group in yaml.safe_load((ROOT / "ops" / "alerts.yml").read_text())["groups"] for rule in group["rules"]
+]
+METRICS = set(re.findall(r"^\| `(bskt_\w+)` \|", (ROOT / "docs" / "metrics.md").read_text(), flags=re.MULTILINE))
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule["alert"])
+def test_an_alert_asks_for_metrics_that_exist_and_leads_to_the_runbook(rule: dict[str, Any]) -> None:
+    asked = set(re.findall(r"\bbskt_\w+", rule["expr"]))
+    assert asked
+    assert asked <= METRICS
+    assert rule["labels"]["severity"] in {"page", "ticket"}
+    assert rule["annotations"]["summary"]
+    page, _, anchor = rule["annotations"]["runbook"].partition("#")
+    assert page == "docs/runbook.md"
+    kinds = [kind.value for kind in AlarmKind] if "{{" in anchor else [""]
+    assert {anchor.replace("{{ $labels.kind }}", kind) for kind in kinds} <= anchors()
+
+
+def test_every_label_that_an_alert_names_has_a_value_that_is_written() -> None:
+    for rule in RULES:
+        for name, values in re.findall(r'(\w+)(?:!=|=~|=)"([^"]+)"', rule["expr"]):
+            known = {
+                "kind": {kind.value for kind in (*AlarmKind, *Inconsistency)},
+                "state": {state.value for state in State},
+                "to": {state.value for state in State},
+                "outcome": {"accepted", "instance_refused"},
+            }[name]
+            assert set(values.split("|")) <= known
+
+
+def test_every_alert_has_a_name_of_its_own() -> None:
+    names = [rule["alert"] for rule in RULES]
+    assert len(set(names)) == len(names)
