@@ -567,10 +567,23 @@ CREATE TABLE workflow_slot (
 COMMENT ON TABLE workflow_slot IS 'Durable pacing: the theoretical arrival time of the next trigger of each workflow.  A restart causes no burst.';
 
 CREATE TABLE trigger_gate (
-    chain_id bigint PRIMARY KEY REFERENCES chain
+    chain_id bigint PRIMARY KEY REFERENCES chain,
+    closed_at timestamptz,
+    closed_outcome text,
+    closed_code text,
+    closed_sentence text,
+    refusals integer NOT NULL DEFAULT 0,
+    pause_seconds double precision,
+    probe_at timestamptz,
+    clock_offset_seconds double precision,
+    CONSTRAINT trigger_gate_is_closed_with_a_reason_and_a_probe CHECK (
+        num_nulls(closed_at, closed_outcome, closed_code, closed_sentence, pause_seconds, probe_at) IN (0, 6)
+        AND (closed_at IS NULL) = (refusals = 0)
+    )
 );
 COMMENT ON TABLE trigger_gate IS
-    'One row a chain, locked while an attempt begins: what is counted over all requests (in flight, caps) is counted by one worker at a time.';
+    'One row a chain, locked while an attempt begins: what is counted over all requests (in flight, caps) is counted by one worker at a time.  Closed while CRE refuses this instance (its key, workflow or clock) or cannot be reached: only a probe goes through, now and then.';
+COMMENT ON COLUMN trigger_gate.clock_offset_seconds IS 'The gateway''s clock less ours, as of its latest answer.';
 
 CREATE TABLE basket_turn (
     chain_id bigint NOT NULL REFERENCES chain,

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from enum import StrEnum
 from typing import Final
 from uuid import UUID
 
@@ -22,6 +23,11 @@ from datastore.lifecycle import Event, State, decide
 from datastore.settlement import Move, known, move, settle
 
 REFUSED_BEFORE_FORWARDING: Final = frozenset({"refused_now", "refused_for_good", "instance_refused", "never_connected"})
+
+FIRST_PAUSE_SECONDS: Final = 5.0
+LONGEST_PAUSE_SECONDS: Final = 300.0
+CLOCK_ALARM_SECONDS: Final = 30.0
+"""A token may be 300 s off; whoever is a tenth of that off should not wait for the rest (hard case 82)."""
 
 GATEWAY: Final = "gateway"
 SIMULATE: Final = "simulate"
@@ -78,13 +84,17 @@ class Frozen:
 class Pacing:
     """How often a workflow may be triggered (``burst`` at once, then one each ``seconds_per_trigger``), and how much.
 
-    ``max_in_flight`` counts undelivered requests over all workflows.  ``daily_cap_wei`` is the most that is sent in one
-    UTC day of the database's clock, each request counted on the day of its first send.
+    ``max_in_flight`` counts undelivered requests over all workflows, and so do ``requester_max_in_flight`` and
+    ``basket_max_in_flight`` those of one requester and of one basket: what CRE drops silently stays in flight until its
+    deadline, so nobody alone may fill all places.  ``daily_cap_wei`` is the most that is sent in one UTC day of the
+    database's clock, each request counted on the day of its first send.
     """
 
     seconds_per_trigger: float
     burst: int
     max_in_flight: int
+    requester_max_in_flight: int | None = None
+    basket_max_in_flight: int | None = None
     daily_cap_wei: int | None = None
 
 
@@ -101,18 +111,21 @@ WHERE w.chain_id = $1 AND w.workflow_id = ANY($4::bytea[])
 # $1 chain
 _GATE: Final = """
 SELECT
-    c.paused_at IS NULL AND c.quarantined_at IS NULL AND is_this_server(c.server_identifier, c.server_timeline) AS open,
+    c.paused_at IS NULL AND c.quarantined_at IS NULL AND is_this_server(c.server_identifier, c.server_timeline)
+        AND (g.closed_at IS NULL OR g.probe_at <= statement_timestamp()) AS open,
     (
         SELECT count(*) FROM mint_request r
         WHERE r.chain_id = c.chain_id AND r.state IN ('in_doubt', 'accepted') AND r.deadline_at > statement_timestamp()
     ) AS in_flight
-FROM control c WHERE c.chain_id = $1
+FROM control c LEFT JOIN trigger_gate g USING (chain_id)
+WHERE c.chain_id = $1
 """
 
 # Fair: the basket that was served longest ago first, in it the requester that was served longest ago, of whom the oldest
 # request; then everybody's second ones.  The flows (basket and requester) are found by jumping from one to the next in
 # the index, so that ten thousand requests of one requester cost no more than one.
-# $1 chain, $2 limit, $3 whether the whole queue is wanted, also what may only be tried again later
+# $1 chain, $2 limit, $3 whether the whole queue is wanted, also what may only be tried again later, $4 most in flight of one
+# requester and $5 of one basket, or NULL
 _WAITING: Final = """
 WITH RECURSIVE flow AS (
     (
@@ -132,6 +145,10 @@ WITH RECURSIVE flow AS (
         LIMIT 1
     ) n
 ),
+under_way AS (
+    SELECT requester, stablecoin FROM mint_request
+    WHERE chain_id = $1 AND state IN ('in_doubt', 'accepted') AND deadline_at > statement_timestamp()
+),
 turn AS (
     SELECT
         o.id, o.block_number, o.log_index, f.stablecoin, b.last_claim_at AS basket_at, q.last_claim_at AS requester_at,
@@ -147,6 +164,8 @@ turn AS (
     ) o
     LEFT JOIN basket_turn b ON b.chain_id = $1 AND b.stablecoin = f.stablecoin
     LEFT JOIN requester_turn q ON q.chain_id = $1 AND q.stablecoin = f.stablecoin AND q.requester = f.requester
+    WHERE ($4::integer IS NULL OR (SELECT count(*) FROM under_way u WHERE u.requester = f.requester) < $4)
+      AND ($5::integer IS NULL OR (SELECT count(*) FROM under_way u WHERE u.stablecoin = f.stablecoin) < $5)
 )
 SELECT p.id
 FROM (
@@ -273,12 +292,61 @@ FOR UPDATE OF r
 """
 
 # Taken after the request's own row, by attempts only: one order of locks.  $1 chain
-_LOCK_GATE: Final = "SELECT FROM trigger_gate WHERE chain_id = $1 FOR UPDATE"
+_LOCK_GATE: Final = """
+SELECT closed_at IS NOT NULL AS closed, closed_at IS NULL OR probe_at <= clock_timestamp() AS lets_through
+FROM trigger_gate WHERE chain_id = $1 FOR UPDATE
+"""
+
+# One probe at a time, as long as it may take.  $1 chain, $2 interval
+_PROBE: Final = """
+UPDATE trigger_gate SET probe_at = clock_timestamp() + greatest(make_interval(secs => pause_seconds), $2::interval)
+WHERE chain_id = $1
+"""
+
+# What was under way when the gate closed makes the pause no longer.
+# $1 chain, $2 request, $3 attempt, $4 outcome, $5 code, $6 sentence, $7 first pause, $8 longest pause, in seconds
+_CLOSE_GATE: Final = """
+UPDATE trigger_gate g SET
+    closed_at = coalesce(g.closed_at, clock_timestamp()), closed_outcome = $4, closed_code = $5, closed_sentence = $6,
+    refusals = g.refusals + 1, pause_seconds = p.seconds, probe_at = clock_timestamp() + make_interval(secs => p.seconds)
+FROM (
+    SELECT CASE
+        WHEN o.closed_at IS NULL THEN $7
+        WHEN a.started_at < o.closed_at THEN o.pause_seconds
+        ELSE least($8, o.pause_seconds * 2)
+    END::double precision AS seconds
+    FROM trigger_gate o CROSS JOIN attempt a
+    WHERE o.chain_id = $1 AND a.request_id = $2 AND a.attempt_no = $3
+) p
+WHERE g.chain_id = $1
+RETURNING g.refusals
+"""
+
+# $1 chain, $2 request, $3 attempt: what began before the gate closed says nothing about now
+_OPEN_GATE: Final = """
+UPDATE trigger_gate g SET
+    closed_at = NULL, closed_outcome = NULL, closed_code = NULL, closed_sentence = NULL, refusals = 0, pause_seconds = NULL,
+    probe_at = NULL
+FROM attempt a
+WHERE g.chain_id = $1 AND a.request_id = $2 AND a.attempt_no = $3 AND a.started_at >= g.closed_at
+"""
+
+# The offset as it was before.  $1 chain, $2 seconds
+_SET_CLOCK: Final = """
+UPDATE trigger_gate g SET clock_offset_seconds = $2
+FROM (SELECT clock_offset_seconds FROM trigger_gate WHERE chain_id = $1) o
+WHERE g.chain_id = $1
+RETURNING o.clock_offset_seconds
+"""
 
 # $1 chain, $2 the request that wants to be sent
 _OTHERS_IN_FLIGHT: Final = """
-SELECT count(*) FROM mint_request
-WHERE chain_id = $1 AND state IN ('in_doubt', 'accepted') AND deadline_at > statement_timestamp() AND id <> $2
+SELECT
+    count(*) AS of_all,
+    count(*) FILTER (WHERE r.requester = q.requester) AS of_requester,
+    count(*) FILTER (WHERE r.stablecoin = q.stablecoin) AS of_basket
+FROM mint_request r JOIN mint_request q ON q.id = $2
+WHERE r.chain_id = $1 AND r.state IN ('in_doubt', 'accepted') AND r.deadline_at > statement_timestamp() AND r.id <> $2
 """
 
 # What others were first sent today, and may have been delivered.  $1 chain, $2 the request that wants to be sent
@@ -397,6 +465,25 @@ async def listed_workflows(pool: Pool, chain_id: int) -> list[bytes]:
     return [row["workflow_id"] for row in rows]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gate:
+    """Whether anything may be sent now (no pause, no quarantine, CRE does not refuse us), and how much is under way."""
+
+    open: bool
+    in_flight: int
+
+
+async def gate(pool: Pool, chain_id: int) -> Gate:
+    """Look at the gate; `begin_attempt` looks again, under its lock."""
+    async with unit(pool) as connection:
+        return await _gate(connection, chain_id)
+
+
+async def _gate(connection: Connection, chain_id: int) -> Gate:
+    row = await connection.fetchrow(_GATE, chain_id)
+    return Gate(open=row is not None and row["open"], in_flight=0 if row is None else row["in_flight"])
+
+
 async def free_workflows(pool: Pool, chain_id: int, pacing: Pacing, workflow_ids: Sequence[bytes]) -> frozenset[bytes]:
     """Of ``workflow_ids``, those that may be triggered now; none while paused or while too many are in flight."""
     async with unit(pool) as connection:
@@ -409,21 +496,25 @@ async def free_workflows(pool: Pool, chain_id: int, pacing: Pacing, workflow_ids
 
 async def _room(connection: Connection, chain_id: int, pacing: Pacing) -> int:
     """How many more requests may be in flight; counted without a lock, so it only saves work."""
-    gate = await connection.fetchrow(_GATE, chain_id)
-    return pacing.max_in_flight - gate["in_flight"] if gate is not None and gate["open"] else 0
+    gate = await _gate(connection, chain_id)
+    return pacing.max_in_flight - gate.in_flight if gate.open else 0
 
 
-async def waiting(pool: Pool, chain_id: int, *, limit: int) -> list[Order]:
-    """Requests that wait for a claim, in the order of fairness; nothing is locked."""
+async def waiting(pool: Pool, chain_id: int, *, limit: int, pacing: Pacing | None = None) -> list[Order]:
+    """Requests that wait for a claim, in the order of fairness; nothing is locked.
+
+    With ``pacing``, those of a requester or a basket that has its share in flight are left out.
+    """
+    shares = (None, None) if pacing is None else (pacing.requester_max_in_flight, pacing.basket_max_in_flight)
     async with unit(pool) as connection:
-        rows = await connection.fetch(_WAITING, chain_id, limit, False)
+        rows = await connection.fetch(_WAITING, chain_id, limit, False, *shares)
         return await _orders(connection, [row["id"] for row in rows])
 
 
 async def queue(pool: Pool, chain_id: int) -> list[int]:
     """The ids of all requests that wait for a claim, in the order in which they will be taken if nobody else comes."""
     async with unit(pool) as connection:
-        return [row["id"] for row in await connection.fetch(_WAITING, chain_id, None, True)]
+        return [row["id"] for row in await connection.fetch(_WAITING, chain_id, None, True, None, None)]
 
 
 async def waiting_orders(pool: Pool, chain_id: int, *, besides: Collection[tuple[int, int]], limit: int) -> list[Order]:
@@ -437,7 +528,9 @@ async def waiting_orders(pool: Pool, chain_id: int, *, besides: Collection[tuple
 async def due(pool: Pool, chain_id: int, *, limit: int) -> list[Order]:
     """Requests in doubt whose next attempt is due, oldest first; nothing is locked."""
     async with unit(pool) as connection:
-        return await _orders(connection, [row["id"] for row in await connection.fetch(_DUE, chain_id, limit)])
+        orders = await _orders(connection, [row["id"] for row in await connection.fetch(_DUE, chain_id, limit)])
+    # Each statement sees what was committed before it: one that was minted in between is no longer in doubt.
+    return [order for order in orders if order.state is State.IN_DOUBT]
 
 
 async def claim(
@@ -584,8 +677,10 @@ async def begin_attempt(
         if row is None or not row["may_send"] or not row["lease_holds"] or row["is_simulated"]:
             return None
         # What is counted from here on stays so until this transaction ends.
-        await connection.execute(_LOCK_GATE, chain_id)
-        if await connection.fetchval(_OTHERS_IN_FLIGHT, chain_id, order.request_id) >= pacing.max_in_flight:
+        gate = await connection.fetchrow(_LOCK_GATE, chain_id)
+        if gate is None or not gate["lets_through"]:
+            return None
+        if not await _has_room(connection, chain_id, order, pacing):
             return None
         if order.state is State.CLAIMED and await _exceeds_daily_cap(connection, chain_id, order, pacing):
             return None
@@ -606,7 +701,19 @@ async def begin_attempt(
         await connection.execute(
             _IN_DOUBT, order.request_id, timedelta(seconds=retry_seconds(number)), timedelta(seconds=deadline_seconds)
         )
+        if gate["closed"]:
+            await connection.execute(_PROBE, chain_id, timedelta(seconds=retry_seconds(1)))
     return number
+
+
+async def _has_room(connection: Connection, chain_id: int, order: Order, pacing: Pacing) -> bool:
+    (others,) = await connection.fetch(_OTHERS_IN_FLIGHT, chain_id, order.request_id)
+    limits = (
+        (others["of_all"], pacing.max_in_flight),
+        (others["of_requester"], pacing.requester_max_in_flight),
+        (others["of_basket"], pacing.basket_max_in_flight),
+    )
+    return all(limit is None or number < limit for number, limit in limits)
 
 
 async def _exceeds_daily_cap(connection: Connection, chain_id: int, order: Order, pacing: Pacing) -> bool:
@@ -620,9 +727,21 @@ async def _exceeds_daily_cap(connection: Connection, chain_id: int, order: Order
     return True
 
 
+class Says(StrEnum):
+    """What an answer says about this instance, rather than about its request."""
+
+    WORKS = "works"
+    REFUSED = "refused"
+    NOTHING = "nothing"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answered:
-    """What CRE (or the lack of it) said of one attempt; ``outcome`` is the closed word of ``attempt.outcome``."""
+    """What CRE (or the lack of it) said of one attempt; ``outcome`` is the closed word of ``attempt.outcome``.
+
+    ``clock_offset_seconds``: the gateway's clock less ours.  ``code`` says why, where ``says`` is that the instance is
+    refused.
+    """
 
     outcome: str
     http_status: int | None
@@ -632,6 +751,9 @@ class Answered:
     simulated_tx_hash: bytes | None = None
     postpone_seconds: float = 0.0
     deadline_seconds: float = 0.0
+    says: Says = Says.NOTHING
+    code: str | None = None
+    clock_offset_seconds: float | None = None
 
 
 async def record_answer(
@@ -654,6 +776,7 @@ async def record_answer(
             answered.answer,
             answered.simulated_tx_hash,
         )
+        await _learn(connection, chain_id, order.request_id, attempt_no, answered)
         if answered.execution_id is not None:
             await connection.execute(
                 _EXECUTION_IDS, chain_id, [answered.execution_id], order.request_id, ["returned"], order.generation
@@ -695,6 +818,41 @@ async def record_answer(
                 timedelta(seconds=answered.postpone_seconds),
             )
         return mine[-1].after if mine else before
+
+
+async def _learn(connection: Connection, chain_id: int, request_id: int, attempt_no: int, answered: Answered) -> None:
+    """The breaker and the clock, for every worker."""
+    if answered.says is Says.REFUSED:
+        refusals = await connection.fetchval(
+            _CLOSE_GATE,
+            chain_id,
+            request_id,
+            attempt_no,
+            answered.outcome,
+            answered.code,
+            answered.sentence,
+            FIRST_PAUSE_SECONDS,
+            LONGEST_PAUSE_SECONDS,
+        )
+        if refusals == 1 and answered.outcome == "instance_refused":
+            await _alarm(connection, chain_id, "instance_refused", answered.sentence or "CRE refuses this instance.")
+    elif answered.says is Says.WORKS:
+        await connection.execute(_OPEN_GATE, chain_id, request_id, attempt_no)
+    if answered.clock_offset_seconds is not None:
+        before = await connection.fetchval(_SET_CLOCK, chain_id, answered.clock_offset_seconds)
+        if abs(answered.clock_offset_seconds) > CLOCK_ALARM_SECONDS >= abs(before or 0.0):
+            sentence = f"The gateway's clock and ours are {answered.clock_offset_seconds:+.0f} s apart; correct ours."
+            await _alarm(connection, chain_id, "clock_off", sentence)
+
+
+async def _alarm(connection: Connection, chain_id: int, kind: str, sentence: str) -> None:
+    await connection.execute(
+        # $1 chain, $2 kind, $3 sentence
+        "INSERT INTO alarm (chain_id, kind, sentence) VALUES ($1, $2, $3)",
+        chain_id,
+        kind,
+        sentence,
+    )
 
 
 def _event_of(outcome: str) -> Event | None:

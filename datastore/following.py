@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 
+import asyncpg
+
 from datastore import quarantine
 from datastore.alarms import AlarmKind, raise_alarm, raise_alarms
 from datastore.connection import Connection, Pool, translated, unit
@@ -332,9 +334,28 @@ FOR UPDATE
 """
 # $1 ids, in chain order
 _CANDIDATES: Final = """
-SELECT id, bank_reference, expected_reference, stablecoin, consumer, requester, beneficiary, amount, predicted_amount
-FROM mint_request WHERE id = ANY($1::bigint[]) AND state = 'seen'
-ORDER BY block_number, log_index
+SELECT
+    r.id, r.bank_reference, r.expected_reference, r.stablecoin, r.consumer, r.requester, r.beneficiary, r.amount,
+    r.predicted_amount, b.decimals
+FROM mint_request r
+LEFT JOIN basket b ON b.chain_id = r.chain_id AND b.stablecoin = r.stablecoin AND b.canonical
+WHERE r.id = ANY($1::bigint[]) AND r.state = 'seen'
+ORDER BY r.block_number, r.log_index
+"""
+# Requests that were sent, lost their block, and are not settled: whoever replaced their transaction asks a second time.
+# $1 chain, $2 candidates
+_LOOK_ALIKES: Final = """
+SELECT c.id, min(o.id) AS look_alike
+FROM (
+    SELECT id, requester, stablecoin, beneficiary FROM mint_request
+    WHERE chain_id = $1 AND chain_status = 'orphaned' AND NOT orphaned_for_good
+    UNION ALL
+    SELECT id, requester, stablecoin, beneficiary FROM mint_request
+    WHERE chain_id = $1 AND state = 'review' AND orphaned_for_good
+) o
+JOIN mint_request c ON c.requester = o.requester AND c.stablecoin = o.stablecoin AND c.beneficiary = o.beneficiary
+WHERE c.id = ANY($2::bigint[]) AND c.id <> o.id AND is_sent(o.id)
+GROUP BY c.id
 """
 # $1 bank references
 _LOCK_HOLDERS: Final = """
@@ -753,11 +774,17 @@ async def _settle_unattributed(
     )
 
 
+def _candidate(row: asyncpg.Record) -> Candidate:
+    # The driver's decimals are rounded by arithmetic; wei are integers.
+    amounts = {name: None if row[name] is None else int(row[name]) for name in ("amount", "predicted_amount")}
+    return Candidate(**{**row, **amounts})
+
+
 async def _judge(connection: Connection, chain_id: int, height: int, rules: Rules, committed: Committed) -> None:
     locked = [row["id"] for row in await connection.fetch(_LOCK_CANDIDATES, chain_id, height, JUDGED_A_COMMIT)]
     if not locked:
         return
-    candidates = [Candidate(**row) for row in await connection.fetch(_CANDIDATES, locked)]
+    candidates = [_candidate(row) for row in await connection.fetch(_CANDIDATES, locked)]
     references = sorted({candidate.bank_reference for candidate in candidates})
     await connection.execute(_LOCK_HOLDERS, references)
     holders = {
@@ -773,6 +800,7 @@ async def _judge(connection: Connection, chain_id: int, height: int, rules: Rule
         minted={row["bank_reference"] for row in minted},
         refusals={c.id: refusal for c in candidates if (refusal := rules.policy(c)) is not None},
         contest=rules.contest,
+        look_alikes={row["id"]: row["look_alike"] for row in await connection.fetch(_LOOK_ALIKES, chain_id, locked)},
     )
     moves: list[Move] = []
     contested: set[int] = set()

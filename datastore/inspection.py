@@ -33,7 +33,8 @@ SELECT
     (
         SELECT min(o.id) FROM mint_request o
         WHERE o.bank_reference = r.bank_reference AND o.holds_reference AND o.id <> r.id
-    ) AS rival_id
+    ) AS rival_id,
+    u.requester_in_flight, u.basket_in_flight
 FROM mint_request r
 LEFT JOIN basket b ON b.chain_id = r.chain_id AND b.stablecoin = r.stablecoin AND b.canonical
 LEFT JOIN frozen_request f ON f.request_id = r.id AND f.generation = r.generation
@@ -49,6 +50,13 @@ CROSS JOIN LATERAL (
         (array_agg(tx_hash ORDER BY block_number, log_index))[1] AS mint_tx_hash, min(proof) AS proof
     FROM mint_execution WHERE request_id = r.id AND canonical
 ) m
+CROSS JOIN LATERAL (
+    SELECT
+        count(*) FILTER (WHERE o.requester = r.requester) AS requester_in_flight,
+        count(*) FILTER (WHERE o.stablecoin = r.stablecoin) AS basket_in_flight
+    FROM mint_request o
+    WHERE o.chain_id = r.chain_id AND o.state IN ('in_doubt', 'accepted') AND o.deadline_at > clock_timestamp()
+) u
 WHERE r.chain_id = $1
   AND ($2::bigint[] IS NULL OR r.id = ANY($2))
   AND ($3::text[] IS NULL OR r.state = ANY($3))
@@ -246,6 +254,8 @@ class Request:
     mint_amount: int | None
     mint_proof: str | None
     rival_id: int | None
+    requester_in_flight: int = 0
+    basket_in_flight: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,11 +18,11 @@ from typing import Final
 
 import orjson
 
-from datastore.alarms import AlarmKind, raise_alarm
+from datastore.alarms import AlarmKind
 from datastore.connection import Connection, Pool, translated, unit
 from datastore.errors import CursorMoved
 from datastore.following import Committed, Rules, lose, record
-from datastore.rows import Batch, Difference, Kind, LogRow, StoredRange
+from datastore.rows import Batch, BlockRef, Difference, Kind, LogRow, StoredRange
 
 _SHOWN_DIFFERENCES: Final = 3
 
@@ -79,6 +79,16 @@ FROM unnest($2::text[], $3::text[], $4::bigint[], $5::bytea[], $6::integer[], $7
     AS n (kind, event, block_number, block_hash, log_index, stored)
 """
 
+# An endpoint that never tells all would alarm at each of its blocks: once an hour is enough, every difference has its row.
+# $1 chain, $2 kind, $3 sentence, $4 whether once an hour is enough
+_ALARM: Final = """
+INSERT INTO alarm (chain_id, kind, sentence)
+SELECT $1, $2, $3
+WHERE NOT ($4 AND EXISTS (
+    SELECT FROM alarm WHERE chain_id = $1 AND kind = $2 AND at > clock_timestamp() - interval '1 hour'
+))
+"""
+
 # $1 chain, $2 block hashes, $3 log indexes
 _LOSE_LOGS: Final = """
 UPDATE log t SET canonical = false FROM unnest($2::bytea[], $3::integer[]) AS n (block_hash, log_index)
@@ -129,6 +139,20 @@ async def position(pool: Pool, chain_id: int) -> SweepPosition:
     return SweepPosition(
         swept=row["swept"], finalized=row["finalized_number"], cursor=row["block_number"], head=row["head_number"]
     )
+
+
+async def newest_block(pool: Pool, chain_id: int, *, up_to: int) -> BlockRef:
+    """The newest canonical block that is stored at or below block ``up_to``; there is one, for the start has a row."""
+    async with translated(), pool.acquire() as connection:
+        row = await connection.fetchrow(
+            # $1 chain, $2 number
+            "SELECT number, hash FROM block WHERE chain_id = $1 AND canonical AND number <= $2 ORDER BY number DESC LIMIT 1",
+            chain_id,
+            up_to,
+        )
+    if row is None:
+        raise LookupError(f"chain {chain_id} has no block up to {up_to}")
+    return BlockRef(number=row["number"], hash=row["hash"])
 
 
 async def stored_range(pool: Pool, chain_id: int, first: int, last: int) -> StoredRange:
@@ -188,7 +212,7 @@ async def conclude(
         if repair is not None:
             committed = await _repaired(connection, chain_id, differences, repair, rules)
         kind = AlarmKind.ENDPOINTS_DISAGREE if repair is None else AlarmKind.ROWS_REPAIRED
-        await raise_alarm(connection, chain_id, kind, f"{_told(differences)} {sentence}")
+        await connection.execute(_ALARM, chain_id, kind.value, f"{_told(differences)} {sentence}", repair is None)
     return committed
 
 

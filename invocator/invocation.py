@@ -10,12 +10,13 @@ from uuid import uuid4
 import structlog
 
 from datastore import claims
-from datastore.claims import Answered, Frozen, Order, Pacing, Swept
+from datastore.claims import Answered, Frozen, Order, Pacing, Says, Swept
 from datastore.connection import Pool
 from datastore.identity import execution_id_candidates
 from invocator.classification import (
     Accepted,
     Answer,
+    Code,
     HttpReply,
     InFlight,
     InstanceRefused,
@@ -24,6 +25,7 @@ from invocator.classification import (
     RefusedNow,
     Reply,
     Simulated,
+    Unknown,
     classify,
 )
 from invocator.payload import MintOrder, OrderRefused, request_body
@@ -46,8 +48,8 @@ LOOKED_AT: Final = 50
 """How many waiting requests a tick looks at to find one whose workflow is free."""
 _NOTHING_SWEPT: Final = Swept(leases=0, deadlines=0, doubts=0, resends=0, holds=0)
 _ANSWER_BYTES_KEPT: Final = 4_096
-_FIRST_PAUSE_SECONDS: Final = 5.0
-_LONGEST_PAUSE_SECONDS: Final = 300.0
+_CLOCK_ROUNDING_SECONDS: Final = 5.0
+"""What a ``Date`` header and the network may add; only a real offset is corrected (hard case 82)."""
 
 
 class Gateway(Protocol):
@@ -77,16 +79,6 @@ class Terms:
     resend_after_seconds: float | None = None
     max_mint_wei: int | None = None
     mode: str = claims.GATEWAY
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pause:
-    """An open circuit breaker: nothing is sent before ``until`` (the clock's seconds)."""
-
-    code: str
-    sentence: str
-    seconds: float
-    until: float
 
 
 def mint_order(order: Order, workflow_id: bytes, currency: str) -> MintOrder:
@@ -144,7 +136,7 @@ class Invocator:
         # Random for each process: a restarted one must not renew the leases of the dead one (hard case 71).
         self._worker_id = uuid4()
         self._clock_offset_seconds = 0.0
-        self.pause: Pause | None = None
+        self._refused: Code | None = None
 
     async def tick(self) -> bool:
         """Sweep, then make at most one attempt; ``True`` if there may be more to do at once.
@@ -165,7 +157,8 @@ class Invocator:
         )
         if swept != _NOTHING_SWEPT:
             log.info("requests.swept", **asdict(swept))
-        if self.pause is not None and self._clock() < self.pause.until:
+        gate = await claims.gate(self._pool, self._chain_id)
+        if not gate.open:
             return False
         for order in await self._due():
             frozen = order.frozen or await self._freeze(order)
@@ -174,7 +167,7 @@ class Invocator:
         free = await claims.free_workflows(self._pool, self._chain_id, terms.pacing, terms.workflow_ids)
         if not free:
             return False
-        for waiting in await claims.waiting(self._pool, self._chain_id, limit=LOOKED_AT):
+        for waiting in await claims.waiting(self._pool, self._chain_id, limit=LOOKED_AT, pacing=terms.pacing):
             if self._workflow_of(waiting) in free and await self._work(waiting.request_id):
                 return True
         return False
@@ -319,11 +312,13 @@ class Invocator:
         reply = await self._gateway.post(frozen.body, token, terms.timeout_seconds)
         self._reached("invocator.after_answer")
         answer = classify(reply, request_id=order.nonce.hex, workflow_id=frozen.workflow_id)
-        self._learn(reply, answer)
+        if isinstance(reply, HttpReply) and reply.server_date is not None:
+            self._clock_offset_seconds = reply.server_date - self._clock()
         state = await claims.record_answer(
             self._pool, self._chain_id, order, frozen, attempt_no, self._answered(reply, answer)
         )
         self._reached("invocator.after_record")
+        self._tell(answer)
         log.info(
             "attempt.answered",
             request_id=order.request_id,
@@ -349,20 +344,19 @@ class Invocator:
             simulated_tx_hash=answer.tx_hash if isinstance(answer, Simulated) else None,
             postpone_seconds=postpone,
             deadline_seconds=self._terms.completion_deadline_seconds,
+            says=_says(answer),
+            code=answer.code.value if isinstance(answer, InstanceRefused | NeverSent) else None,
+            clock_offset_seconds=self._clock_offset_seconds
+            if isinstance(reply, HttpReply) and reply.server_date is not None
+            else None,
         )
 
-    def _learn(self, reply: Reply, answer: Answer) -> None:
-        """Breaker and clock: what an answer says about this instance rather than about its request."""
-        if isinstance(reply, HttpReply) and reply.server_date is not None:
-            self._clock_offset_seconds = reply.server_date - self._clock()
+    def _tell(self, answer: Answer) -> None:
+        """What a person should read of an answer, beyond its outcome."""
         match answer:
             case InstanceRefused() | NeverSent():
-                last = self.pause.seconds if self.pause else _FIRST_PAUSE_SECONDS / 2
-                seconds = min(_LONGEST_PAUSE_SECONDS, last * 2)
-                self.pause = Pause(
-                    code=answer.code.value, sentence=answer.sentence, seconds=seconds, until=self._clock() + seconds
-                )
-                log.error("invocator.paused_itself", code=answer.code.value, sentence=answer.sentence, seconds=seconds)
+                self._refused = answer.code
+                log.error("invocator.paused_itself", code=answer.code.value, sentence=answer.sentence)
             case PayloadConflict():
                 log.error("attempt.conflicted", sentence=answer.sentence)
             case Accepted() if not answer.expected:
@@ -371,11 +365,21 @@ class Invocator:
                 log.info("attempt.in_flight", sentence=answer.sentence)
             case _:
                 pass
-        if not isinstance(answer, InstanceRefused | NeverSent) and self.pause is not None:
-            log.warning("invocator.resumed_itself", code=self.pause.code)
-            self.pause = None
+        if self._refused is not None and _says(answer) is Says.WORKS:
+            log.warning("invocator.resumed_itself", code=self._refused.value)
+            self._refused = None
 
     def _gateway_time(self) -> int:
-        # Small differences are the Date header's own rounding; only a real offset is corrected (hard case 82).
         offset = self._clock_offset_seconds
-        return int(self._clock() + (offset if abs(offset) > _FIRST_PAUSE_SECONDS else 0))
+        return int(self._clock() + (offset if abs(offset) > _CLOCK_ROUNDING_SECONDS else 0))
+
+
+def _says(answer: Answer) -> Says:
+    """What an answer says about this instance, rather than about its request (hard case 85)."""
+    match answer:
+        case InstanceRefused() | NeverSent():
+            return Says.REFUSED
+        case Unknown(code=Code.NO_ANSWER | Code.NOT_UNDERSTOOD) | Simulated():
+            return Says.NOTHING  # something in between may have spoken, or nobody
+        case _:
+            return Says.WORKS

@@ -18,6 +18,7 @@ from service.commands.requests import requests
 from service.commands.run import run
 from service.commands.schema import schema
 from service.commands.status import status
+from service.commands.verify import verify
 from service.console import Group
 
 
@@ -45,5 +46,6 @@ for command in (
     run,
     schema,
     status,
+    verify,
 ):
     main.add_command(command)

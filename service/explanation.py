@@ -42,6 +42,8 @@ class Standing:
     complete: Finality
     in_flight: int
     max_in_flight: int
+    requester_share: int
+    basket_share: int
     give_up: timedelta
     stopped: str | None
     halted: str | None
@@ -144,8 +146,6 @@ HOLDS: Final = {
     "backfill": "it was found by `bskt backfill`",
     # These end by themselves.
     "daily_cap": "the daily cap (BSKT_DAILY_CAP_TOKENS) is reached",
-    "requester_quota": "its requester has had its share of the day (BSKT_REQUESTER_DAILY_REQUESTS)",
-    "basket_quota": "its basket has had its share of the day (BSKT_BASKET_DAILY_REQUESTS)",
     "amount_above_cap": "it asks for more than BSKT_MAX_MINT_TOKENS allows now",
     "basket_not_canonical": "no basket of this branch has this token and this consumer",
     "node_unavailable": "the node did not answer, so nobody knows whether the consumer may mint",
@@ -310,6 +310,8 @@ def standing(
         complete=settings.complete_finality,
         in_flight=snapshot.in_flight,
         max_in_flight=settings.cre_max_in_flight,
+        requester_share=settings.requester_share,
+        basket_share=settings.basket_share,
         give_up=timedelta(seconds=settings.give_up_seconds),
         stopped=_stopped(snapshot, attention),
         halted=snapshot.halted,
@@ -338,8 +340,11 @@ def _stopped(snapshot: Snapshot, attention: Attention) -> str | None:
         return "these rows were written on another database server; `bskt run` puts the instance in quarantine first"
     if attention.sends_fail is not None:
         word = ANSWERS.get(attention.sends_fail.outcome, attention.sends_fail.outcome)
-        sentence = attention.sends_fail.sentence or "no further word"
-        return f"the latest {counted(attention.sends_fail.answers, 'answer')} of CRE: {word} ({sentence})"
+        answers = counted(attention.sends_fail.answers, "answer")
+        probe = moment(attention.sends_fail.next_probe_at)
+        return (
+            f"the latest {answers} of CRE: {word} ({attention.sends_fail.sentence}); the next probe is due at {probe}"
+        )
     return None
 
 
@@ -428,6 +433,16 @@ def _confirmed(request: Request, standing: Standing) -> _Said:
         following = (
             f"{standing.in_flight} requests are undelivered and no more than {standing.max_in_flight} may be "
             "(BSKT_CRE_MAX_IN_FLIGHT): it goes on when one of them is delivered or its deadline passes."
+        )
+    elif request.requester_in_flight >= standing.requester_share:
+        following = (
+            f"{request.requester_in_flight} requests of its requester are undelivered and no more than "
+            f"{standing.requester_share} may be (BSKT_REQUESTER_MAX_IN_FLIGHT): others go first."
+        )
+    elif request.basket_in_flight >= standing.basket_share:
+        following = (
+            f"{request.basket_in_flight} requests of its basket are undelivered and no more than "
+            f"{standing.basket_share} may be (BSKT_BASKET_MAX_IN_FLIGHT): others go first."
         )
     elif request.next_attempt_at is not None and request.next_attempt_at > standing.now:
         following = f"CRE had no room for it; it is tried again from {moment(request.next_attempt_at)} on."

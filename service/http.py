@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,7 +22,7 @@ from datastore.tally import Totals
 from node.pool import EndpointReport
 from service import shapes
 from service.explanation import counted, is_lagging, span
-from service.metrics import exposition
+from service.metrics import endpoint_families, exposition
 
 LONGEST_TURN_SECONDS: Final = 150.0
 """A tick may wait for CRE's answer for 90 s; a part that has not turned for longer than this is stuck."""
@@ -126,7 +127,8 @@ def application(
     @app.get("/metrics")
     async def metrics() -> Response:
         try:
-            text = exposition(await read(), await count(), chain_id, *measured)
+            live = endpoint_families(endpoints(), troubles(), chain_id)
+            text = exposition(await read(), await count(), chain_id, live=live, measured=measured)
         except DatastoreUnavailable as error:
             return Response(f"# database: {error}\n", status_code=503, media_type=CONTENT_TYPE_LATEST)
         return Response(text, media_type=CONTENT_TYPE_LATEST)
@@ -153,4 +155,10 @@ async def serve(app: FastAPI, *, host: str, port: int) -> None:
     )
     # Bound here: on an address in use, uvicorn would end the process by itself, without the other parts' leave.
     with socket.create_server((host, port)) as listening:
-        await _Server(config).serve(sockets=[listening])
+        server = _Server(config)
+        try:
+            await server.serve(sockets=[listening])
+        except asyncio.CancelledError:
+            # uvicorn would leave its socket with the loop, and who gets its number next would wait for ever.
+            await server.shutdown(sockets=[listening])
+            raise

@@ -320,6 +320,18 @@ class Settings(BaseModel):
     cre_max_in_flight: int = Field(
         default=5, ge=1, le=10_000, description="undelivered requests at a time, over all workflows"
     )
+    requester_max_in_flight: int | None = Field(
+        default=None,
+        ge=1,
+        le=10_000,
+        description="of them, those of one requester; default: three fifths of BSKT_CRE_MAX_IN_FLIGHT, at least 1",
+    )
+    basket_max_in_flight: int | None = Field(
+        default=None,
+        ge=1,
+        le=10_000,
+        description="of them, those of one basket; default: four fifths of BSKT_CRE_MAX_IN_FLIGHT, at least 1",
+    )
     cre_timeout_seconds: float = Field(
         default=90, ge=1, le=280, description="longest wait for the gateway's answer, seconds; a token lives 300"
     )
@@ -343,6 +355,14 @@ class Settings(BaseModel):
     )
     currency: str = Field(default="USD", pattern=r"^[A-Z]{3}$", description="currency of the deposits, ISO 4217")
     max_mint_tokens: Tokens | None = Field(default=None, description="largest single mint, tokens; default: no cap")
+    min_mint_tokens: Tokens | None = Field(
+        default=None, description="smallest single mint, tokens; default: anything above nothing"
+    )
+    max_drift_tokens: Annotated[Decimal, Field(ge=0, max_digits=78, decimal_places=WEI_DIGITS)] = Field(
+        default=Decimal("0.000001"),
+        description="largest difference between the amount asked for and what the workflow's floating-point arithmetic"
+        " makes of it, tokens",
+    )
     daily_cap_tokens: Tokens | None = Field(
         default=None,
         description="most that is sent in one UTC day, tokens; what is more waits for the next day; default: no cap",
@@ -367,6 +387,16 @@ class Settings(BaseModel):
         """
         secret = () if self.database_url is None else ("instance_secret",)
         _require(self, (*SENDING_FIELDS[self.cre_mode], *secret))
+
+    @property
+    def requester_share(self) -> int:
+        """How many undelivered requests one requester may have at a time."""
+        return self.requester_max_in_flight or max(1, self.cre_max_in_flight * 3 // 5)
+
+    @property
+    def basket_share(self) -> int:
+        """How many undelivered requests one basket may have at a time."""
+        return self.basket_max_in_flight or max(1, self.cre_max_in_flight * 4 // 5)
 
     def secret_texts(self) -> tuple[str, ...]:
         """Every text that no log line may hold."""

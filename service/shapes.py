@@ -90,10 +90,13 @@ def status(
         if attention.sends_fail is None
         else {
             "outcome": attention.sends_fail.outcome,
+            "code": attention.sends_fail.code,
             "sentence": attention.sends_fail.sentence,
             "answers": attention.sends_fail.answers,
             "since": attention.sends_fail.since,
+            "next_probe_at": attention.sends_fail.next_probe_at,
         },
+        "clock_offset_seconds": snapshot.clock_offset_seconds,
         "for_a_person": [_group(group) for group in attention.groups],
         "alarms": [_alarm(alarm) for alarm in attention.alarms],
     }

@@ -28,6 +28,7 @@ from indexer.decoding import EventCatalog
 from indexer.follower import FinalityRule, Follower
 from indexer.observation import Sources
 from indexer.policy import Policy
+from indexer.sweep import Examiner, Sweep
 from invocator.cre_gateway import CreGateway
 from invocator.cre_simulate import DEFAULT_TIMEOUT_SECONDS as SIMULATION_SECONDS
 from invocator.cre_simulate import CreCommand, CreSimulation
@@ -52,6 +53,7 @@ log = structlog.get_logger(__name__)
 
 INDEXER: Final = "indexer"
 INVOCATOR: Final = "invocator"
+SWEEP: Final = "sweep"
 PARTS: Final = (INDEXER, INVOCATOR)
 
 _RPC_TIMEOUT_SECONDS: Final = 30.0
@@ -118,8 +120,8 @@ async def run(
         troubles: Troubles = tuple
         if INDEXER in parts:
             follower = _follower(settings, pool, node, sources, pinned, reached)
-            indexer = _part(INDEXER, _halting(follower, pool, sources.chain_id), settings)
-            running += [indexer, *_probing(settings, node)]
+            indexer = _part(INDEXER, _halting(follower.tick, pool, sources.chain_id), settings)
+            running += [indexer, _sweep(settings, pool, node, sources, pinned, reached), *_probing(settings, node)]
             companions += _listening(settings, indexer)
             troubles = _troubles(node, follower)
             await pinning.clear_halt(pool, sources.chain_id)
@@ -373,11 +375,43 @@ def _follower(
     )
 
 
+def examiner(settings: Settings, indexing: Indexing) -> Examiner:
+    """Compares final rows with the chain, for a command."""
+    return _examiner(settings, indexing.pool, indexing.node, indexing.sources)
+
+
+def _examiner(settings: Settings, pool: Pool, node: Node, sources: Sources) -> Examiner:
+    return Examiner(
+        pool=pool,
+        node=node,
+        sources=sources,
+        trigger_finality=_finality(settings.trigger_finality),
+        complete_finality=_finality(settings.complete_finality),
+        max_range_blocks=settings.max_log_range_blocks,
+    )
+
+
+def _sweep(
+    settings: Settings, pool: Pool, node: Node, sources: Sources, pinned: pinning.Pinned, reached: Reached
+) -> Part:
+    """Its own part, so that it never holds the follower up."""
+    sweep = Sweep(
+        pool=pool,
+        chain_id=sources.chain_id,
+        examiner=_examiner(settings, pool, node, sources),
+        rules=_rules(settings, sources, pinned),
+        reached=reached,
+    )
+    return _part(SWEEP, _halting(sweep.tick, pool, sources.chain_id), settings)
+
+
 def _rules(settings: Settings, sources: Sources, pinned: pinning.Pinned) -> Rules:
-    cap = settings.max_mint_tokens
+    cap, minimum = settings.max_mint_tokens, settings.min_mint_tokens
     return Rules(
         policy=Policy(
             max_mint_wei=None if cap is None else wei(cap),
+            min_mint_wei=None if minimum is None else wei(minimum),
+            max_drift_wei=wei(settings.max_drift_tokens),
             forbidden_beneficiaries=frozenset({sources.factory, sources.forwarder}),
         ),
         contest=settings.contested_reference == "review",
@@ -412,6 +446,8 @@ def _invocation(
             seconds_per_trigger=settings.cre_seconds_per_trigger,
             burst=settings.cre_burst,
             max_in_flight=settings.cre_max_in_flight,
+            requester_max_in_flight=settings.requester_share,
+            basket_max_in_flight=settings.basket_share,
             daily_cap_wei=None if daily_cap is None else wei(daily_cap),
         ),
         timeout_seconds=SIMULATION_SECONDS if simulated else settings.cre_timeout_seconds,
@@ -459,12 +495,12 @@ def _ear(dsn: str, chain_id: int, part: Part) -> Companion:
     )
 
 
-def _halting(follower: Follower, pool: Pool, chain_id: int) -> Callable[[], Awaitable[bool]]:
-    """The follower's tick, which leaves word in the database when it must not go on: every replica shows it."""
+def _halting(work: Callable[[], Awaitable[bool]], pool: Pool, chain_id: int) -> Callable[[], Awaitable[bool]]:
+    """A tick that leaves word in the database when it must not go on: every replica shows it."""
 
     async def tick() -> bool:
         try:
-            return await follower.tick()
+            return await work()
         except FinalityViolated as error:
             await pinning.halt(pool, chain_id, str(error))
             raise
@@ -534,6 +570,7 @@ def _part(name: str, tick: Callable[[], Awaitable[bool]], settings: Settings) ->
         pause_seconds=settings.poll_interval_seconds,
         wake=asyncio.Event(),
         forgives=(DatastoreUnavailable, NodeUnavailable, RangeRefused, BlockUnknown),
+        hurries_after=(DatastoreUnavailable,),
         halts_on=(FinalityViolated,),
     )
 

@@ -330,6 +330,7 @@ def _environment(dsn: str, rpc_url: str, gateway_url: str, system: System) -> di
         "BSKT_TRIGGER_FINALITY": "depth:4",
         "BSKT_COMPLETE_FINALITY": "depth:6",
         "BSKT_POLL_INTERVAL_SECONDS": "0.2",
+        "BSKT_HEAD_TIMEOUT_SECONDS": "0",  # this chain makes a block only when something happens
         "BSKT_CRE_GATEWAY_URL": gateway_url,
         "BSKT_CRE_WORKFLOW": WORKFLOW_ID.hex(),
         "BSKT_CRE_SIGNER_KEY": SIGNER_KEY,

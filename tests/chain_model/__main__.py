@@ -64,12 +64,16 @@ def _report(place: Arena, seconds: float) -> str:
     tally = place.tally
     total = (
         f"sequences {tally.sequences}, operations {tally.operations.total()}, blocks {tally.blocks}, "
-        f"requests {tally.requests}, looks at all rows {tally.looks}, seconds {seconds:.0f}"
+        f"requests {tally.requests}, seconds {seconds:.0f}"
     )
     lines = [
         total,
-        *(f"  {name:24} {count:8}" for name, count in sorted(tally.operations.items())),
-        *(f"  killed: {name:16} {count:8}" for name, count in sorted(tally.kills.items())),
+        *(f"  operation: {name:21} {count:8}" for name, count in sorted(tally.operations.items())),
+        *(f"  killed: {name:24} {count:8}" for name, count in sorted(tally.kills.items())),
+        *(f"  fault: {name:25} {count:8}" for name, count in sorted(tally.faults.items())),
+        *(f"  trouble: {name:23} {count:8}" for name, count in sorted(tally.troubles.items())),
+        *(f"  sweep: {name:25} {count:8}" for name, count in sorted(tally.differences.items())),
+        *(f"  looks: {name:25} {count:8}" for name, count in sorted(tally.looks.items())),
         f"wrong rows {tally.wrong_rows}",
     ]
     return "\n".join(lines)

@@ -24,13 +24,26 @@ Exchange: TypeAlias = Callable[["Endpoint", web.BaseRequest, "Json"], Awaitable[
 class Endpoint:
     """One node as the daemon meets it; ``faults`` are those in force, with how many answers each may still spoil."""
 
-    def __init__(self, node: HonestNode, *, injected: Counter[Fault]) -> None:
+    def __init__(self, node: HonestNode, *, place: int, injected: Counter[Fault]) -> None:
         self.node = node
+        self.place = place
         self.faults: dict[Fault, int] = {}
         self.dice = random.Random(0)  # noqa: S311 - a model's dice
         self._injected = injected
         self._healed = asyncio.Event()
         self._transports: set[asyncio.Transport] = set()
+        self._exchanges_to_pause: int | None = None
+        self._is_paused = asyncio.Event()
+        self._goes_on = asyncio.Event()
+
+    def pause_after(self, exchanges: int) -> asyncio.Event:
+        """Answer so many exchanges, then hold the next answer back until ``go_on``; the event is set when it waits."""
+        self._exchanges_to_pause = exchanges
+        return self._is_paused
+
+    def go_on(self) -> None:
+        """Give the answer that was held back, which is of the moment of its question."""
+        self._goes_on.set()
 
     def fail(self, fault: Fault, *, times: int, seed: int) -> None:
         """Begin to fail."""
@@ -55,6 +68,12 @@ class Endpoint:
             if exchange is not None and self._strikes(fault):
                 return await exchange(self, request, question)
         response = _json(self.answer(question))
+        if self._exchanges_to_pause is not None:
+            self._exchanges_to_pause -= 1
+            if self._exchanges_to_pause < 0:
+                self._exchanges_to_pause = None
+                self._is_paused.set()
+                await self._goes_on.wait()
         if Fault.OTHER_CHAIN in self.faults:
             response.force_close()
         return response
@@ -98,7 +117,11 @@ class Endpoint:
 
     def _result(self, method: str, params: Json) -> Json:
         question = Question(
-            node=self.node, method=method, params=params if isinstance(params, list) else [], dice=self.dice
+            node=self.node,
+            method=method,
+            params=params if isinstance(params, list) else [],
+            place=self.place,
+            dice=self.dice,
         )
         for fault in tuple(self.faults):
             if fault is not Fault.OTHER_CHAIN and self.dice.random() > _SHARE:

@@ -7,9 +7,9 @@ import asyncpg
 import pytest
 
 from datastore import claims, following, inspection
-from datastore.claims import Pacing
+from datastore.claims import Pacing, Says
 from datastore.connection import Pool, Role, open_pool
-from tests.datastore.builders import BOB, CHAIN, ETHER, RULES, batch, block, mint, request
+from tests.datastore.builders import ALICE, BOB, CHAIN, ETHER, RULES, TOKEN, batch, block, mint, request
 from tests.datastore.workers import PACING, WORKFLOW, Worker, confirmed, let_pass, states
 
 DAY_SECONDS = 86_400
@@ -67,6 +67,39 @@ async def test_a_delivery_makes_room(indexer_pool: Pool, worker: Worker) -> None
     assert await worker.claim(2) is None
     await let_pass(indexer_pool, 1, deadline_at=2401)
     assert await worker.claim(2) is not None
+
+
+@pytest.mark.parametrize("share", ["requester", "basket"])
+async def test_nobody_alone_fills_all_places_in_flight(indexer_pool: Pool, worker: Worker, share: str) -> None:
+    """Hard case 117: what CRE drops silently keeps its place until its deadline."""
+    one, other_token = block(1), b"\x71" * 20
+    flood = [request(f"flood{n}", one, log_index=n) for n in range(9)]
+    same_basket, same_requester = share == "requester", share == "basket"
+    victim = request(
+        "victim",
+        one,
+        log_index=9,
+        requester=ALICE if same_requester else BOB,
+        stablecoin=TOKEN if same_basket else other_token,
+    )
+    await confirmed(indexer_pool, *flood, victim)
+    await list_workflow(worker.pool)
+    worker.pacing = Pacing(
+        seconds_per_trigger=0,
+        burst=1,
+        max_in_flight=5,
+        requester_max_in_flight=3 if share == "requester" else None,
+        basket_max_in_flight=3 if share == "basket" else None,
+    )
+    orders = [await worker.claimed(n) for n in range(1, 6)]
+    for order in orders:
+        await worker.freeze(order)
+    assert [await worker.begin(order) for order in orders] == [1, 1, 1, None, None]
+    for order in orders[3:]:
+        await claims.give_back(worker.pool, order, reason="no_slot")
+    waiting = await claims.waiting(worker.pool, CHAIN, limit=9, pacing=worker.pacing)
+    assert [order.request_id for order in waiting] == [10]
+    await worker.send(10)
 
 
 # -- the daily cap ---------------------------------------------------------------------------------------------------
@@ -348,3 +381,90 @@ async def test_a_claim_takes_no_more_than_there_is_room_for(indexer_pool: Pool, 
     pacing = Pacing(seconds_per_trigger=0, burst=1, max_in_flight=2)
     taken = await claims.claim_all(worker.pool, CHAIN, [3, 4, 5], worker_id=uuid4(), lease_seconds=60, pacing=pacing)
     assert [order.request_id for order in taken] == [3, 4]
+
+
+# -- the breaker -----------------------------------------------------------------------------------------------------
+
+
+REFUSED = {"says": Says.REFUSED, "code": "signer_not_authorized", "sentence": "Not authorized."}
+
+
+async def closed(pool: Pool) -> tuple[int, float] | None:
+    """How many refusals in a row, and for how many seconds nothing is sent."""
+    row = await pool.fetchrow("SELECT refusals, pause_seconds FROM trigger_gate WHERE closed_at IS NOT NULL")
+    return None if row is None else (row["refusals"], row["pause_seconds"])
+
+
+async def let_probe(pool: Pool) -> None:
+    await pool.execute("UPDATE trigger_gate SET probe_at = clock_timestamp()")
+
+
+async def test_a_refused_instance_sends_nothing_but_probes_and_no_request_pays(
+    indexer_pool: Pool, worker: Worker
+) -> None:
+    """Hard case 85."""
+    one = block(1)
+    await confirmed(indexer_pool, request("d1", one), request("d2", one, log_index=1))
+    await list_workflow(worker.pool)
+    await worker.send(1, "instance_refused", **REFUSED)
+    assert (await states(indexer_pool), await closed(worker.pool)) == (["confirmed", "confirmed"], (1, 5.0))
+    assert await worker.claim(2) is None
+    assert not (await claims.gate(worker.pool, CHAIN)).open
+    for refusals in range(2, 10):
+        await let_probe(worker.pool)
+        await worker.send(1, "instance_refused", **REFUSED)
+        assert await closed(worker.pool) == (refusals, min(300.0, 5.0 * 2 ** (refusals - 1)))
+    await let_probe(worker.pool)
+    await worker.send(1, "accepted", says=Says.WORKS)
+    assert await closed(worker.pool) is None
+    await worker.send(2)
+    assert await states(indexer_pool) == ["accepted", "accepted"]
+    alarms = await indexer_pool.fetch("SELECT kind, sentence FROM alarm")
+    assert [tuple(row) for row in alarms] == [("instance_refused", "Not authorized.")]
+
+
+async def test_one_probe_at_a_time_is_let_through(indexer_pool: Pool, worker: Worker) -> None:
+    one = block(1)
+    await confirmed(indexer_pool, *(request(f"d{n}", one, log_index=n) for n in range(3)))
+    await list_workflow(worker.pool)
+    first, second, third = [await worker.claimed(n) for n in (1, 2, 3)]
+    for order in (first, second, third):
+        await worker.freeze(order)
+    number = await worker.begin(first)
+    assert number is not None
+    await worker.answer(first, number, "never_connected", **REFUSED)
+    assert await worker.begin(second) is None
+    await let_probe(worker.pool)
+    assert await worker.begin(second) == 1
+    assert await worker.begin(third) is None
+
+
+async def test_what_was_under_way_when_the_gate_closed_neither_lengthens_the_pause_nor_opens_it(
+    indexer_pool: Pool, worker: Worker
+) -> None:
+    one = block(1)
+    await confirmed(indexer_pool, *(request(f"d{n}", one, log_index=n) for n in range(3)))
+    await list_workflow(worker.pool)
+    orders = [await worker.claimed(n) for n in (1, 2, 3)]
+    for order in orders:
+        await worker.freeze(order)
+        assert await worker.begin(order) == 1
+    await worker.answer(orders[0], 1, "instance_refused", **REFUSED)
+    await worker.answer(orders[1], 1, "instance_refused", **REFUSED)
+    assert await closed(worker.pool) == (2, 5.0)
+    assert await worker.answer(orders[2], 1, "accepted", says=Says.WORKS) == "accepted"
+    assert await closed(worker.pool) == (2, 5.0)
+
+
+async def test_the_gateway_s_clock_is_remembered_and_alarms_once_beyond_thirty_seconds(
+    indexer_pool: Pool, worker: Worker
+) -> None:
+    """Hard case 82."""
+    one = block(1)
+    await confirmed(indexer_pool, *(request(f"d{n}", one, log_index=n) for n in range(5)))
+    await list_workflow(worker.pool)
+    for request_id, offset in enumerate((2.0, -31.0, -40.0, 1.0, 400.0), start=1):
+        await worker.send(request_id, clock_offset_seconds=offset)
+    assert await worker.pool.fetchval("SELECT clock_offset_seconds FROM trigger_gate") == 400.0
+    alarms = await indexer_pool.fetch("SELECT sentence FROM alarm WHERE kind = 'clock_off' ORDER BY id")
+    assert [row["sentence"].split()[6] for row in alarms] == ["-31", "+400"]

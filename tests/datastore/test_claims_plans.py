@@ -21,7 +21,7 @@ REASONS = list(claims.HELD_FOR_NOW)
 
 # Each statement and its arguments.
 HOT: dict[str, tuple[str, list[object]]] = {
-    "waiting": (claims._WAITING, [CHAIN, 50, False]),
+    "waiting": (claims._WAITING, [CHAIN, 50, False, 3, 4]),
     "gate": (claims._GATE, [CHAIN]),
     "in flight": (claims._OTHERS_IN_FLIGHT, [CHAIN, 1]),
     "due": (claims._DUE, [CHAIN, 50]),

@@ -67,10 +67,9 @@ class Worker:
         answered = Answered(
             outcome=outcome,
             http_status=200,
-            sentence=None,
             answer=None,
             deadline_seconds=2400,
-            **more,  # type: ignore[arg-type]
+            **({"sentence": None} | more),  # type: ignore[arg-type]
         )
         return await claims.record_answer(self.pool, CHAIN, order, frozen(order), number, answered)
 

@@ -25,16 +25,17 @@ PATIENCE_SECONDS = 60.0
 _BEAT_SECONDS = 0.05
 # Runs `bskt run`; the process sends itself a signal at the named boundary, the n-th time that it reaches it.
 _RUN = """
-import asyncio, os, sys
-from service import settings, wiring
-from service.supervision import Stop
+import functools, os, sys
+from service import wiring
+from service.cli import main
 point, left, number = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 def reached(at):
     global left
     left -= at == point
     if at == point and left == 0:
         os.kill(os.getpid(), number)
-sys.exit(asyncio.run(wiring.run(settings.load({}), parts=wiring.PARTS, stop=Stop(), reached=reached)))
+wiring.run = functools.partial(wiring.run, reached=reached)
+main(["run"])
 """
 
 
@@ -214,6 +215,7 @@ async def open_stage(
     slots_in_an_epoch: int = 1,
     block_time_seconds: float | None = None,
     accounts: int = 10,
+    check_interval_seconds: float = 0.05,
 ) -> AsyncIterator[Stage]:
     """Start a chain with contracts, and CRE.
 
@@ -223,6 +225,7 @@ async def open_stage(
         slots_in_an_epoch: A block is final when twice as many are above it.
         block_time_seconds: A block every so often; without it, one for each transaction.
         accounts: How many users there are.
+        check_interval_seconds: How often CRE looks whether its deliveries are mined.
     """
     async with (
         await Anvil.start(
@@ -241,6 +244,9 @@ async def open_stage(
         ]
         workflow = Workflow(workflow_id=WORKFLOW_ID, authorized_keys=frozenset({Signer.from_text(KEY).address}))
         async with CreStandIn(
-            rpc_url=anvil.url, forwarder=system.forwarder, workflows=[workflow], check_interval_seconds=0.05
+            rpc_url=anvil.url,
+            forwarder=system.forwarder,
+            workflows=[workflow],
+            check_interval_seconds=check_interval_seconds,
         ) as cre:
             yield Stage(rpc_url=anvil.url, chain=chain, system=system, baskets=tuple(created), cre=cre)

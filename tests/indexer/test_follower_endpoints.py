@@ -427,6 +427,21 @@ async def test_a_hung_endpoint_in_the_middle_of_a_tick_costs_nothing_but_the_tic
         assert w.states == [EndpointState.UNREACHABLE, EndpointState.ALIVE]
 
 
+@pytest.mark.parametrize("cap", [100, 1_000])
+async def test_a_provider_that_silently_cuts_its_answers_costs_smaller_ranges_and_no_request(
+    indexer_pool: Pool, cap: int
+) -> None:
+    """Hard cases 22, 23."""
+    chain = mined(BASE, *[[request(f"{block}-{n}") for n in range(cap // 25)] for block in range(30)], [])
+    server = RpcStandIn(chain=chain, finalized=len(chain) - 1)
+    server.tampers["eth_getLogs"] = lambda _, logs: logs[:cap]
+    async with following(indexer_pool, server) as w:
+        await w.follow()
+        assert len(await w.requests()) == 1 + 30 * (cap // 25)
+        assert await w.is_at(chain)
+        assert w.kinds[Inconsistency.ROUND_COUNT] >= 1
+
+
 async def test_a_stalled_finality_holds_the_index_in_sight_and_lets_it_go_on_afterwards(indexer_pool: Pool) -> None:
     """Hard case 12."""
     server = RpcStandIn(chain=BASE, finalized=2, safe=2)

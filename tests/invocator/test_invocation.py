@@ -1,5 +1,6 @@
 """The invocator driven tick by tick over real rows; what CRE answers is planned."""
 
+import base64
 import json
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
@@ -12,6 +13,7 @@ from datastore.claims import Pacing
 from datastore.connection import Pool, Role, open_pool
 from datastore.identity import execution_id_candidates
 from datastore.rows import Basket, Block, Request
+from indexer.policy import Policy
 from invocator.classification import Broadcast, HttpReply, NeverConnected, NoAnswer, Reply
 from invocator.dry_run import DryRun
 from invocator.invocation import SIMULATED_WORKFLOW, Invocator, Terms
@@ -56,7 +58,7 @@ def accepted(body: bytes) -> Reply:
 class Cre:
     """Answers with what is planned, else ACCEPTED; keeps what it got."""
 
-    planned: list[Reply] = field(default_factory=list)
+    planned: list[Reply | Callable[[bytes], Reply]] = field(default_factory=list)
     bodies: list[bytes] = field(default_factory=list)
     tokens: list[str] = field(default_factory=list)
 
@@ -64,7 +66,8 @@ class Cre:
         assert timeout_seconds > 0
         self.bodies.append(body)
         self.tokens.append(token)
-        return self.planned.pop(0) if self.planned else accepted(body)
+        planned = self.planned.pop(0) if self.planned else accepted
+        return planned(body) if callable(planned) else planned
 
 
 @dataclass(kw_only=True)
@@ -194,6 +197,12 @@ async def test_never_goes_to_a_person_and_nothing_is_frozen(
     assert await indexer_pool.fetchval("SELECT state_reason FROM mint_request") == "decimals_not_supported"
     assert await indexer_pool.fetchval("SELECT count(*) FROM frozen_request") == 0
     assert await indexer_pool.fetchval("SELECT decimals FROM basket") == 6
+    # From now on the policy knows it too.
+    two = block(2)
+    judging = replace(RULES, policy=Policy(max_mint_wei=None))
+    later = batch(two, on=block(1), requests=(asked_for("d2", two),), final=2)
+    await following.commit(indexer_pool, CHAIN, later, judging)
+    assert await states(indexer_pool) == ["review", "rejected"]
 
 
 async def test_a_basket_that_no_branch_announces_is_waited_for(make: Make, cre: Cre, indexer_pool: Pool) -> None:
@@ -299,3 +308,100 @@ async def test_a_dry_run_says_what_would_be_refused(ask: Ask, dsn: str, indexer_
         await dry.tick()
     assert orjson.loads(shown[0])["refused"] == "decimals_not_supported"
     assert await states(indexer_pool) == ["confirmed"]
+
+
+# -- the breaker and the clock ---------------------------------------------------------------------------------------
+
+
+def gateway_error(code: int, message: str, *, status: int = 400, date: int | None = None) -> Callable[[bytes], Reply]:
+    def reply(body: bytes) -> Reply:
+        answer = {
+            "jsonrpc": "2.0",
+            "id": orjson.loads(body)["id"],
+            "method": "",
+            "error": {"code": code, "message": message},
+        }
+        return HttpReply(status=status, body=orjson.dumps(answer), server_date=date)
+
+    return reply
+
+
+EXPIRED = "Auth failure: token is expired"
+
+
+async def let_probe(pool: Pool) -> None:
+    await pool.execute("UPDATE trigger_gate SET probe_at = clock_timestamp()")
+
+
+@pytest.mark.parametrize(
+    ("message", "code"),
+    [
+        ("Auth failure: signer '0x1' is not authorized for workflow '0x2'", "signer_not_authorized"),
+        ("Workflow not found. Ensure that the workflow exists", "workflow_not_found"),
+        (EXPIRED, "clock_off"),
+        ("Auth failure: issuedAt (iat) is too far in the future", "clock_off"),
+        ("Service name not found: workflows", "wrong_gateway"),
+    ],
+)
+async def test_refusals_of_key_workflow_and_clock_pause_the_instance_for_every_worker(
+    ask: Ask, make: Make, cre: Cre, indexer_pool: Pool, invocator_pool: Pool, message: str, code: str
+) -> None:
+    """Hard case 85."""
+    await ask("d1", "d2")
+    cre.planned = [gateway_error(-32600, message)]
+    await run(make())
+    await run(make())
+    assert len(cre.bodies) == 1
+    assert await invocator_pool.fetchval("SELECT closed_code FROM trigger_gate") == code
+    assert await states(indexer_pool) == ["confirmed", "confirmed"]
+    await let_probe(invocator_pool)
+    await run(make())
+    assert await states(indexer_pool) == ["accepted", "accepted"]
+
+
+async def test_an_answer_of_something_in_between_does_not_end_the_pause(
+    ask: Ask, make: Make, cre: Cre, indexer_pool: Pool, invocator_pool: Pool
+) -> None:
+    await ask("d1", "d2")
+    cre.planned = [NeverConnected(reason="refused"), HttpReply(status=502, body=b"<html>Bad Gateway</html>")]
+    invocator = make()
+    await run(invocator)
+    await let_probe(invocator_pool)
+    await run(invocator)
+    # The probe may have been forwarded, so its request is in doubt; the other one was not touched.
+    assert (sorted(await states(indexer_pool)), len(cre.bodies)) == (["confirmed", "in_doubt"], 2)
+    assert await invocator_pool.fetchval("SELECT closed_at IS NOT NULL FROM trigger_gate")
+
+
+def issued_at(token: str) -> int:
+    payload = token.split(".")[1]
+    claims_of_it: dict[str, int] = json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
+    return claims_of_it["iat"]
+
+
+async def test_a_clock_that_is_off_is_corrected_by_the_gateway_s_own(
+    ask: Ask, make: Make, cre: Cre, indexer_pool: Pool, invocator_pool: Pool
+) -> None:
+    """Hard case 82."""
+    await ask("d1")
+    ours, theirs = 1_700_000_000, 1_700_000_900
+    cre.planned = [gateway_error(-32600, EXPIRED, date=theirs)]
+    invocator = make(clock=lambda: float(ours))
+    await run(invocator)
+    await let_probe(invocator_pool)
+    await run(invocator)
+    assert [issued_at(token) for token in cre.tokens] == [ours, theirs]
+    assert await states(indexer_pool) == ["accepted"]
+    assert await indexer_pool.fetchval("SELECT array_agg(kind ORDER BY kind) FROM alarm") == [
+        "clock_off",
+        "instance_refused",
+    ]
+
+
+async def test_a_date_that_is_a_few_seconds_off_is_the_network_s_and_not_corrected(
+    ask: Ask, make: Make, cre: Cre
+) -> None:
+    await ask("d1", "d2")
+    cre.planned = [gateway_error(-32002, "rate limit exceeded", status=429, date=1_700_000_004)]
+    await run(make())
+    assert [issued_at(token) for token in cre.tokens] == [1_700_000_000] * len(cre.tokens)

@@ -130,6 +130,24 @@ def without_bloom(_: list[Any], result: dict[str, Any]) -> dict[str, Any]:
     return result | {"logsBloom": "0x" + "00" * 256}
 
 
+async def test_a_node_that_does_not_list_transactions_is_believed_without_the_comparison() -> None:
+    """Hard case 20."""
+    async with world() as w:
+        w.server.tampers["eth_getBlockByNumber"] = lambda _, result: result | {"transactions": None}
+        assert len(await w.logs(WANTED)) == 1
+
+
+async def test_a_strangers_log_of_a_transaction_that_is_not_listed_stops_nothing() -> None:
+    """Some chains have system transactions with logs and without a place in the block."""
+    async with world() as w:
+        w.server.tampers["eth_getLogs"] = lambda _, result: [
+            result[0] | {"transactionHash": "0x" + "99" * 32},
+            *result[1:],
+        ]
+        (log,) = await w.logs(NOISE, WANTED)
+        assert log.address == US
+
+
 async def test_a_chain_without_blooms_is_asked_for_every_block() -> None:
     async with world() as w:
         w.server.tampers["eth_getBlockByNumber"] = without_bloom
@@ -174,12 +192,14 @@ async def test_logs_receipts_and_bloom_that_tell_three_stories_are_believed_by_n
         (lambda logs: logs[::-1], Inconsistency.UNSORTED_LOGS),
         (lambda logs: [log | {"blockNumber": "0x63"} for log in logs], Inconsistency.OTHER_BLOCK),
         (lambda logs: [log | {"blockHash": "0x" + "99" * 32} for log in logs], Inconsistency.OTHER_BLOCK),
+        (lambda logs: [log | {"transactionHash": "0x" + "99" * 32} for log in logs], Inconsistency.OTHER_TRANSACTION),
+        (lambda logs: [log | {"transactionIndex": "0x7"} for log in logs], Inconsistency.OTHER_TRANSACTION),
         (lambda logs: [log | {"removed": True} for log in logs], Inconsistency.MALFORMED),
         (lambda _: "0x", Inconsistency.MALFORMED),
     ],
 )
 async def test_what_is_wrong_with_an_answer_is_counted_by_kind_and_refused(spoil: Any, kind: Inconsistency) -> None:
-    """Hard cases 1, 18, 30, 31."""
+    """Hard cases 1, 18, 20, 30, 31."""
     async with world() as w:
         await w.prove_bloom()
         w.server.tampers["eth_getLogs"] = lambda _, result: spoil(result)

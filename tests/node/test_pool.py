@@ -475,8 +475,13 @@ async def test_a_question_outside_of_a_session_is_answered_by_the_first_endpoint
     first, second = pair()
     first.tampers["eth_getBlockByNumber"] = pruned
     async with world(first, second) as w:
+        assert await w.tick() == "0"
         assert (await w.node.header_by_number(3)).hash == CHAIN[3].hash
         assert w.exchanges[1] > 0
+        # That says nothing about its tip.
+        assert await w.tick() == "0"
+        assert w.states == [ALIVE, ALIVE]
+        assert w.failovers == []
         second.tampers["eth_getBlockByNumber"] = pruned
         with pytest.raises(HistoryPruned, match="block 3 "):
             await w.node.header_by_number(3)

@@ -40,6 +40,8 @@ STANDING = Standing(
     complete=Finality(kind="depth", depth_blocks=5),
     in_flight=0,
     max_in_flight=5,
+    requester_share=3,
+    basket_share=4,
     give_up=timedelta(days=1),
     stopped=None,
     halted=None,
@@ -191,6 +193,8 @@ def test_what_stops_the_whole_instance_is_what_a_waiting_request_says_next() -> 
     assert explain(waiting, paused).next == "Nothing is sent now: a person has paused the invocator (lunch)."
     full = replace(STANDING, in_flight=5)
     assert "no more than 5" in explain(waiting, full).next
+    assert "of its requester" in explain(replace(waiting, requester_in_flight=3), STANDING).next
+    assert "of its basket" in explain(replace(waiting, basket_in_flight=4), STANDING).next
     halted = replace(STANDING, halted="finality violated")
     assert explain(REQUEST, halted).next == "Nothing: the indexer has halted: finality violated."
 

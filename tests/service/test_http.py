@@ -18,7 +18,7 @@ from node.health import EndpointState
 from node.inconsistency import Inconsistency
 from node.pool import EndpointReport
 from service.http import LONGEST_TURN_SECONDS, application, stuck_parts, unready_reasons
-from service.metrics import RpcMetrics, counted, families
+from service.metrics import RpcMetrics, counted, endpoint_families, families
 
 SNAPSHOT = Snapshot(
     chain_id=31337,
@@ -36,6 +36,7 @@ SNAPSHOT = Snapshot(
     waiting=0,
     oldest_seconds=0.0,
     in_flight=0,
+    baskets=1,
     slots=(),
     paused=None,
     paused_at=None,
@@ -106,7 +107,12 @@ async def answer(path: str, read: Read, halted: dict[str, str], troubles: tuple[
 def test_every_metric_is_documented_and_every_documented_metric_exists() -> None:
     text = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
     documented = set(re.findall(r"^\| `(bskt_\w+)`", text, re.MULTILINE))
-    exposed = [*families(SNAPSHOT, 31337), *counted(Totals(), 31337), *RpcMetrics(31337).registry.collect()]
+    exposed = [
+        *families(SNAPSHOT, 31337),
+        *counted(Totals(), 31337),
+        *endpoint_families([], [], 31337),
+        *RpcMetrics(31337).registry.collect(),
+    ]
     assert documented == {f"{family.name}_total" if family.type == "counter" else family.name for family in exposed}
 
 
@@ -216,6 +222,14 @@ async def test_status_has_the_promised_members() -> None:
             b'bskt_rpc_request_seconds_bucket{chain_id="31337",endpoint="0",le="0.025"} 1.0',
         ),
         ("/metrics", healthy, {}, 200, b'bskt_rpc_inconsistencies_total{chain_id="31337",kind="logs_missing"} 1.0'),
+        (
+            "/metrics",
+            unpinned,
+            {},
+            200,
+            b'bskt_rpc_endpoint_state{chain_id="31337",endpoint="0",state="rate_limited"} 1.0',
+        ),
+        ("/metrics", unpinned, {}, 200, b'bskt_chain_troubles{chain_id="31337"} 0.0'),
         ("/metrics", unpinned, {}, 200, b'bskt_rpc_failovers_total{chain_id="31337"} 1.0'),
         ("/status", unpinned, {}, 503, b"not pinned"),
         ("/status", down, {}, 503, b"database: postgres"),
