@@ -129,6 +129,7 @@ class Facts:
     final_enough: bool = False
     mints: int = 0  # proven mints of this request on the current branch
     visible_mint: bool = False  # any mint with its reference on the current branch, proven or not
+    doubtful_mint: bool = False  # one of them is not proven for another request: it may be its own
     mint_is_right: bool = False  # one mint, of the requested or the predicted amount
     mint_is_final: bool = False
     rival_holds_reference: bool = False
@@ -409,8 +410,8 @@ RULES: Final[tuple[Rule, ...]] = (
         actors=_OPERATOR,
         sources=(_S.SEEN, _S.CONFIRMED, _S.REJECTED, _S.REVIEW, _S.FAILED),
         target=_S.CANCELLED,
-        when="not sent, no mint visible, not in quarantine",
-        guard=lambda facts: not facts.sent and not facts.visible_mint and not facts.quarantined,
+        when="not sent, no mint visible that may be its own, not in quarantine",
+        guard=lambda facts: not facts.sent and not facts.doubtful_mint and not facts.quarantined,
     ),
     Rule(
         event=Event.RELEASE,
@@ -453,8 +454,8 @@ RULES: Final[tuple[Rule, ...]] = (
         actors=_OPERATOR,
         sources=(_S.REVIEW,),
         target=_S.FAILED,
-        when="without a visible mint",
-        guard=lambda facts: not facts.visible_mint,
+        when="without a visible mint that may be its own",
+        guard=lambda facts: not facts.doubtful_mint,
     ),
 )
 

@@ -40,6 +40,10 @@ SELECT
         SELECT FROM mint_execution e WHERE e.canonical AND e.bank_reference = r.expected_reference
     ) AS visible_mint,
     EXISTS (
+        SELECT FROM mint_execution e
+        WHERE e.canonical AND e.bank_reference = r.expected_reference AND (e.request_id IS NULL OR e.request_id = r.id)
+    ) AS doubtful_mint,
+    EXISTS (
         SELECT FROM mint_request o WHERE o.bank_reference = r.bank_reference AND o.holds_reference AND o.id <> r.id
     ) AS rival_holds_reference,
     EXISTS (
@@ -146,6 +150,7 @@ def _known(row: asyncpg.Record) -> Known:
             final_enough=bool(row["final_enough"]),
             mints=row["mints"],
             visible_mint=row["visible_mint"],
+            doubtful_mint=row["doubtful_mint"],
             mint_is_right=bool(row["mint_is_right"]),
             mint_is_final=bool(row["mint_is_final"]),
             rival_holds_reference=row["rival_holds_reference"],

@@ -60,6 +60,10 @@ def families(snapshot: Snapshot, chain_id: int) -> list[Metric]:
         "bskt_queue_waiting": ("Requests that wait for a claim.", snapshot.waiting),
         "bskt_queue_oldest_seconds": ("How long the oldest of them has waited.", snapshot.oldest_seconds),
         "bskt_paused": ("1 while a person has paused the invocator.", float(snapshot.paused is not None)),
+        "bskt_quarantined": (
+            "1 while nothing is triggered after a restore or a failover.",
+            float(snapshot.quarantined is not None),
+        ),
         "bskt_cre_next_slot_seconds": (
             "Until a workflow may be triggered again; 0 for at once.",
             min((_seconds_until(slot.next_at, snapshot.read_at) for slot in snapshot.slots), default=0.0),
