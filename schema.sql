@@ -83,24 +83,35 @@ CREATE TABLE control (
     paused_reason text,
     quarantined_at timestamptz,
     quarantined_reason text,
+    quarantined_until timestamptz,
     halted_at timestamptz,
     halted_reason text,
+    server_identifier bigint NOT NULL,
+    server_timeline integer NOT NULL,
     CONSTRAINT control_pause_has_a_reason CHECK ((paused_at IS NULL) = (paused_reason IS NULL)),
     CONSTRAINT control_quarantine_has_a_reason CHECK ((quarantined_at IS NULL) = (quarantined_reason IS NULL)),
+    CONSTRAINT control_quarantine_has_a_deadline CHECK ((quarantined_at IS NULL) = (quarantined_until IS NULL)),
     CONSTRAINT control_halt_has_a_reason CHECK ((halted_at IS NULL) = (halted_reason IS NULL))
 );
 COMMENT ON TABLE control IS 'The switches.  Read inside the claim, so that they hold from the very next claim on.';
+COMMENT ON COLUMN control.quarantined_until IS
+    'The quarantine ends with the first final block that is not older than this: by then, every lost send has shown itself.';
+COMMENT ON COLUMN control.server_identifier IS
+    'With server_timeline: the history of the server that these rows were written on.  Another one may lack our last commits.';
 
-CREATE TABLE operator_action (
-    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-    chain_id bigint NOT NULL REFERENCES chain,
-    action text NOT NULL,
-    request_id bigint,
-    reason text NOT NULL CONSTRAINT operator_action_has_a_reason CHECK (length(trim(reason)) > 0),
-    evidence jsonb,
-    at timestamptz NOT NULL DEFAULT clock_timestamp()
-);
-COMMENT ON TABLE operator_action IS 'Append-only: what a person did, and why.';
+-- The history that this server continues: a restored or promoted one has another identifier or timeline.  Of the write
+-- position, for the control file names the new timeline only after the first checkpoint.  A standby has none to write.
+CREATE FUNCTION this_server(OUT identifier bigint, OUT timeline integer) LANGUAGE sql STABLE AS $$
+    SELECT
+        system_identifier,
+        CASE WHEN pg_is_in_recovery() THEN 0
+            ELSE ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8)) :: bit(32) :: integer END
+    FROM pg_control_system()
+$$;
+CREATE FUNCTION is_this_server(identifier bigint, timeline integer) RETURNS boolean LANGUAGE sql STABLE AS $$
+    SELECT s.identifier = $1 AND s.timeline = $2 FROM this_server() s
+$$;
+COMMENT ON FUNCTION is_this_server IS 'Asked inside each claim and each attempt: a failover must not send before it was noticed.';
 
 -- ------------------------------------------------------------------------------------------------------------------
 -- The chain as indexed.  Orphaned rows stay, marked.
@@ -174,6 +185,29 @@ CREATE TABLE reorg (
     at timestamptz NOT NULL DEFAULT clock_timestamp()
 );
 COMMENT ON TABLE reorg IS 'Append-only: each time that the followed branch was left.';
+
+CREATE TABLE sweep (
+    chain_id bigint PRIMARY KEY REFERENCES chain,
+    block_number bigint NOT NULL,
+    swept_at timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+COMMENT ON TABLE sweep IS 'Up to which final block the rows were compared a second time, with another endpoint where there is one.';
+
+CREATE TABLE sweep_difference (
+    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    chain_id bigint NOT NULL REFERENCES chain,
+    kind text NOT NULL CONSTRAINT sweep_difference_kind_is_known CHECK (kind IN ('missing', 'extra', 'different')),
+    event text NOT NULL,
+    block_number bigint NOT NULL,
+    block_hash hash NOT NULL,
+    log_index integer,
+    stored jsonb,
+    repaired boolean NOT NULL,
+    at timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+COMMENT ON TABLE sweep_difference IS 'Append-only: each row of a final block that was not what the chain says.';
+COMMENT ON COLUMN sweep_difference.stored IS 'The raw row as it was, also where it was discarded.';
+COMMENT ON COLUMN sweep_difference.repaired IS 'False where two endpoints said different things: a person must look.';
 
 -- ------------------------------------------------------------------------------------------------------------------
 -- The request
@@ -253,13 +287,17 @@ CREATE UNIQUE INDEX bank_reference_is_held_once ON mint_request (bank_reference)
 CREATE INDEX mint_request_by_bank_reference ON mint_request (bank_reference);
 -- Where the two are the same, which is the rule, the index above serves.
 CREATE INDEX mint_request_by_expected_reference ON mint_request (expected_reference) WHERE expected_reference <> bank_reference;
+CREATE INDEX mint_request_by_block ON mint_request (chain_id, block_hash);
 -- The partial indexes hold the open requests only, so that what they cost does not grow with history.
 CREATE INDEX mint_request_to_judge ON mint_request (chain_id, block_number) WHERE state = 'seen' AND chain_status <> 'orphaned';
-CREATE INDEX mint_request_to_claim ON mint_request (chain_id, stablecoin, block_number, log_index)
+CREATE INDEX mint_request_to_claim ON mint_request (chain_id, stablecoin, requester, block_number, log_index)
     WHERE state = 'confirmed' AND held_at IS NULL AND chain_status <> 'orphaned';
+CREATE INDEX mint_request_held ON mint_request (chain_id, next_attempt_at) WHERE state = 'confirmed' AND held_at IS NOT NULL;
 CREATE INDEX mint_request_to_resend ON mint_request (chain_id, next_attempt_at) WHERE state = 'in_doubt';
 CREATE INDEX mint_request_with_lease ON mint_request (chain_id, lease_ends_at) WHERE state = 'claimed';
-CREATE INDEX mint_request_with_deadline ON mint_request (chain_id, deadline_at) WHERE state = 'accepted';
+CREATE INDEX mint_request_in_flight ON mint_request (chain_id, deadline_at) WHERE state IN ('in_doubt', 'accepted');
+CREATE INDEX mint_request_not_delivered ON mint_request (chain_id, state_changed_at)
+    WHERE state = 'failed' AND state_reason = 'not_delivered';
 CREATE INDEX mint_request_to_finalize ON mint_request (chain_id, block_number) WHERE chain_status = 'canonical';
 CREATE INDEX mint_request_orphaned ON mint_request (chain_id, block_number) WHERE chain_status = 'orphaned' AND NOT orphaned_for_good;
 CREATE INDEX mint_request_to_complete ON mint_request (chain_id) WHERE state = 'executed';
@@ -274,10 +312,34 @@ CREATE TABLE mint_transition (
     reason text,
     detail text,
     attempt_no integer,
+    stayed interval,
     at timestamptz NOT NULL DEFAULT clock_timestamp()
 );
 COMMENT ON TABLE mint_transition IS 'Append-only: written by the trigger, so that no change of state can be without it.';
+COMMENT ON COLUMN mint_transition.stayed IS 'How long the request was in from_state.';
 CREATE INDEX mint_transition_by_request ON mint_transition (request_id, id);
+CREATE INDEX mint_transition_by_time ON mint_transition USING brin (at);
+
+CREATE TABLE operator_action (
+    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    chain_id bigint NOT NULL REFERENCES chain,
+    operator text NOT NULL CONSTRAINT operator_action_has_an_operator CHECK (length(trim(operator)) > 0),
+    action text NOT NULL,
+    request_id bigint REFERENCES mint_request,
+    reason text NOT NULL CONSTRAINT operator_action_has_a_reason CHECK (length(trim(reason)) > 0),
+    evidence jsonb,
+    before jsonb NOT NULL,
+    after jsonb NOT NULL,
+    at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    CONSTRAINT operator_action_is_known CHECK (action IN (
+        'retry', 'new_generation', 'hold', 'release', 'cancel', 'resolve', 'pause', 'resume', 'quarantine'
+    )),
+    CONSTRAINT operator_action_is_about_a_request_or_the_chain CHECK (
+        (action IN ('pause', 'resume', 'quarantine')) = (request_id IS NULL)
+    )
+);
+COMMENT ON TABLE operator_action IS 'Append-only: what a person did, why, on what evidence, and what was so before and after.';
+CREATE INDEX operator_action_by_request ON operator_action (request_id, id);
 
 -- The trigger works on whole statements (one join a statement, not one call a row).  It runs as its owner, so that no
 -- part can write history itself; who acts is the role that the session set, not the owner.
@@ -303,15 +365,19 @@ BEGIN
     ('indexer', 'accepted', 'failed'),
     ('indexer', 'accepted', 'review'),
     ('indexer', 'cancelled', 'executed'),
+    ('indexer', 'cancelled', 'failed'),
     ('indexer', 'cancelled', 'review'),
     ('indexer', 'claimed', 'executed'),
+    ('indexer', 'claimed', 'failed'),
     ('indexer', 'claimed', 'review'),
     ('indexer', 'claimed', 'seen'),
     ('indexer', 'completed', 'review'),
     ('indexer', 'confirmed', 'executed'),
+    ('indexer', 'confirmed', 'failed'),
     ('indexer', 'confirmed', 'review'),
     ('indexer', 'confirmed', 'seen'),
     ('indexer', 'dropped', 'executed'),
+    ('indexer', 'dropped', 'failed'),
     ('indexer', 'dropped', 'review'),
     ('indexer', 'dropped', 'seen'),
     ('indexer', 'executed', 'accepted'),
@@ -328,6 +394,7 @@ BEGIN
     ('indexer', 'in_doubt', 'review'),
     ('indexer', 'rejected', 'dropped'),
     ('indexer', 'rejected', 'executed'),
+    ('indexer', 'rejected', 'failed'),
     ('indexer', 'rejected', 'review'),
     ('indexer', 'rejected', 'seen'),
     ('indexer', 'review', 'dropped'),
@@ -335,6 +402,7 @@ BEGIN
     ('indexer', 'seen', 'confirmed'),
     ('indexer', 'seen', 'dropped'),
     ('indexer', 'seen', 'executed'),
+    ('indexer', 'seen', 'failed'),
     ('indexer', 'seen', 'rejected'),
     ('indexer', 'seen', 'review'),
     ('invocator', 'accepted', 'failed'),
@@ -343,6 +411,7 @@ BEGIN
     ('invocator', 'claimed', 'review'),
     ('invocator', 'confirmed', 'claimed'),
     ('invocator', 'confirmed', 'review'),
+    ('invocator', 'failed', 'in_doubt'),
     ('invocator', 'in_doubt', 'accepted'),
     ('invocator', 'in_doubt', 'confirmed'),
     ('invocator', 'in_doubt', 'review'),
@@ -374,8 +443,10 @@ BEGIN
         RAISE EXCEPTION 'mint_request %: % may not go from % to %', refused.id, acting, refused.from_state, refused.to_state
             USING ERRCODE = 'check_violation';
     END IF;
-    INSERT INTO mint_transition (request_id, from_state, to_state, actor, reason, detail, attempt_no)
-    SELECT n.id, o.state, n.state, acting, n.state_reason, n.state_detail, n.state_attempt_no
+    INSERT INTO mint_transition (request_id, from_state, to_state, actor, reason, detail, attempt_no, stayed)
+    SELECT
+        n.id, o.state, n.state, acting, n.state_reason, n.state_detail, n.state_attempt_no,
+        n.state_changed_at - o.state_changed_at
     FROM old_rows o
     JOIN new_rows n ON n.id = o.id
     WHERE o.state <> n.state;
@@ -449,6 +520,27 @@ CREATE TABLE report (
 COMMENT ON TABLE report IS 'Each ReportProcessed of the configured forwarder for a known consumer.  result = false is never final.';
 CREATE INDEX report_by_execution_id ON report (execution_id);
 
+-- A raw row is never rewritten.  One that the chain contradicts may be discarded, if it is on no branch and kept as a difference.
+CREATE FUNCTION discard_log(of_chain bigint, of_block bytea, at_index integer) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
+BEGIN
+    IF NOT EXISTS (
+        SELECT FROM sweep_difference
+        WHERE chain_id = of_chain AND block_hash = of_block AND log_index = at_index AND kind = 'different' AND stored IS NOT NULL
+    ) THEN
+        RAISE EXCEPTION 'log % of block %: only what is kept as a difference may be discarded', at_index, encode(of_block, 'hex')
+            USING ERRCODE = 'insufficient_privilege';
+    END IF;
+    DELETE FROM basket WHERE chain_id = of_chain AND block_hash = of_block AND log_index = at_index AND NOT canonical;
+    DELETE FROM report WHERE chain_id = of_chain AND block_hash = of_block AND log_index = at_index AND NOT canonical;
+    -- A mint that was proven for a request says for ever that the request was sent.
+    DELETE FROM mint_execution
+    WHERE chain_id = of_chain AND block_hash = of_block AND log_index = at_index AND NOT canonical AND request_id IS NULL;
+    DELETE FROM log WHERE chain_id = of_chain AND block_hash = of_block AND log_index = at_index AND NOT canonical;
+END
+$$;
+REVOKE EXECUTE ON FUNCTION discard_log FROM PUBLIC;
+
 CREATE TABLE alarm (
     id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     chain_id bigint NOT NULL REFERENCES chain,
@@ -480,6 +572,25 @@ CREATE TABLE workflow_slot (
 );
 COMMENT ON TABLE workflow_slot IS 'Durable pacing: the theoretical arrival time of the next trigger of each workflow.  A restart causes no burst.';
 
+CREATE TABLE trigger_gate (
+    chain_id bigint PRIMARY KEY REFERENCES chain,
+    closed_at timestamptz,
+    closed_outcome text,
+    closed_code text,
+    closed_sentence text,
+    refusals integer NOT NULL DEFAULT 0,
+    pause_seconds double precision,
+    probe_at timestamptz,
+    clock_offset_seconds double precision,
+    CONSTRAINT trigger_gate_is_closed_with_a_reason_and_a_probe CHECK (
+        num_nulls(closed_at, closed_outcome, closed_code, closed_sentence, pause_seconds, probe_at) IN (0, 6)
+        AND (closed_at IS NULL) = (refusals = 0)
+    )
+);
+COMMENT ON TABLE trigger_gate IS
+    'One row a chain, locked while an attempt begins: what is counted over all requests (in flight, caps) is counted by one worker at a time.  Closed while CRE refuses this instance (its key, workflow or clock) or cannot be reached: only a probe goes through, now and then.';
+COMMENT ON COLUMN trigger_gate.clock_offset_seconds IS 'The gateway''s clock less ours, as of its latest answer.';
+
 CREATE TABLE basket_turn (
     chain_id bigint NOT NULL REFERENCES chain,
     stablecoin address NOT NULL,
@@ -487,6 +598,15 @@ CREATE TABLE basket_turn (
     PRIMARY KEY (chain_id, stablecoin)
 );
 COMMENT ON TABLE basket_turn IS 'Fairness: the basket that was served longest ago is served next.';
+
+CREATE TABLE requester_turn (
+    chain_id bigint NOT NULL REFERENCES chain,
+    stablecoin address NOT NULL,
+    requester address NOT NULL,
+    last_claim_at timestamptz NOT NULL,
+    PRIMARY KEY (chain_id, stablecoin, requester)
+);
+COMMENT ON TABLE requester_turn IS 'Fairness inside a basket: the requester that was served longest ago is served next.';
 
 CREATE TABLE frozen_request (
     request_id bigint NOT NULL REFERENCES mint_request,
@@ -511,10 +631,15 @@ CREATE TABLE execution_id (
     execution_id hash NOT NULL,
     request_id bigint NOT NULL REFERENCES mint_request,
     source text NOT NULL,
+    generation integer NOT NULL,
+    found_workflow_id hash,
     PRIMARY KEY (chain_id, execution_id),
-    CONSTRAINT execution_id_source_is_known CHECK (source IN ('legacy', 'trigger_index', 'returned'))
+    CONSTRAINT execution_id_source_is_known CHECK (source IN ('legacy', 'trigger_index', 'returned', 'found')),
+    CONSTRAINT execution_id_names_its_workflow_exactly_when_found CHECK ((source = 'found') = (found_workflow_id IS NOT NULL))
 );
 COMMENT ON TABLE execution_id IS 'Insert-only: under which execution ids a request may appear on chain.';
+COMMENT ON COLUMN execution_id.found_workflow_id IS
+    'A report showed, in quarantine, that a send which a restore lost went to this workflow: every later send goes there too.';
 CREATE INDEX execution_id_by_request ON execution_id (request_id);
 -- An id that only CRE's answer taught us may have been indexed before: the indexer looks at these few again.
 CREATE INDEX execution_id_returned ON execution_id (chain_id, request_id) WHERE source = 'returned';
@@ -543,6 +668,8 @@ CREATE TABLE attempt (
 COMMENT ON TABLE attempt IS 'One row a call to CRE, committed before the socket opens.  No outcome means that it may have been delivered.';
 
 COMMENT ON COLUMN attempt.simulated_tx_hash IS 'Mode simulate only: the transaction that the workflow returned; its receipt is the proof.';
+CREATE INDEX attempt_by_start ON attempt (started_at);
+CREATE INDEX attempt_by_answer_time ON attempt USING brin (answered_at);
 CREATE INDEX attempt_by_simulated_tx_hash ON attempt (simulated_tx_hash) WHERE simulated_tx_hash IS NOT NULL;
 
 -- Design §4, "sent": what proves the contrary is only an answer that comes before forwarding, or no connection.
@@ -569,9 +696,14 @@ $$;
 -- ------------------------------------------------------------------------------------------------------------------
 GRANT SELECT ON ALL TABLES IN SCHEMA public TO bskt_indexer, bskt_invocator, bskt_operator, bskt_reader;
 
-GRANT INSERT ON chain, cursor, control, block, log, basket, reorg, mint_request, mint_execution, report, alarm TO bskt_indexer;
+GRANT INSERT ON chain, cursor, control, block, log, basket, reorg, mint_request, mint_execution, report, execution_id, alarm,
+    sweep, sweep_difference TO bskt_indexer;
+GRANT UPDATE (block_number, swept_at) ON sweep TO bskt_indexer;
+GRANT EXECUTE ON FUNCTION discard_log TO bskt_indexer;
 GRANT UPDATE (block_number, block_hash, finalized_number, safe_number, head_number, indexed_at) ON cursor TO bskt_indexer;
-GRANT UPDATE (halted_at, halted_reason) ON control TO bskt_indexer;
+GRANT UPDATE (
+    halted_at, halted_reason, quarantined_at, quarantined_reason, quarantined_until, server_identifier, server_timeline
+) ON control TO bskt_indexer;
 GRANT UPDATE (canonical, parent_hash) ON block TO bskt_indexer;
 GRANT UPDATE (canonical) ON log, basket, mint_execution, report TO bskt_indexer;
 GRANT UPDATE (request_id, proof) ON mint_execution TO bskt_indexer;
@@ -581,8 +713,8 @@ GRANT UPDATE (
     next_attempt_at, deadline_at
 ) ON mint_request TO bskt_indexer;
 
-GRANT INSERT ON workflow, workflow_slot, basket_turn, frozen_request, execution_id, attempt, alarm TO bskt_invocator;
-GRANT UPDATE ON workflow_slot, basket_turn TO bskt_invocator;
+GRANT INSERT ON workflow, workflow_slot, trigger_gate, basket_turn, requester_turn, frozen_request, execution_id, attempt, alarm TO bskt_invocator;
+GRANT UPDATE ON workflow_slot, trigger_gate, basket_turn, requester_turn TO bskt_invocator;
 GRANT UPDATE (answered_at, outcome, http_status, sentence, answer, simulated_tx_hash) ON attempt TO bskt_invocator;
 GRANT UPDATE (decimals) ON basket TO bskt_invocator;
 GRANT UPDATE (request_id, proof) ON mint_execution TO bskt_invocator;
@@ -592,7 +724,7 @@ GRANT UPDATE (
 ) ON mint_request TO bskt_invocator;
 
 GRANT INSERT ON operator_action, alarm TO bskt_operator;
-GRANT UPDATE ON control TO bskt_operator;
+GRANT UPDATE (paused_at, paused_reason, quarantined_at, quarantined_reason, quarantined_until) ON control TO bskt_operator;
 GRANT UPDATE (
     nonce, generation, state, state_reason, state_detail, state_attempt_no, state_changed_at, holds_reference, held_at, held_reason,
     worker_id, lease_ends_at, next_attempt_at, deadline_at

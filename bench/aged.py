@@ -42,8 +42,8 @@ SELECT chain_id, block_hash, 100 + log_index, block_number, tx_hash, consumer, b
 FROM mint_request;
 INSERT INTO report (chain_id, block_hash, log_index, block_number, tx_hash, receiver, execution_id, report_id, result)
 SELECT chain_id, block_hash, 200 + log_index, block_number, tx_hash, consumer, sha256(identity), 'ab', true FROM mint_request;
-INSERT INTO execution_id (chain_id, execution_id, request_id, source)
-SELECT chain_id, sha256(identity), id, 'legacy' FROM mint_request;
+INSERT INTO execution_id (chain_id, execution_id, request_id, source, generation)
+SELECT chain_id, sha256(identity), id, 'legacy', 0 FROM mint_request;
 INSERT INTO attempt (request_id, attempt_no, generation, claim_no, worker_id, jti, answered_at, outcome)
 SELECT id, 1, 0, 1, nonce, nonce, now(), 'accepted' FROM mint_request;
 """

@@ -7,18 +7,22 @@ Every insert is idempotent by the key that the chain gives; a block that comes b
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 
+import asyncpg
+
+from datastore import quarantine
+from datastore.alarms import AlarmKind, raise_alarm, raise_alarms
 from datastore.connection import Connection, Pool, translated, unit
 from datastore.errors import CursorMoved, FinalityViolated
-from datastore.judgement import Allowed, Asked, Candidate, ForReview, Holder, Refused, judge
+from datastore.judgement import Allowed, Candidate, ForReview, Holder, Refused, judge
 from datastore.lifecycle import Event, Facts, State
 from datastore.rows import Basket, Batch, Block, BlockRef, Finality, LogRow, Mint, Report, Request
-from datastore.settlement import Horizon, Known, Move, Settled, move, raise_alarms, settle
+from datastore.settlement import Horizon, Known, Move, Settled, move, settle
 
-Policy: TypeAlias = Callable[[Asked], Refused | None]
+Policy: TypeAlias = Callable[[Candidate], Refused | None]
 """What the indexer refuses whatever the reference says; pure."""
 
 JUDGED_A_COMMIT: Final = 5_000
@@ -35,6 +39,9 @@ class Rules:
     policy: Policy
     contest: bool
     first_trigger_block_number: int
+    # In quarantine: how long a send may take to show on chain, and how to find one of a lost generation.
+    completion_deadline_seconds: float = 2_400.0
+    nonce_of: quarantine.NonceOf | None = None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -48,6 +55,8 @@ class Committed:
     settled: list[Settled] = field(default_factory=list)
     alarms: Counter[str] = field(default_factory=Counter)
     more_to_judge: bool = False
+    quarantine_entered: quarantine.Quarantine | None = None
+    quarantine_ended: bool = False
 
     @property
     def recorded_requests(self) -> int:
@@ -123,6 +132,19 @@ _KNOWN_ROWS: Final = {
 
 # Bank references that somebody else asked for, ever.  $1 bank references
 _ASKED_FOR: Final = "SELECT bank_reference FROM mint_request WHERE bank_reference = ANY($1::bytea[])"
+# Decimals that were read from the token.  $1 chain, $2 tokens
+_DECIMALS: Final = """
+SELECT stablecoin, decimals FROM basket
+WHERE chain_id = $1 AND canonical AND stablecoin = ANY($2::bytea[]) AND decimals IS NOT NULL
+"""
+# Whether _LOOK_ALIKES could find anything.  $1 chain
+_MAY_HAVE_LOOK_ALIKES: Final = """
+SELECT EXISTS (
+    SELECT FROM mint_request WHERE chain_id = $1 AND chain_status = 'orphaned' AND NOT orphaned_for_good
+) OR EXISTS (
+    SELECT FROM mint_request WHERE chain_id = $1 AND state = 'review' AND orphaned_for_good
+)
+"""
 # $1 references that mints carry
 _MINTED: Final = "SELECT bank_reference FROM mint_execution WHERE canonical AND bank_reference = ANY($1::bytea[])"
 
@@ -226,13 +248,14 @@ WHERE e.chain_id = $1 AND e.block_hash = p.block_hash AND e.log_index = p.log_in
 RETURNING e.request_id
 """
 
-# Mode simulate has no execution ids of ours: the transaction that the workflow returned is the proof.
+# Mode simulate has no execution ids of ours: the transaction that the workflow returned is the proof.  It may have been
+# indexed before the command returned it, so the request may be in review by then.
 # $1 chain
 _PROVE_BY_SIMULATION: Final = """
 UPDATE mint_execution e SET request_id = q.id, proof = 'simulated'
 FROM attempt a
 JOIN mint_request q ON q.id = a.request_id
-WHERE a.simulated_tx_hash IS NOT NULL AND q.chain_id = $1 AND q.state = 'in_doubt'
+WHERE a.simulated_tx_hash IS NOT NULL AND q.chain_id = $1 AND q.state IN ('in_doubt', 'review')
   AND e.chain_id = $1 AND e.tx_hash = a.simulated_tx_hash AND e.canonical AND e.request_id IS NULL
   AND e.consumer = q.consumer AND e.bank_reference = q.expected_reference
 RETURNING e.request_id
@@ -256,11 +279,18 @@ _RIVALS: Final = """
 SELECT id FROM mint_request WHERE bank_reference = ANY($1::bytea[]) AND id <> ALL($2::bigint[])
 """
 
-# Mints of the new blocks that no request of ours accounts for.  $1 chain, $2 hashes of the new blocks
+# Mints of the new blocks that no request of ours accounts for.  One that a simulation of ours may just have made is left
+# until the command returns its transaction, or the request is given up.  $1 chain, $2 hashes of the new blocks
 _UNATTRIBUTED: Final = """
 SELECT e.block_hash, e.log_index, e.bank_reference
 FROM mint_execution e
 WHERE e.chain_id = $1 AND e.block_hash = ANY($2::bytea[]) AND e.request_id IS NULL
+  AND NOT EXISTS (
+      SELECT FROM mint_request q
+      JOIN frozen_request f ON f.request_id = q.id AND f.generation = q.generation AND f.mode = 'simulate'
+      JOIN attempt a ON a.request_id = q.id AND a.outcome IS NULL
+      WHERE q.chain_id = $1 AND q.expected_reference = e.bank_reference AND q.consumer = e.consumer AND q.state = 'in_doubt'
+  )
 """
 # $1 references
 _REQUESTS_WITH_REFERENCE: Final = """
@@ -283,9 +313,28 @@ FOR UPDATE
 """
 # $1 ids, in chain order
 _CANDIDATES: Final = """
-SELECT id, bank_reference, expected_reference, stablecoin, consumer, requester, beneficiary, amount, predicted_amount
-FROM mint_request WHERE id = ANY($1::bigint[]) AND state = 'seen'
-ORDER BY block_number, log_index
+SELECT
+    r.id, r.bank_reference, r.expected_reference, r.stablecoin, r.consumer, r.requester, r.beneficiary, r.amount,
+    r.predicted_amount, b.decimals
+FROM mint_request r
+LEFT JOIN basket b ON b.chain_id = r.chain_id AND b.stablecoin = r.stablecoin AND b.canonical
+WHERE r.id = ANY($1::bigint[]) AND r.state = 'seen'
+ORDER BY r.block_number, r.log_index
+"""
+# Requests that were sent, lost their block, and are not settled: whoever replaced their transaction asks a second time.
+# $1 chain, $2 candidates
+_LOOK_ALIKES: Final = """
+SELECT c.id, min(o.id) AS look_alike
+FROM (
+    SELECT id, requester, stablecoin, beneficiary FROM mint_request
+    WHERE chain_id = $1 AND chain_status = 'orphaned' AND NOT orphaned_for_good
+    UNION ALL
+    SELECT id, requester, stablecoin, beneficiary FROM mint_request
+    WHERE chain_id = $1 AND state = 'review' AND orphaned_for_good
+) o
+JOIN mint_request c ON c.requester = o.requester AND c.stablecoin = o.stablecoin AND c.beneficiary = o.beneficiary
+WHERE c.id = ANY($2::bigint[]) AND c.id <> o.id AND is_sent(o.id)
+GROUP BY c.id
 """
 # $1 bank references
 _LOCK_HOLDERS: Final = """
@@ -372,12 +421,15 @@ async def commit(pool: Pool, chain_id: int, batch: Batch, rules: Rules) -> Commi
     """
     async with unit(pool) as connection:
         committed = await _move_cursor(connection, chain_id, batch)
+        # Before any request is locked: operators and quarantine.notice lock this row first, too.
+        in_force = await quarantine.current(connection, chain_id, deadline_seconds=rules.completion_deadline_seconds)
         if batch.ancestor != batch.expected:
             await _orphan(connection, chain_id, batch, committed)
         hashes = [block.hash for block in batch.blocks]
         await _insert_observations(connection, chain_id, batch)
-        await _insert_requests(connection, chain_id, batch, rules, None, committed)
-        await _settle_outcomes(connection, chain_id, hashes, committed)
+        await _insert_requests(connection, chain_id, batch, rules, None, committed, judge_before=in_force is None)
+        again = await _search_in_quarantine(connection, chain_id, in_force, batch, rules, committed)
+        await _settle_outcomes(connection, chain_id, hashes, committed, again=again)
         await _judge(connection, chain_id, batch.finality.trigger, rules, committed)
         await _settle_finality(connection, chain_id, batch.finality, committed)
         await _announce(connection, chain_id, committed)
@@ -410,13 +462,26 @@ async def record_range(pool: Pool, chain_id: int, batch: Batch, rules: Rules, *,
             raise FinalityViolated(
                 f"block {conflict} is stored with another hash than the node gives; check the node with `bskt check`"
             )
-        await _insert_observations(connection, chain_id, batch)
-        await _insert_requests(connection, chain_id, batch, rules, hold_reason, committed)
-        await _settle_outcomes(connection, chain_id, [block.hash for block in batch.blocks], committed)
-        await _judge(connection, chain_id, batch.finality.trigger, rules, committed)
-        await _settle_finality(connection, chain_id, batch.finality, committed)
-        await _announce(connection, chain_id, committed)
+        await record(connection, chain_id, batch, rules, committed, hold_reason=hold_reason)
     return committed
+
+
+async def record(
+    connection: Connection,
+    chain_id: int,
+    batch: Batch,
+    rules: Rules,
+    committed: Committed,
+    *,
+    hold_reason: str | None,
+) -> None:
+    """Add what a batch of final history says to the rows, and settle what follows; the cursor's row must be locked."""
+    await _insert_observations(connection, chain_id, batch)
+    await _insert_requests(connection, chain_id, batch, rules, hold_reason, committed)
+    await _settle_outcomes(connection, chain_id, [block.hash for block in batch.blocks], committed)
+    await _judge(connection, chain_id, batch.finality.trigger, rules, committed)
+    await _settle_finality(connection, chain_id, batch.finality, committed)
+    await _announce(connection, chain_id, committed)
 
 
 async def _announce(connection: Connection, chain_id: int, committed: Committed) -> None:
@@ -471,20 +536,42 @@ async def _orphan(connection: Connection, chain_id: int, batch: Batch, committed
         committed.orphaned_blocks,
         len(requests),
     )
+    await lose(connection, chain_id, committed, requests=requests, reports=lost_reports, mints=lost_mints)
+
+
+async def lose(
+    connection: Connection,
+    chain_id: int,
+    committed: Committed,
+    *,
+    requests: Sequence[int],
+    reports: Sequence[bytes],
+    mints: Sequence[int | None],
+) -> None:
+    """Settle what follows for requests once rows were marked as no longer on the chain.
+
+    Args:
+        connection: In the transaction that marked them.
+        chain_id: The chain.
+        committed: Added to.
+        requests: Ids whose own log is gone.
+        reports: Execution ids of reports that are gone.
+        mints: Ids that mints which are gone were proven for.
+    """
     committed.settled += await settle(connection, Event.BLOCK_ORPHANED, requests)
     sent = [row["id"] for row in await connection.fetch(_SENT_AMONG, requests)] if requests else []
     await _alarm(
         connection,
         chain_id,
         committed,
-        "orphaned_after_send",
+        AlarmKind.ORPHANED_AFTER_SEND,
         dict.fromkeys(sent, "Its block was orphaned after it was sent to CRE; it may still be minted."),
     )
-    if lost_reports:
-        failed = await connection.fetch(_FAILED_BY_A_LOST_REPORT, chain_id, lost_reports)
+    if reports:
+        failed = await connection.fetch(_FAILED_BY_A_LOST_REPORT, chain_id, reports)
         committed.settled += await settle(connection, Event.REPORT_ORPHANED, [row["id"] for row in failed])
     committed.settled += await settle(
-        connection, Event.MINT_ORPHANED, [request for request in lost_mints if request is not None]
+        connection, Event.MINT_ORPHANED, [request for request in mints if request is not None]
     )
 
 
@@ -529,7 +616,13 @@ async def _insert_requests(
     rules: Rules,
     hold_reason: str | None,
     committed: Committed,
+    *,
+    judge_before: bool = True,
 ) -> None:
+    """Record the new ones and re-attach the others.
+
+    ``judge_before``: those whose verdict is beyond doubt are judged at once; not while lost sends are searched.
+    """
     if not batch.requests:
         return
     rows = await connection.fetch(_KNOWN_REQUESTS, [request.identity for request in batch.requests])
@@ -542,7 +635,9 @@ async def _insert_requests(
         else:
             new[request.identity] = request
     if new:
-        await _copy_requests(connection, chain_id, list(new.values()), batch.finality, rules, hold_reason, committed)
+        requests, height = list(new.values()), batch.finality.trigger
+        verdicts = await _verdicts_beyond_doubt(connection, chain_id, requests, height, rules) if judge_before else {}
+        await _copy_requests(connection, chain_id, requests, verdicts, batch.finality, rules, hold_reason, committed)
     if again:
         attached = await connection.fetch(_RE_ATTACH_REQUESTS, *_columns(again, _PLACE))
         committed.settled += await settle(connection, Event.RE_MINED, [row["id"] for row in attached])
@@ -552,12 +647,12 @@ async def _copy_requests(
     connection: Connection,
     chain_id: int,
     requests: Sequence[Request],
+    verdicts: Mapping[bytes, Allowed | Refused],
     finality: Finality,
     rules: Rules,
     hold_reason: str | None,
     committed: Committed,
 ) -> None:
-    verdicts = await _judge_before_recording(connection, requests, finality.trigger, rules)
     finalized = min(finality.finalized, committed.cursor.number)
     first_trigger = rules.first_trigger_block_number
     now = await connection.fetchval("SELECT clock_timestamp()")
@@ -589,8 +684,8 @@ async def _copy_requests(
     await connection.copy_records_to_table("mint_request", columns=_RECORDED, records=records)
 
 
-async def _judge_before_recording(
-    connection: Connection, requests: Sequence[Request], height: int, rules: Rules
+async def _verdicts_beyond_doubt(
+    connection: Connection, chain_id: int, requests: Sequence[Request], height: int, rules: Rules
 ) -> dict[bytes, Allowed | Refused]:
     """Verdicts, by identity, on new requests that are final enough and whose deposit nobody else ever touched.
 
@@ -598,22 +693,68 @@ async def _judge_before_recording(
     of three.  All others are recorded as seen, and judged among their rivals.
     """
     final = [request for request in requests if request.block_number <= height]
-    if not final:
+    if not final or await connection.fetchval(_MAY_HAVE_LOOK_ALIKES, chain_id):
         return {}
     asked = Counter(request.bank_reference for request in final)
     touched = {reference for reference, times in asked.items() if times > 1}
     touched |= {row["bank_reference"] for row in await connection.fetch(_ASKED_FOR, list(asked))}
     expected = [request.expected_reference for request in final]
     minted = {row["bank_reference"] for row in await connection.fetch(_MINTED, expected)}
+    tokens = list({request.stablecoin for request in final})
+    decimals = {row["stablecoin"]: row["decimals"] for row in await connection.fetch(_DECIMALS, chain_id, tokens)}
     return {
-        request.identity: rules.policy(request) or _ALLOWED
+        request.identity: rules.policy(
+            Candidate(
+                0,  # it has no row yet
+                request.bank_reference,
+                request.expected_reference,
+                request.stablecoin,
+                request.consumer,
+                request.requester,
+                request.beneficiary,
+                request.amount,
+                request.predicted_amount,
+                decimals.get(request.stablecoin),
+            )
+        )
+        or _ALLOWED
         for request in final
         if request.bank_reference not in touched and request.expected_reference not in minted
     }
 
 
-async def _settle_outcomes(connection: Connection, chain_id: int, hashes: list[bytes], committed: Committed) -> None:
-    """Reports, then mints: what the new blocks say about requests that we sent, and about those that we did not."""
+async def _search_in_quarantine(
+    connection: Connection,
+    chain_id: int,
+    in_force: quarantine.Quarantine | None,
+    batch: Batch,
+    rules: Rules,
+    committed: Committed,
+) -> list[bytes]:
+    """Find sends that a restore lost; the blocks of their reports.  Ends the quarantine when nothing can be missing."""
+    if in_force is None:
+        return []
+    committed.quarantine_entered = in_force if in_force.entered else None
+    committed.quarantine_ended = await quarantine.is_over(
+        connection, chain_id, in_force, final_number=batch.finality.complete
+    )
+    searched = None if committed.quarantine_ended else [block.hash for block in batch.blocks]
+    found = await quarantine.find_lost_sends(connection, chain_id, searched, rules.nonce_of)
+    committed.settled += found.settled
+    committed.alarms[AlarmKind.LOST_SEND_FOUND] += len({send.request_id for send in found.sends})
+    if committed.quarantine_ended:
+        await quarantine.end(connection, chain_id)
+    return list(found.block_hashes)
+
+
+async def _settle_outcomes(
+    connection: Connection, chain_id: int, hashes: list[bytes], committed: Committed, *, again: Sequence[bytes] = ()
+) -> None:
+    """Reports, then mints: what the new blocks say about requests that we sent, and about those that we did not.
+
+    ``again`` are older blocks whose reports have only now been found to be ours.
+    """
+    new_hashes, hashes = hashes, sorted({*hashes, *again})
     reports = await connection.fetch(_OUR_REPORTS, chain_id, hashes)
     delivered = [row for row in reports if row["result"]]
     if delivered:
@@ -638,12 +779,12 @@ async def _settle_outcomes(connection: Connection, chain_id: int, hashes: list[b
         connection,
         chain_id,
         committed,
-        "delivered_without_mint",
+        AlarmKind.DELIVERED_WITHOUT_MINT,
         dict.fromkeys(empty, "The forwarder reports a delivery, but its transaction holds no mint of this request."),
     )
     if minted:
         await _settle_mints(connection, chain_id, minted, committed)
-    await _settle_unattributed(connection, chain_id, hashes, committed)
+    await _settle_unattributed(connection, chain_id, new_hashes, committed)
 
 
 async def _minted_among(connection: Connection, requests: set[int]) -> set[int]:
@@ -667,7 +808,7 @@ async def _settle_mints(connection: Connection, chain_id: int, minted: set[int],
         connection,
         chain_id,
         committed,
-        "unexpected_mint",
+        AlarmKind.UNEXPECTED_MINT,
         {
             s.request_id: f"A proven mint arrived while the request was {s.before}."
             for s in moved.values()
@@ -678,14 +819,14 @@ async def _settle_mints(connection: Connection, chain_id: int, minted: set[int],
         connection,
         chain_id,
         committed,
-        "double_mint",
+        AlarmKind.DOUBLE_MINT,
         {row["id"]: f"{row['mints']} proven mints of this request are on chain." for row in before if row["mints"] > 1},
     )
     await _alarm(
         connection,
         chain_id,
         committed,
-        "unbacked_mint",
+        AlarmKind.UNBACKED_MINT,
         {row["id"]: "Minted, but its request is orphaned for good." for row in before if row["orphaned_for_good"]},
     )
     rivals = await connection.fetch(_RIVALS, [row["bank_reference"] for row in before], sorted(minted))
@@ -711,18 +852,22 @@ async def _settle_unattributed(
         [row["id"] for row in requests],
         detail="A mint with this reference is on chain that no delivery of ours accounts for.",
     )
-    committed.alarms["unattributed_mint"] += len(foreign)
-    await connection.executemany(
-        # $1 chain, $2 sentence
-        "INSERT INTO alarm (chain_id, kind, sentence) VALUES ($1, 'unattributed_mint', $2)",
-        [
-            (
-                chain_id,
-                f"MintExecuted {row['log_index']} of block 0x{row['block_hash'].hex()} with reference 0x{row['bank_reference'].hex()} is proven for none of our requests.",
-            )
+    committed.alarms[AlarmKind.UNATTRIBUTED_MINT] += len(foreign)
+    await raise_alarm(
+        connection,
+        chain_id,
+        AlarmKind.UNATTRIBUTED_MINT,
+        *(
+            f"MintExecuted {row['log_index']} of block 0x{row['block_hash'].hex()} with reference 0x{row['bank_reference'].hex()} is proven for none of our requests."
             for row in foreign
-        ],
+        ),
     )
+
+
+def _candidate(row: asyncpg.Record) -> Candidate:
+    # The driver's decimals are rounded by arithmetic; wei are integers.
+    amounts = {name: None if row[name] is None else int(row[name]) for name in ("amount", "predicted_amount")}
+    return Candidate(**{**row, **amounts})
 
 
 async def _judge(connection: Connection, chain_id: int, height: int, rules: Rules, committed: Committed) -> None:
@@ -730,7 +875,7 @@ async def _judge(connection: Connection, chain_id: int, height: int, rules: Rule
     if not locked:
         return
     committed.more_to_judge = len(locked) == JUDGED_A_COMMIT
-    candidates = [Candidate(**row) for row in await connection.fetch(_CANDIDATES, locked)]
+    candidates = [_candidate(row) for row in await connection.fetch(_CANDIDATES, locked)]
     references = sorted({candidate.bank_reference for candidate in candidates})
     await connection.execute(_LOCK_HOLDERS, references)
     holders = {
@@ -746,6 +891,7 @@ async def _judge(connection: Connection, chain_id: int, height: int, rules: Rule
         minted={row["bank_reference"] for row in minted},
         refusals={c.id: refusal for c in candidates if (refusal := rules.policy(c)) is not None},
         contest=rules.contest,
+        look_alikes={row["id"]: row["look_alike"] for row in await connection.fetch(_LOOK_ALIKES, chain_id, locked)},
     )
     moves: list[Move] = []
     contested: set[int] = set()
@@ -788,7 +934,7 @@ async def _settle_finality(connection: Connection, chain_id: int, finality: Fina
         connection,
         chain_id,
         committed,
-        "unbacked_mint",
+        AlarmKind.UNBACKED_MINT,
         {
             s.request_id: "Its request is orphaned for good, but it was sent to CRE or minted."
             for s in settled
@@ -807,7 +953,7 @@ async def _settle_finality(connection: Connection, chain_id: int, finality: Fina
         connection,
         chain_id,
         committed,
-        "mint_mismatch",
+        AlarmKind.MINT_MISMATCH,
         {
             s.request_id: "The final mint has another amount or recipient than the request, or there are several."
             for s in ended
@@ -817,7 +963,7 @@ async def _settle_finality(connection: Connection, chain_id: int, finality: Fina
 
 
 async def _alarm(
-    connection: Connection, chain_id: int, committed: Committed, kind: str, sentences: dict[int, str]
+    connection: Connection, chain_id: int, committed: Committed, kind: AlarmKind, sentences: dict[int, str]
 ) -> None:
     committed.alarms[kind] += len(sentences)
     await raise_alarms(connection, chain_id, kind, sentences)

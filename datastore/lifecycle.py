@@ -16,6 +16,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final, TypeAlias
 
+UNBACKED: Final = "unbacked"
+"""Why a request whose log left the chain for good is in review: it may be minted, or is, and nothing backs that."""
+
 
 class State(StrEnum):
     """What we did about a request.  Where it stands on chain is ``ChainStatus``, not this."""
@@ -77,6 +80,8 @@ class Event(StrEnum):
     RE_MINED = "re_mined"
     REPORT_ORPHANED = "report_orphaned"
     MINT_ORPHANED = "mint_orphaned"
+    LOST_SEND_FOUND = "lost_send_found"
+    RIVAL_SENT = "rival_sent"
     DELIVERY_FAILED = "delivery_failed"
     DELIVERED_WITHOUT_MINT = "delivered_without_mint"
     MINT_PROVEN = "mint_proven"
@@ -98,6 +103,7 @@ class Event(StrEnum):
     REFUSED_FOR_GOOD = "refused_for_good"
     ALL_REFUSED = "all_refused"
     DEADLINE = "deadline"
+    RESEND = "resend"
     GIVE_UP = "give_up"
 
     RETRY = "retry"
@@ -123,9 +129,11 @@ class Facts:
     final_enough: bool = False
     mints: int = 0  # proven mints of this request on the current branch
     visible_mint: bool = False  # any mint with its reference on the current branch, proven or not
+    doubtful_mint: bool = False  # one of them is not proven for another request: it may be its own
     mint_is_right: bool = False  # one mint, of the requested or the predicted amount
     mint_is_final: bool = False
     rival_holds_reference: bool = False
+    stray_report: bool = False  # the chain holds a report of another generation of it
     evidence: bool = False  # an operator's evidence was checked and stored
     quarantined: bool = False
 
@@ -210,6 +218,29 @@ RULES: Final[tuple[Rule, ...]] = (
         guard=lambda facts: facts.mints == 0 and not facts.sent and not facts.accepted_once,
     ),
     Rule(event=Event.MINT_ORPHANED, actors=_INDEXER, sources=(_S.COMPLETED,), target=_S.REVIEW),
+    # In quarantine: a report shows that commits which a restore lost had sent it (design §8).
+    Rule(
+        event=Event.LOST_SEND_FOUND,
+        actors=_INDEXER,
+        sources=(*_UNSENT_STATES, _S.DROPPED, _S.CANCELLED),
+        target=_S.FAILED,
+        when="its request is not orphaned for good",
+        guard=lambda facts: not facts.orphaned_for_good,
+    ),
+    Rule(
+        event=Event.LOST_SEND_FOUND,
+        actors=_INDEXER,
+        sources=(*_UNSENT_STATES, _S.DROPPED, _S.CANCELLED),
+        target=_S.REVIEW,
+        when="its request is orphaned for good (unbacked)",
+        guard=lambda facts: facts.orphaned_for_good,
+    ),
+    Rule(
+        event=Event.RIVAL_SENT,
+        actors=_INDEXER,
+        sources=(_S.CONFIRMED, _S.CLAIMED, *_UNDELIVERED, _S.FAILED),
+        target=_S.REVIEW,
+    ),
     Rule(event=Event.DELIVERY_FAILED, actors=_INDEXER, sources=_UNDELIVERED, target=_S.FAILED),
     Rule(
         event=Event.DELIVERED_WITHOUT_MINT,
@@ -340,6 +371,14 @@ RULES: Final[tuple[Rule, ...]] = (
         guard=lambda facts: not facts.sent and not _canonical(facts),
     ),
     Rule(event=Event.DEADLINE, actors=_INVOCATOR, sources=(_S.ACCEPTED,), target=_S.FAILED),
+    Rule(
+        event=Event.RESEND,
+        actors=_INVOCATOR,
+        sources=(_S.FAILED,),
+        target=_S.IN_DOUBT,
+        when="not delivered, sent: same id and bytes; not in quarantine, nothing speaks against it¹",
+        guard=lambda facts: facts.sent and not facts.quarantined and _may_retry(facts),
+    ),
     Rule(event=Event.GIVE_UP, actors=_INVOCATOR, sources=(_S.IN_DOUBT,), target=_S.REVIEW),
     # -- people ------------------------------------------------------------------------------------------------
     Rule(
@@ -347,7 +386,7 @@ RULES: Final[tuple[Rule, ...]] = (
         actors=_OPERATOR,
         sources=(_S.FAILED, _S.REVIEW),
         target=_S.IN_DOUBT,
-        when="sent: same id and bytes; canonical, no mint visible, no rival holds the reference",
+        when="sent: same id and bytes; nothing speaks against it¹",
         guard=lambda facts: facts.sent and _may_retry(facts),
     ),
     Rule(
@@ -355,7 +394,7 @@ RULES: Final[tuple[Rule, ...]] = (
         actors=_OPERATOR,
         sources=(_S.FAILED, _S.REVIEW),
         target=_S.CONFIRMED,
-        when="not sent, final enough; canonical, no mint visible, no rival holds the reference",
+        when="not sent, final enough; nothing speaks against it¹",
         guard=lambda facts: not facts.sent and facts.final_enough and _may_retry(facts),
     ),
     Rule(
@@ -363,7 +402,7 @@ RULES: Final[tuple[Rule, ...]] = (
         actors=_OPERATOR,
         sources=(_S.FAILED, _S.REVIEW),
         target=_S.SEEN,
-        when="not sent, not final enough; canonical, no mint visible, no rival holds the reference",
+        when="not sent, not final enough; nothing speaks against it¹",
         guard=lambda facts: not facts.sent and not facts.final_enough and _may_retry(facts),
     ),
     Rule(
@@ -371,17 +410,22 @@ RULES: Final[tuple[Rule, ...]] = (
         actors=_OPERATOR,
         sources=(_S.SEEN, _S.CONFIRMED, _S.REJECTED, _S.REVIEW, _S.FAILED),
         target=_S.CANCELLED,
-        when="not sent, no mint visible, not in quarantine",
-        guard=lambda facts: not facts.sent and not facts.visible_mint and not facts.quarantined,
+        when="not sent, no mint visible that may be its own, not in quarantine",
+        guard=lambda facts: not facts.sent and not facts.doubtful_mint and not facts.quarantined,
     ),
     Rule(
         event=Event.RELEASE,
         actors=_OPERATOR,
         sources=(_S.REJECTED,),
         target=_S.CONFIRMED,
-        when="a duplicate; canonical, final enough; no rival holds the reference, or with stored evidence",
+        when=(
+            "a duplicate; canonical, final enough, no mint visible; no rival holds the reference, or with stored evidence"
+        ),
         guard=lambda facts: (
-            _canonical(facts) and facts.final_enough and (facts.evidence or not facts.rival_holds_reference)
+            _canonical(facts)
+            and facts.final_enough
+            and not facts.visible_mint
+            and (facts.evidence or not facts.rival_holds_reference)
         ),
     ),
     Rule(
@@ -389,8 +433,13 @@ RULES: Final[tuple[Rule, ...]] = (
         actors=_OPERATOR,
         sources=(_S.FAILED, _S.REVIEW),
         target=_S.CONFIRMED,
-        when="not sent",
-        guard=lambda facts: not facts.sent and facts.final_enough and _may_retry(facts),
+        when=(
+            "not sent, or with the stored evidence of a release; final enough, not in quarantine, "
+            "nothing speaks against it¹"
+        ),
+        guard=lambda facts: (
+            (facts.evidence or not facts.sent) and facts.final_enough and _may_retry(facts) and not facts.quarantined
+        ),
     ),
     Rule(
         event=Event.RESOLVE_COMPLETED,
@@ -405,14 +454,20 @@ RULES: Final[tuple[Rule, ...]] = (
         actors=_OPERATOR,
         sources=(_S.REVIEW,),
         target=_S.FAILED,
-        when="without a visible mint",
-        guard=lambda facts: not facts.visible_mint,
+        when="without a visible mint that may be its own",
+        guard=lambda facts: not facts.doubtful_mint,
     ),
 )
 
 
+NOTHING_SPEAKS_AGAINST: Final = (
+    "Its block is canonical, no mint with its reference is visible, no rival holds the reference, and the chain holds no "
+    "report of another generation of it."
+)
+
+
 def _may_retry(facts: Facts) -> bool:
-    return _canonical(facts) and not facts.visible_mint and not facts.rival_holds_reference
+    return _canonical(facts) and not facts.visible_mint and not facts.rival_holds_reference and not facts.stray_report
 
 
 _RULES_BY_CELL: Final[dict[tuple[Event, State], tuple[Rule, ...]]] = {
@@ -431,6 +486,13 @@ def decide(event: Event, state: State, facts: Facts) -> State | None:
         if rule.guard(facts):
             return rule.target
     return None
+
+
+def reason_of(event: Event, after: State) -> str:
+    """The reason code that people read of a transition whose writer has no better one."""
+    if after is State.REVIEW and event in {Event.ORPHANED_FOR_GOOD, Event.MINT_PROVEN}:
+        return UNBACKED
+    return event.value
 
 
 def allowed_transitions() -> frozenset[tuple[Actor, State, State]]:
@@ -481,7 +543,7 @@ def table() -> str:
         f"| {rule.event} | {_words(rule.actors)} | {_words(rule.sources)} | {rule.target} | {rule.when} |"
         for rule in RULES
     ]
-    return "\n".join(lines)
+    return "\n".join([*lines, "", f"¹ {NOTHING_SPEAKS_AGAINST}"])
 
 
 def _words(values: Iterable[StrEnum]) -> str:

@@ -8,9 +8,10 @@ takes it as it is.  Its fields are the columns of its table.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import NamedTuple, TypeAlias
 from uuid import UUID
 
 
@@ -142,3 +143,41 @@ class Batch:
     requests: Sequence[Request] = ()
     mints: Sequence[Mint] = ()
     reports: Sequence[Report] = ()
+
+
+Place: TypeAlias = tuple[bytes, int]
+"""Where a log is: the hash of its block, and its index there."""
+
+
+class Kind(StrEnum):
+    """In which way a row is not what the chain says."""
+
+    MISSING = "missing"
+    EXTRA = "extra"
+    DIFFERENT = "different"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Difference:
+    """One thing in which the rows of a final block are not what the chain says.
+
+    ``event`` is what the log says, or ``block`` for the block itself.  Of a block, ``block_hash`` is the one that is
+    stored and ``log_index`` is ``None``.  ``stored`` is the raw row where there is one.
+    """
+
+    kind: Kind
+    event: str
+    block_number: int
+    block_hash: bytes
+    log_index: int | None = None
+    stored: LogRow | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredRange:
+    """The canonical rows of some blocks, by the place of the log that they came from; requests by their identity."""
+
+    hash_by_number: Mapping[int, bytes] = field(default_factory=dict)
+    logs: Mapping[Place, LogRow] = field(default_factory=dict)
+    decoded: frozenset[Place] = frozenset()
+    requests: Mapping[bytes, Place] = field(default_factory=dict)

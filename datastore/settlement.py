@@ -7,7 +7,7 @@ locks are held: an attempt that another session committed while we waited must b
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -15,7 +15,7 @@ import asyncpg
 
 from datastore.connection import Connection
 from datastore.judgement import DUPLICATE_BANK_REFERENCE
-from datastore.lifecycle import ChainStatus, Event, Facts, State, decide, keeps_reference
+from datastore.lifecycle import ChainStatus, Event, Facts, State, decide, keeps_reference, reason_of
 
 # $1 ids
 _LOCK: Final = """
@@ -24,6 +24,10 @@ SELECT id FROM mint_request WHERE id = ANY($1::bigint[]) ORDER BY bank_reference
 
 # $1 ids, $2 a block number up to which a mint is final enough, $3 one up to which a request is final enough
 _FACTS: Final = """
+WITH stopped AS MATERIALIZED (
+    SELECT chain_id FROM control
+    WHERE quarantined_at IS NOT NULL OR NOT is_this_server(server_identifier, server_timeline)
+)
 SELECT
     r.id, r.state, r.state_reason, r.chain_status, r.orphaned_for_good, r.holds_reference, r.bank_reference,
     is_sent(r.id) AS sent,
@@ -36,9 +40,20 @@ SELECT
         SELECT FROM mint_execution e WHERE e.canonical AND e.bank_reference = r.expected_reference
     ) AS visible_mint,
     EXISTS (
+        SELECT FROM mint_execution e
+        WHERE e.canonical AND e.bank_reference = r.expected_reference AND (e.request_id IS NULL OR e.request_id = r.id)
+    ) AS doubtful_mint,
+    EXISTS (
         SELECT FROM mint_request o WHERE o.bank_reference = r.bank_reference AND o.holds_reference AND o.id <> r.id
     ) AS rival_holds_reference,
-    EXISTS (SELECT FROM control c WHERE c.chain_id = r.chain_id AND c.quarantined_at IS NOT NULL) AS quarantined
+    EXISTS (
+        SELECT FROM execution_id x JOIN report p ON p.chain_id = x.chain_id AND p.execution_id = x.execution_id
+        WHERE x.request_id = r.id AND x.generation <> r.generation
+    ) AND NOT EXISTS (
+        SELECT FROM operator_action a
+        WHERE a.request_id = r.id AND a.action = 'new_generation' AND (a.evidence ->> 'consumer_refuses_used_references')::boolean
+    ) AS stray_report,
+    r.chain_id IN (SELECT chain_id FROM stopped) AS quarantined
 FROM mint_request r
 CROSS JOIN LATERAL (
     SELECT
@@ -135,9 +150,11 @@ def _known(row: asyncpg.Record) -> Known:
             final_enough=bool(row["final_enough"]),
             mints=row["mints"],
             visible_mint=row["visible_mint"],
+            doubtful_mint=row["doubtful_mint"],
             mint_is_right=bool(row["mint_is_right"]),
             mint_is_final=bool(row["mint_is_final"]),
             rival_holds_reference=row["rival_holds_reference"],
+            stray_report=row["stray_report"],
             quarantined=row["quarantined"],
         ),
     )
@@ -176,7 +193,9 @@ async def settle(
     """Feed one event to many requests; what the table does not list stays as it is."""
     requests = await known(connection, ids, horizon)
     moves = [
-        Move(request=request, after=after, reason=reason or event.value, detail=detail, attempt_no=attempt_no)
+        Move(
+            request=request, after=after, reason=reason or reason_of(event, after), detail=detail, attempt_no=attempt_no
+        )
         for request in requests.values()
         if (after := decide(event, request.state, request.facts)) is not None and after is not request.state
     ]
@@ -206,19 +225,3 @@ async def move(connection: Connection, moves: Sequence[Move]) -> list[Settled]:
         duplicates = await connection.fetch(_REJECTED_DUPLICATES, sorted(given_up), DUPLICATE_BANK_REFERENCE)
         settled += await settle(connection, Event.RIVAL_GAVE_UP, [row["id"] for row in duplicates])
     return settled
-
-
-async def raise_alarms(connection: Connection, chain_id: int, kind: str, sentences: Mapping[int, str]) -> None:
-    """Record an alarm for each request id."""
-    if sentences:
-        await connection.execute(
-            # $1 chain, $2 kind, $3 request ids, $4 sentences
-            """
-            INSERT INTO alarm (chain_id, kind, request_id, sentence)
-            SELECT $1, $2, n.request_id, n.sentence FROM unnest($3::bigint[], $4::text[]) AS n (request_id, sentence)
-            """,
-            chain_id,
-            kind,
-            list(sentences),
-            list(sentences.values()),
-        )

@@ -1,4 +1,4 @@
-"""One look at everything that ``/status`` and ``/readyz`` tell.  Reads only."""
+"""One look at everything that ``/status``, ``/readyz`` and ``bskt status`` tell.  Reads only."""
 
 from __future__ import annotations
 
@@ -9,62 +9,250 @@ from typing import Final
 from datastore.connection import Pool, unit
 from datastore.lifecycle import State
 
+# The cursor's block is always stored; its time is 0 only before the first block was indexed.
 # $1 chain
 _POSITION: Final = """
 SELECT
-    c.head_number, c.safe_number, c.finalized_number, c.block_number, c.indexed_at,
-    k.paused_reason, k.quarantined_reason, k.halted_reason,
-    (SELECT max(r.at) FROM reorg r WHERE r.chain_id = c.chain_id) AS last_reorg_at
-FROM cursor c JOIN control k ON k.chain_id = c.chain_id
+    c.head_number, c.safe_number, c.finalized_number, c.block_number, c.block_hash, c.indexed_at,
+    clock_timestamp() AS read_at,
+    nullif(b.timestamp, 0) AS block_timestamp,
+    k.paused_at, k.paused_reason, k.quarantined_at, k.quarantined_reason, k.quarantined_until, k.halted_at, k.halted_reason,
+    is_this_server(k.server_identifier, k.server_timeline) AS is_home,
+    (SELECT max(version) FROM schema_version) AS schema_version
+FROM cursor c
+JOIN control k ON k.chain_id = c.chain_id
+LEFT JOIN block b ON b.chain_id = c.chain_id AND b.hash = c.block_hash
 WHERE c.chain_id = $1
 """
 # $1 chain
+_LAST_REORG: Final = """
+SELECT at, ancestor_number, orphaned_blocks, orphaned_requests FROM reorg WHERE chain_id = $1 ORDER BY id DESC LIMIT 1
+"""
 _BY_STATE: Final = "SELECT state, count(*) AS requests FROM mint_request WHERE chain_id = $1 GROUP BY state"
-# $1 chain
 _QUEUE: Final = """
 SELECT count(*) AS waiting, extract(epoch FROM clock_timestamp() - min(state_changed_at)) AS oldest_seconds
 FROM mint_request
 WHERE chain_id = $1 AND state = 'confirmed' AND held_at IS NULL AND chain_status <> 'orphaned'
 """
+# As the claim counts them: one whose deadline has passed no longer keeps others waiting.
+_IN_FLIGHT: Final = """
+SELECT count(*) FROM mint_request
+WHERE chain_id = $1 AND state IN ('in_doubt', 'accepted') AND deadline_at > clock_timestamp()
+"""
+_SLOTS: Final = """
+SELECT w.workflow_id, s.earliest_next_at
+FROM workflow w LEFT JOIN workflow_slot s USING (chain_id, workflow_id)
+WHERE w.chain_id = $1
+ORDER BY w.listed_at, w.workflow_id
+"""
+_BASKETS: Final = "SELECT count(*) FROM basket WHERE chain_id = $1 AND canonical"
+
+# Requests that nothing moves but a person.
+# $1 chain
+_FOR_A_PERSON: Final = """
+SELECT state, state_reason AS reason, count(*) AS requests, min(id) AS example, min(state_changed_at) AS since
+FROM mint_request
+WHERE chain_id = $1 AND state IN ('review', 'failed')
+GROUP BY 1, 2
+ORDER BY state = 'failed', min(state_changed_at)
+"""
+_HELD: Final = """
+SELECT held_reason AS reason, count(*) AS requests, min(id) AS example, min(held_at) AS since
+FROM mint_request
+WHERE chain_id = $1 AND held_at IS NOT NULL AND state IN ('seen', 'confirmed', 'in_doubt')
+GROUP BY 1
+ORDER BY min(held_at)
+"""
+# $1 chain, $2 hours
+_ALARMS: Final = """
+SELECT kind, count(*) AS times, max(at) AS last_at, (array_agg(request_id ORDER BY id DESC))[1] AS request_id,
+    (array_agg(sentence ORDER BY id DESC))[1] AS sentence
+FROM alarm
+WHERE chain_id = $1 AND at > now() - make_interval(hours => $2)
+GROUP BY kind
+ORDER BY max(at) DESC
+"""
+# What keeps every request from being sent: CRE refuses this instance, or cannot be reached.  $1 chain
+_CLOSED: Final = """
+SELECT closed_outcome AS outcome, closed_code AS code, closed_sentence AS sentence, refusals AS answers, closed_at AS since,
+    probe_at AS next_probe_at
+FROM trigger_gate WHERE chain_id = $1 AND closed_at IS NOT NULL
+"""
+# $1 chain
+_GATE: Final = "SELECT closed_at IS NOT NULL AS closed, clock_offset_seconds FROM trigger_gate WHERE chain_id = $1"
+
+ALARM_HOURS: Final = 24
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LastReorg:
+    """The latest time that the followed branch was left, above ``ancestor_number``."""
+
+    at: datetime
+    ancestor_number: int
+    orphaned_blocks: int
+    orphaned_requests: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Slot:
+    """When a workflow may be triggered next; ``None`` for at once."""
+
+    workflow_id: bytes
+    next_at: datetime | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
-    """The daemon's rows at one moment; block numbers are -1 where a node does not know a tag."""
+    """The daemon's rows at one moment; block numbers are -1 where a node does not know a tag.
 
+    ``indexed_timestamp`` is the indexed block's own time, ``None`` before the first one.  ``slots`` holds every workflow that
+    was ever configured.  ``is_home``: the rows were written on this very server; after a restore or a failover nothing is
+    sent before the quarantine.
+    """
+
+    chain_id: int
+    read_at: datetime
+    schema_version: int
     head: int
     safe: int
     finalized: int
     indexed: int
+    indexed_hash: bytes
     indexed_at: datetime
-    last_reorg_at: datetime | None
+    indexed_timestamp: int | None
+    last_reorg: LastReorg | None
     requests: dict[str, int]
     waiting: int
     oldest_seconds: float
+    in_flight: int
+    baskets: int
+    slots: tuple[Slot, ...]
     paused: str | None
+    paused_at: datetime | None
     quarantined: str | None
+    quarantined_at: datetime | None
+    quarantined_until: datetime | None
+    is_home: bool
     halted: str | None
+    halted_at: datetime | None
+    sends_fail: bool = False
+    clock_offset_seconds: float | None = None
+
+    @property
+    def lag_blocks(self) -> int:
+        """Blocks between the head, as it was known at the last commit, and the index."""
+        return max(0, self.head - self.indexed)
+
+    @property
+    def lag_seconds(self) -> float:
+        """How old the last indexed block is, by its own time, while the head is known to be above it; else 0."""
+        if self.lag_blocks == 0 or self.indexed_timestamp is None:
+            return 0.0
+        return max(0.0, self.read_at.timestamp() - self.indexed_timestamp)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """Requests that wait for a person for one reason; ``example`` is the oldest's id; ``state`` is ``None`` for held ones."""
+
+    state: State | None
+    reason: str | None
+    requests: int
+    example: int
+    since: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Alarm:
+    """Alarms of one kind within the last ``ALARM_HOURS``; sentence and request are of the latest."""
+
+    kind: str
+    times: int
+    last_at: datetime
+    request_id: int | None
+    sentence: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SendsFail:
+    """The latest answers of CRE all say that this instance cannot send: no request pays for them.
+
+    Nothing is sent but a probe, the next one at ``next_probe_at`` or soon after.
+    """
+
+    outcome: str
+    code: str
+    sentence: str
+    answers: int
+    since: datetime
+    next_probe_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attention:
+    """What needs a person."""
+
+    groups: tuple[Group, ...]
+    alarms: tuple[Alarm, ...]
+    sends_fail: SendsFail | None
 
 
 async def snapshot(pool: Pool, chain_id: int) -> Snapshot | None:
     """Read the rows; ``None`` before the chain is pinned."""
     async with unit(pool) as connection:
         position = await connection.fetchrow(_POSITION, chain_id)
+        if position is None:
+            return None
+        reorg = await connection.fetchrow(_LAST_REORG, chain_id)
         by_state = await connection.fetch(_BY_STATE, chain_id)
-        queue = await connection.fetchrow(_QUEUE, chain_id)
-    if position is None or queue is None:
-        return None
+        (queue,) = await connection.fetch(_QUEUE, chain_id)
+        in_flight: int = await connection.fetchval(_IN_FLIGHT, chain_id)
+        baskets: int = await connection.fetchval(_BASKETS, chain_id)
+        slots = await connection.fetch(_SLOTS, chain_id)
+        gate = await connection.fetchrow(_GATE, chain_id)
     return Snapshot(
+        chain_id=chain_id,
+        read_at=position["read_at"],
+        schema_version=position["schema_version"],
         head=position["head_number"],
         safe=position["safe_number"],
         finalized=position["finalized_number"],
         indexed=position["block_number"],
+        indexed_hash=position["block_hash"],
         indexed_at=position["indexed_at"],
-        last_reorg_at=position["last_reorg_at"],
+        indexed_timestamp=position["block_timestamp"],
+        last_reorg=LastReorg(**reorg) if reorg else None,
         requests={state.value: 0 for state in State} | {row["state"]: row["requests"] for row in by_state},
         waiting=queue["waiting"],
         oldest_seconds=float(queue["oldest_seconds"] or 0),
+        in_flight=in_flight,
+        baskets=baskets,
+        slots=tuple(Slot(workflow_id=row["workflow_id"], next_at=row["earliest_next_at"]) for row in slots),
         paused=position["paused_reason"],
+        paused_at=position["paused_at"],
         quarantined=position["quarantined_reason"],
+        quarantined_at=position["quarantined_at"],
+        quarantined_until=position["quarantined_until"],
+        is_home=position["is_home"],
         halted=position["halted_reason"],
+        halted_at=position["halted_at"],
+        sends_fail=gate is not None and gate["closed"],
+        clock_offset_seconds=None if gate is None else gate["clock_offset_seconds"],
+    )
+
+
+async def attention(pool: Pool, chain_id: int) -> Attention:
+    """Read what needs a person."""
+    async with unit(pool) as connection:
+        waiting = await connection.fetch(_FOR_A_PERSON, chain_id)
+        held = await connection.fetch(_HELD, chain_id)
+        alarms = await connection.fetch(_ALARMS, chain_id, ALARM_HOURS)
+        closed = await connection.fetchrow(_CLOSED, chain_id)
+    groups = [Group(**{**row, "state": State(row["state"])}) for row in waiting]
+    groups += [Group(state=None, **row) for row in held]
+    return Attention(
+        groups=tuple(groups),
+        alarms=tuple(Alarm(**row) for row in alarms),
+        sends_fail=None if closed is None else SendsFail(**closed),
     )

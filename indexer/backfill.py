@@ -14,7 +14,7 @@ from datastore import following
 from datastore.connection import Pool
 from datastore.following import Rules
 from datastore.rows import Batch, Block, Finality
-from indexer.final_zone import FinalRange, FinalZone, overlapped
+from indexer.final_zone import FinalZone, ObservedRange, overlapped
 from indexer.follower import FinalityRule, Reached, report
 from indexer.observation import Observed, Sources
 from node.node import Node
@@ -90,7 +90,8 @@ class Backfill:
             reached: Told each boundary around a commit.
         """
         self._pool = pool
-        self._zone = FinalZone(node, sources, max_range_blocks=max_range_blocks)
+        self._node = node
+        self._zone = FinalZone(sources, max_range_blocks=max_range_blocks)
         self._sources = sources
         # Who says --trigger has decided about these blocks: the first start's line is not drawn again.
         self._rules = rules if hold else replace(rules, first_trigger_block_number=0)
@@ -124,11 +125,15 @@ class Backfill:
             raise NotFinal(self.first, final)
         if self._consumer_by_token is None:
             self._consumer_by_token = dict(await following.known_baskets(self._pool, chain_id, up_to=self.first - 1))
-        async with self._zone.reading(self._done, self.last, self._consumer_by_token) as next_range:
+        known = self._consumer_by_token
+        async with (
+            self._node.session(reaching=self.last) as session,
+            self._zone.reading(session.node, self._done, self.last, known) as next_range,
+        ):
 
-            async def commit(read: FinalRange) -> None:
-                observed, last = read.observation.observed, read.last.number
-                new = await self._record(position, read.blocks, observed)
+            async def commit(read: ObservedRange) -> None:
+                observed, last = read.observation.observed, read.read.last.number
+                new = await self._record(position, read.read.blocks, observed)
                 self._count(observed, blocks=last - self._done, new=new)
                 self._done, self._consumer_by_token = last, read.observation.consumer_by_token
 

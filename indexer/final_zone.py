@@ -22,6 +22,7 @@ from indexer.observation import Observation, Sources
 from indexer.ranges import RangeSize, next_range
 from node.blocks import Header, Log, LogFilter, merge_logs
 from node.errors import NodeAnswerInvalid, RangeRefused
+from node.inconsistency import Inconsistency
 from node.node import DEFAULT_MAX_FILTER_ADDRESSES, Node
 
 T = TypeVar("T")
@@ -35,22 +36,41 @@ RANGES_A_TURN: Final = 16
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FinalRange:
-    """The blocks above ``parent``, and what they say; ``observation`` goes on where the range before ended.
+    """What was read of the blocks from ``first`` to the last of ``blocks``.
 
-    ``blocks`` are those to store, ascending: each that holds a log, and the last of the range.
+    ``parent_hash`` is the first block's.  ``blocks`` are those to store, ascending: each that holds a log, and the
+    last.  ``logs`` are in chain order.
     """
 
-    parent: BlockRef
+    first: int
+    parent_hash: bytes
     blocks: Sequence[Block]
-    observation: Observation
+    logs: Sequence[Log]
+
+    @property
+    def parent(self) -> BlockRef:
+        """The block before the first one."""
+        return BlockRef(number=self.first - 1, hash=self.parent_hash)
 
     @property
     def last(self) -> BlockRef:
         """The last block."""
         return BlockRef(number=self.blocks[-1].number, hash=self.blocks[-1].hash)
 
+    def timestamp_by_block(self) -> dict[int, int]:
+        """The time of each block that holds a log."""
+        return {block.number: block.timestamp for block in self.blocks}
 
-Next: TypeAlias = Callable[[], Awaitable[FinalRange | None]]
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ObservedRange:
+    """A range and what it says; ``observation`` goes on where the range before ended."""
+
+    read: FinalRange
+    observation: Observation
+
+
+Next: TypeAlias = Callable[[], Awaitable[ObservedRange | None]]
 """Gives the next range, in order; ``None`` after the last one."""
 
 
@@ -60,34 +80,53 @@ class _Answer:
 
     first: int
     last: int
-    headers: dict[int, Header]
+    headers: Mapping[int, Header]
     logs: Sequence[Log]
     baskets: Mapping[bytes, bytes] | None
 
 
 class FinalZone:
-    """Reads final ranges, as large as their logs and the node allow."""
+    """Reads final ranges, as large as their logs and the node allow; each of one endpoint."""
 
-    def __init__(self, node: Node, sources: Sources, *, max_range_blocks: int) -> None:
-        self._node = node
+    def __init__(self, sources: Sources, *, max_range_blocks: int) -> None:
         self._sources = sources
         self._size = RangeSize.at_first(max_range_blocks)
         self._is_tuned = False
         self._foreign_logs = 0
 
+    async def read(self, node: Node, after: int, up_to: int) -> FinalRange:
+        """The range that follows block ``after`` and ends at ``up_to`` at the latest, which must be final.
+
+        ``node`` should be one endpoint's: headers and logs must fit together.
+
+        Raises:
+            NodeUnavailable: Call again.
+            NodeAnswerInvalid: The answers contradict each other; call again.
+            BlockUnknown: The node is behind its own word; call again.
+        """
+        while True:
+            first, last = next_range(after, up_to, self._size)
+            try:
+                answer = await self._ask(node, first, last, None)
+            except RangeRefused:
+                self._size = self._size.refused()
+            else:
+                self._size = self._size.answered(blocks=last - first + 1, logs=len(answer.logs))
+                return await _whole(node, answer, answer.logs)
+
     @asynccontextmanager
-    async def reading(self, after: int, up_to: int, consumer_by_token: Mapping[bytes, bytes]) -> AsyncIterator[Next]:
-        """Read the blocks above ``after`` up to ``up_to``, which must be final.
+    async def reading(
+        self, node: Node, after: int, up_to: int, consumer_by_token: Mapping[bytes, bytes]
+    ) -> AsyncIterator[Next]:
+        """Read the blocks above ``after`` up to ``up_to``, which must be final, several ranges ahead.
 
         Args:
+            node: Of one endpoint, as with ``read``.
             after: The block before the first one.
             up_to: The last block; above ``after``, or there is nothing to read.
             consumer_by_token: The baskets that were announced up to ``after``.
 
-        What is given raises:
-            NodeUnavailable: Begin again.
-            NodeAnswerInvalid: The answers contradict each other; begin again.
-            BlockUnknown: The node is behind its own word; begin again.
+        What is given raises what ``read`` does; begin again then.
         """
         ahead: deque[tuple[int, asyncio.Task[_Answer]]] = deque()
         loop = asyncio.get_running_loop()
@@ -104,7 +143,7 @@ class FinalZone:
                     max_filter_addresses=DEFAULT_MAX_FILTER_ADDRESSES,
                 )
                 # Not a part's own task: it ends with this reading.
-                ahead.append((first, loop.create_task(self._ask(first, last, known if is_cheaper else None))))
+                ahead.append((first, loop.create_task(self._ask(node, first, last, known if is_cheaper else None))))
                 asked = last
 
         async def drop() -> None:
@@ -113,7 +152,7 @@ class FinalZone:
             await asyncio.gather(*(task for _, task in ahead), return_exceptions=True)
             ahead.clear()
 
-        async def give() -> FinalRange | None:
+        async def give() -> ObservedRange | None:
             nonlocal asked, known
             while True:
                 ask()
@@ -126,60 +165,43 @@ class FinalZone:
                     self._size = self._size.answered(blocks=answer.last - first + 1, logs=len(answer.logs))
                     self._is_tuned = True
                     ask()
-                    read = await self._observed(answer, known)
+                    logs = answer.logs if answer.baskets is None else await self._with_born(node, answer, known)
+                    read = await _whole(node, answer, logs)
                 except RangeRefused:
                     self._size, self._is_tuned = self._size.refused(), False
                     await drop()
                     asked = first - 1
-                else:
-                    known = read.observation.consumer_by_token
-                    return read
+                    continue
+                observation = await self._observed(read, known)
+                if answer.baskets is None:
+                    self._foreign_logs = observation.observed.foreign.total()
+                known = observation.consumer_by_token
+                return ObservedRange(read=read, observation=observation)
 
         try:
             yield give
         finally:
             await drop()
 
-    async def _ask(self, first: int, last: int, baskets: Mapping[bytes, bytes] | None) -> _Answer:
-        headers = await self._node.headers_by_number(sorted({first, last}))
+    async def _ask(self, node: Node, first: int, last: int, baskets: Mapping[bytes, bytes] | None) -> _Answer:
+        headers = await node.headers_by_number(sorted({first, last}))
         if baskets is None:
             filters = self._sources.filters()
         else:
             filters = self._sources.filters_by_address() + self._sources.filters_of(baskets)
-        logs = await self._logs(first, last, headers, filters)
+        logs = await _logs(node, first, last, headers, filters)
         return _Answer(first=first, last=last, headers=headers, logs=logs, baskets=baskets)
 
-    async def _logs(
-        self, first: int, last: int, headers: Mapping[int, Header], filters: Sequence[LogFilter]
-    ) -> tuple[Log, ...]:
-        try:
-            return await self._node.logs_in_range(first, last, filters)
-        except RangeRefused:
-            if first < last:
-                raise
-            return await self._node.logs_in_block(headers[first].hash, filters)
-
-    async def _observed(self, answer: _Answer, known: Mapping[bytes, bytes]) -> FinalRange:
-        logs = answer.logs
-        if answer.baskets is not None:
-            logs = await self._with_born(answer, known)
-        headers = answer.headers
-        missing = sorted({entry.block_number for entry in logs if entry.block_timestamp is None} - set(headers))
-        if missing:
-            headers = headers | await self._node.headers_by_number(missing)
-        blocks = _blocks(headers, logs, answer.last)
+    async def _observed(self, read: FinalRange, known: Mapping[bytes, bytes]) -> Observation:
         observation = Observation(self._sources, known)
-        timestamp_by_block = {block.number: block.timestamp for block in blocks}
-        for start in range(0, len(logs), LOGS_A_SLICE):
-            observation.read(logs[start : start + LOGS_A_SLICE], timestamp_by_block)
+        timestamp_by_block = read.timestamp_by_block()
+        for start in range(0, len(read.logs), LOGS_A_SLICE):
+            observation.read(read.logs[start : start + LOGS_A_SLICE], timestamp_by_block)
             # Whatever else is ready, above all the commit of the range before, goes first.
             await asyncio.sleep(0)  # noqa: TID251 - gives way, does not wait
-        if answer.baskets is None:
-            self._foreign_logs = observation.observed.foreign.total()
-        parent = BlockRef(number=answer.first - 1, hash=headers[answer.first].parent_hash)
-        return FinalRange(parent=parent, blocks=blocks, observation=observation)
+        return observation
 
-    async def _with_born(self, answer: _Answer, known: Mapping[bytes, bytes]) -> Sequence[Log]:
+    async def _with_born(self, node: Node, answer: _Answer, known: Mapping[bytes, bytes]) -> Sequence[Log]:
         """The answer's logs, and those of the baskets that were not known when it was asked for."""
         probe = Observation(self._sources, known)
         probe.read(answer.logs, _NO_TIMES)
@@ -187,8 +209,33 @@ class FinalZone:
         born = {token: consumer for token, consumer in probe.consumer_by_token.items() if token not in asked}
         if not born:
             return answer.logs
-        more = await self._logs(answer.first, answer.last, answer.headers, self._sources.filters_of(born))
+        more = await _logs(node, answer.first, answer.last, answer.headers, self._sources.filters_of(born))
         return merge_logs((tuple(answer.logs), more))
+
+
+async def _logs(
+    node: Node, first: int, last: int, headers: Mapping[int, Header], filters: Sequence[LogFilter]
+) -> tuple[Log, ...]:
+    try:
+        return await node.logs_in_range(first, last, filters)
+    except RangeRefused:
+        if first < last:
+            raise
+        return await node.logs_in_block(headers[first].hash, filters)
+
+
+async def _whole(node: Node, answer: _Answer, logs: Sequence[Log]) -> FinalRange:
+    """The answer with the time of each of its blocks."""
+    headers = answer.headers
+    missing = sorted({entry.block_number for entry in logs if entry.block_timestamp is None} - set(headers))
+    if missing:
+        headers = {**headers, **await node.headers_by_number(missing)}
+    return FinalRange(
+        first=answer.first,
+        parent_hash=headers[answer.first].parent_hash,
+        blocks=_blocks(headers, logs, answer.last),
+        logs=logs,
+    )
 
 
 async def overlapped(
@@ -252,4 +299,4 @@ def stored(header: Header) -> Block:
 
 def contradiction(reason: str) -> NodeAnswerInvalid:
     """Several answers that cannot all be true."""
-    return NodeAnswerInvalid("node", "several answers", reason)
+    return NodeAnswerInvalid("node", "several answers", reason, kind=Inconsistency.OTHER_BLOCK)

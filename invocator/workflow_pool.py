@@ -5,7 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from hashlib import sha256
+from typing import Final
 from uuid import UUID
+
+RESEND_MARGIN_SECONDS: Final = 5.0
+"""From the client's time-out to the next attempt: enough to record that nothing was heard."""
 
 
 def workflow_of(nonce: UUID, workflow_ids: Sequence[bytes]) -> bytes:
@@ -16,11 +20,17 @@ def workflow_of(nonce: UUID, workflow_ids: Sequence[bytes]) -> bytes:
     return max(workflow_ids, key=lambda workflow_id: sha256(nonce.bytes + workflow_id).digest())
 
 
-def resend_seconds(attempt_no: int, *, timeout_seconds: float, longest_seconds: float = 1_800) -> float:
+def resend_seconds(
+    attempt_no: int,
+    *,
+    timeout_seconds: float,
+    margin_seconds: float = RESEND_MARGIN_SECONDS,
+    longest_seconds: float = 1_800,
+) -> float:
     """How long after the start of attempt ``attempt_no`` (from 1 on) another one may start.
 
     Beyond the client's own time-out always, so that no two attempts of one request run at once; doubling, because an
     answer that nobody reads stays in the gateway for up to 20 minutes.
     """
-    first = timeout_seconds + 5
+    first = timeout_seconds + margin_seconds
     return max(first, min(longest_seconds, math.ldexp(first, attempt_no - 1)))

@@ -29,7 +29,7 @@ import socket
 import stat
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -76,6 +76,10 @@ _SETTINGS_WITHOUT_DURABILITY = {"fsync": "off", "full_page_writes": "off"}
 
 class EmbeddedPostgresUnusable(Exception):
     """There is no embedded database to work with; the message says why and what a person can do about it."""
+
+
+class EmbeddedPostgresBusy(EmbeddedPostgresUnusable):
+    """Another process owns the data directory: its server can be used, and another not be started."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,7 +160,7 @@ class EmbeddedPostgres:
     @property
     def dsn(self) -> str:
         """How to connect, password included: not for logs."""
-        return f"postgresql://bskt:{self._password}@127.0.0.1:{self._port}/postgres"
+        return _dsn(self._password, self._port)
 
     @property
     def sentence(self) -> str:
@@ -167,6 +171,10 @@ class EmbeddedPostgres:
             f"No BSKT_DATABASE_URL: running an embedded {version} on 127.0.0.1:{self._port}, "
             f"data in {self.data_dir}. To back it up, copy that directory while bskt is stopped."
         )
+
+    def exists(self) -> bool:
+        """Whether a cluster was made here before."""
+        return (self._cluster / "PG_VERSION").exists()
 
     @property
     def is_running(self) -> bool:
@@ -185,7 +193,7 @@ class EmbeddedPostgres:
         self._lock_fd = self._lock_fd or _take_lock(self.data_dir, account)
         try:
             self._binaries = _reachable_binaries(find_server_binaries(), self.data_dir, account)
-            if not (self._cluster / "PG_VERSION").exists():
+            if not self.exists():
                 await self._make_cluster(self._binaries, account)
             _require_major(self._cluster, self._binaries.major)
             await asyncio.to_thread(_await_end_of_previous_server, self._cluster)
@@ -293,6 +301,65 @@ class EmbeddedPostgres:
         return "\n".join(text.splitlines()[-12:])
 
 
+@contextlib.asynccontextmanager
+async def of_a_command(data_dir: Path, *, start: bool) -> AsyncIterator[str]:
+    """How a short command connects: to the server of the daemon that runs now, or to one for its own time.
+
+    The password is in it: not for logs.  While the command's own server runs, no daemon can start on ``data_dir``.
+
+    Args:
+        data_dir: As for the daemon; nothing is made in it.
+        start: Whether a server may be started where none runs.
+
+    Raises:
+        EmbeddedPostgresUnusable: There is no cluster, it belongs to another user, or none runs and none may be started.
+    """
+    server = EmbeddedPostgres(data_dir)
+    try:
+        if not server.exists():
+            raise EmbeddedPostgresUnusable(
+                f"There is no embedded database in {data_dir} yet. Run `bskt run` first, or set BSKT_DATABASE_URL, or "
+                "BSKT_DATA_DIR to where it is."
+            )
+        if start:
+            try:
+                await server.start()
+                dsn = server.dsn
+            except EmbeddedPostgresBusy:
+                dsn = _running_dsn(data_dir)
+        elif _is_owned(data_dir):
+            dsn = _running_dsn(data_dir)
+        else:
+            raise EmbeddedPostgresUnusable(f"No daemon runs the embedded database in {data_dir}. Start `bskt run`.")
+    except PermissionError as error:
+        raise EmbeddedPostgresUnusable(
+            f"The embedded database in {data_dir} belongs to another user ({error.filename}). Run this command as the "
+            "user of the daemon."
+        ) from error
+    try:
+        yield dsn
+    finally:
+        await server.stop()
+
+
+def _running_dsn(data_dir: Path) -> str:
+    cluster = data_dir / "postgres"
+    return _dsn((cluster / "bskt.password").read_text(), _read_port(cluster))
+
+
+def _is_owned(data_dir: Path) -> bool:
+    with (data_dir / "lock").open("rb") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def _dsn(password: str, port: int) -> str:
+    return f"postgresql://bskt:{password}@127.0.0.1:{port}/postgres"
+
+
 def _places_to_look() -> list[tuple[Path, str]]:
     places = []
     # find_spec does not import a top-level package: the wrapper behind it is slow and does more than we want.
@@ -348,7 +415,7 @@ def _take_lock(data_dir: Path, account: _Account) -> int:
     except BlockingIOError:
         owner = os.read(descriptor, 32).decode().strip() or "unknown"
         os.close(descriptor)
-        raise EmbeddedPostgresUnusable(
+        raise EmbeddedPostgresBusy(
             f"Another bskt (pid {owner}) runs the embedded Postgres of {data_dir}. Stop it, or set BSKT_DATA_DIR to "
             "another directory; for several daemons over one database set BSKT_DATABASE_URL."
         ) from None

@@ -12,45 +12,61 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal, TypeAlias, TypeVar
 
+import click
 import structlog
 
-from datastore import pinning, schema, status
+from datastore import claims, listening, pinning, quarantine, schema, status
 from datastore.claims import Pacing
 from datastore.connection import Pool, Role, check_server, open_pool
 from datastore.errors import DatastoreUnavailable, DatastoreUnsuitable, FinalityViolated
-from datastore.following import Rules
-from datastore.identity import secret_check_value
+from datastore.following import CONFIRMED_CHANNEL, Rules
+from datastore.identity import derive_nonce, secret_check_value
 from datastore.rows import Block
+from datastore.tally import Tally
 from indexer.abi_files import load_abis
 from indexer.decoding import EventCatalog
 from indexer.follower import FinalityRule, Follower
 from indexer.observation import Sources
 from indexer.policy import Policy
+from indexer.sweep import Examiner, Sweep
 from invocator.cre_gateway import CreGateway
-from invocator.invocation import Invocator, Terms
+from invocator.cre_simulate import DEFAULT_TIMEOUT_SECONDS as SIMULATION_SECONDS
+from invocator.cre_simulate import CreCommand, CreSimulation
+from invocator.dry_run import DryRun
+from invocator.invocation import SIMULATED_WORKFLOW, Invocator, Terms
 from invocator.signing import Signer
 from node.endpoint import RpcEndpoint
 from node.errors import BlockUnknown, NodeUnavailable, RangeRefused
+from node.heads import hear_heads
+from node.identity import ChainIdentity
 from node.node import Node
+from node.pool import EndpointPool, Told
+from node.watchdog import Limits
 from service import collector, http, logs
 from service.embedded_postgres import EmbeddedPostgres
-from service.settings import Finality, Settings, SettingsError, wei
-from service.supervision import Companion, Part, Stop, Supervisor
+from service.metrics import RpcMetrics
+from service.preflight import read_contracts
+from service.settings import Finality, Settings, SettingsError, cre_environment, wei
+from service.supervision import Companion, Part, Stop, Supervisor, wait
 
 log = structlog.get_logger(__name__)
 
 INDEXER: Final = "indexer"
 INVOCATOR: Final = "invocator"
+SWEEP: Final = "sweep"
 PARTS: Final = (INDEXER, INVOCATOR)
 
 _RPC_TIMEOUT_SECONDS: Final = 30.0
 _MAX_ANSWER_BYTES: Final = 32 * 1024 * 1024  # as a block of 90 M gas full of logs, written in hex, might need
 _SECRET_BYTES: Final = 32
 _CLOSE_SECONDS: Final = 5.0
+_PROBE_PAUSE_SECONDS: Final = 5.0
+_FINALITY_POLLS: Final = 3  # finality moves slowly: it is asked at every third look at most
 
 T = TypeVar("T")
 
 Reached: TypeAlias = Callable[[str], None]
+Troubles: TypeAlias = Callable[[], tuple[str, ...]]
 
 
 async def run(
@@ -61,6 +77,7 @@ async def run(
     log_level: str = "info",
     log_format: Literal["text", "json"] = "text",
     reached: Reached = lambda _: None,
+    show: Callable[[str], None] = click.echo,
 ) -> int:
     """Run the daemon until it is asked to stop; the exit code.
 
@@ -71,6 +88,7 @@ async def run(
         log_level: The least level that is logged.
         log_format: For people or for machines.
         reached: Told each boundary around a commit or a call; tests end the process there.
+        show: Gets what mode ``dry-run`` would send, a line a request.
 
     Raises:
         SettingsError, DatastoreUnsuitable, ChainMismatch: Do not run; the message has the remedy.
@@ -80,47 +98,48 @@ async def run(
     collector.look_seldom()
     settings.require_chain()
     settings.require_invocator()
-    _require_supported(settings)
     async with AsyncExitStack() as stack:
         # From here on: a signal during the start is as graceful as one later.
         stack.enter_context(stop.on_signals())
         dsn, secret = await stack.enter_async_context(_datastore(settings))
         # Of the embedded database, both were made here: the log must not show them either.
         logs.configure(level=log_level, fmt=log_format, secrets=(*settings.secret_texts(), dsn, secret.hex()))
-        node = _node(settings)
+        rpc_metrics = RpcMetrics(_present(settings.chain_id))
+        node = _node(settings, rpc_metrics)
         stack.push_async_callback(node.close)
         pool = await _opened(stack, dsn, Role.INDEXER)
         await check_server(pool)
         sources = _sources(settings, secret)
         pinned = await _pin(pool, node, settings, sources)
+        in_force = await quarantine.notice(
+            pool, sources.chain_id, deadline_seconds=settings.completion_deadline_seconds
+        )
+        if in_force is not None:
+            log.error("quarantine.entered" if in_force.entered else "quarantine.in_force", sentence=str(in_force))
         running: list[Part] = []
+        companions: list[Companion] = []
+        troubles: Troubles = tuple
         if INDEXER in parts:
             follower = _follower(settings, pool, node, sources, pinned, reached)
-            running.append(_part(INDEXER, _halting(follower, pool, sources.chain_id), settings))
+            indexer = _part(INDEXER, _halting(follower.tick, pool, sources.chain_id), settings)
+            running += [indexer, _sweep(settings, pool, node, sources, pinned, reached), *_probing(settings, node)]
+            companions += _listening(settings, indexer)
+            troubles = _troubles(node, follower)
             await pinning.clear_halt(pool, sources.chain_id)
         if INVOCATOR in parts:
-            invocator = _invocator(settings, await _opened(stack, dsn, Role.INVOCATOR), reached)
-            running.append(_part(INVOCATOR, invocator.tick, settings))
+            role = Role.READER if settings.cre_mode == "dry-run" else Role.INVOCATOR
+            tick = _invocation(settings, await _opened(stack, dsn, role), node, reached, show)
+            running.append(_part(INVOCATOR, tick, settings))
         log.info("daemon.started", parts=[part.name for part in running], chain_id=settings.chain_id)
         reader = await _opened(stack, dsn, Role.READER)
-        companions: list[Companion] = []
+        companions += [_ear(dsn, sources.chain_id, part) for part in running if part.name == INVOCATOR]
         supervisor = Supervisor(running, companions, stop=stop)
-        companions.append(_server(settings, reader, sources.chain_id, supervisor))
+        companions.append(
+            _server(settings, reader, sources.chain_id, supervisor, node=node, troubles=troubles, rpc=rpc_metrics)
+        )
         code = await supervisor.run()
         log.info("daemon.stopped", exit_code=code)
         return code
-
-
-def _require_supported(settings: Settings) -> None:
-    problems = []
-    if settings.cre_mode != "gateway":
-        problems.append(f"BSKT_CRE_MODE={settings.cre_mode} is not wired into `bskt run` yet; use gateway")
-    if settings.daily_cap_tokens is not None:
-        problems.append("BSKT_DAILY_CAP_TOKENS is not enforced yet; leave it unset, so that nobody relies on it")
-    if settings.resend_after_seconds is not None:
-        problems.append("BSKT_RESEND_AFTER_SECONDS is not carried out yet; leave it unset")
-    if problems:
-        raise SettingsError(problems)
 
 
 @asynccontextmanager
@@ -129,15 +148,33 @@ async def _datastore(settings: Settings) -> AsyncIterator[tuple[str, bytes]]:
     if settings.database_url is not None:
         dsn = settings.database_url.get_secret_value()
         await schema.check(dsn)
-        if settings.instance_secret is None:
-            raise SettingsError(["BSKT_INSTANCE_SECRET is needed with BSKT_DATABASE_URL"])
-        yield dsn, settings.instance_secret.get_secret_value()
+        yield dsn, instance_secret(settings)
         return
     async with EmbeddedPostgres(settings.data_dir / "postgres") as postgres:
         log.info("datastore.embedded", sentence=postgres.sentence)
         await schema.apply(postgres.dsn)
-        configured = settings.instance_secret
-        yield postgres.dsn, configured.get_secret_value() if configured else _kept_secret(settings.data_dir)
+        yield postgres.dsn, instance_secret(settings)
+
+
+def instance_secret(settings: Settings, *, make: bool = True) -> bytes:
+    """The configured instance secret; or, with the embedded database only, the one that is kept beside it.
+
+    Raises:
+        SettingsError: There is none, and none may be made.
+    """
+    if settings.instance_secret is not None:
+        return settings.instance_secret.get_secret_value()
+    if settings.database_url is not None:
+        raise SettingsError(["BSKT_INSTANCE_SECRET is needed with BSKT_DATABASE_URL"])
+    kept = kept_secret_path(settings.data_dir)
+    if not make and not kept.exists():
+        raise SettingsError([f"{kept} is missing: put the daemon's secret back from a backup"])
+    return _kept_secret(settings.data_dir)
+
+
+def kept_secret_path(data_dir: Path) -> Path:
+    """Where the secret of an embedded database is kept."""
+    return data_dir / "instance-secret"
 
 
 def _kept_secret(data_dir: Path) -> bytes:
@@ -145,7 +182,7 @@ def _kept_secret(data_dir: Path) -> bytes:
 
     Written under another name and renamed: a crash leaves either no secret or a whole one.
     """
-    path = data_dir / "instance-secret"
+    path = kept_secret_path(data_dir)
     if not path.exists():
         # A draft that a crash left is overwritten; the embedded server lets only one daemon come here.
         draft = path.with_suffix(".draft")
@@ -179,18 +216,26 @@ async def _close(pool: Pool) -> None:
         pool.terminate()
 
 
-def _node(settings: Settings) -> Node:
+def _node(settings: Settings, metrics: RpcMetrics | None = None) -> Node:
+    metrics = metrics or RpcMetrics(_present(settings.chain_id))
     return Node(
-        [
-            RpcEndpoint(
-                str(number),
-                url.get_secret_value(),
-                request_timeout_seconds=_RPC_TIMEOUT_SECONDS,
-                max_answer_bytes=_MAX_ANSWER_BYTES,
-                observe=lambda *_: None,
-            )
-            for number, url in enumerate(settings.rpc_url)
-        ]
+        EndpointPool(
+            [
+                RpcEndpoint(
+                    str(number),
+                    url.get_secret_value(),
+                    request_timeout_seconds=_RPC_TIMEOUT_SECONDS,
+                    max_answer_bytes=_MAX_ANSWER_BYTES,
+                    observe=metrics.observe,
+                )
+                for number, url in enumerate(settings.rpc_url)
+            ],
+            requests_per_second=settings.rpc_requests_per_second,
+            limits=Limits(
+                head_seconds=settings.head_timeout_seconds, finality_seconds=settings.finality_timeout_seconds
+            ),
+            told=Told(inconsistency=metrics.inconsistent, failover=metrics.failed_over),
+        )
     )
 
 
@@ -199,12 +244,13 @@ def _sources(settings: Settings, secret: bytes) -> Sources:
         chain_id=_present(settings.chain_id),
         factory=_present(settings.factory_address),
         forwarder=_present(settings.forwarder_address),
-        catalog=EventCatalog(load_abis(settings.abi_dir or _packaged_abis())),
+        catalog=EventCatalog(load_abis(settings.abi_dir or packaged_abis())),
         secret=secret,
     )
 
 
-def _packaged_abis() -> Path:
+def packaged_abis() -> Path:
+    """The directory of the ABI files that come with the program."""
     here = Path(__file__).parents[1]
     installed = here / "indexer" / "abi"
     return installed if installed.is_dir() else here / "abi"
@@ -223,8 +269,8 @@ class Indexing:
 
 
 @asynccontextmanager
-async def indexing(settings: Settings) -> AsyncIterator[Indexing]:
-    """Open the database and the node of a chain that the daemon has pinned.
+async def indexing(settings: Settings, dsn: str) -> AsyncIterator[Indexing]:
+    """Open the database at ``dsn`` and the node of a chain that the daemon has pinned.
 
     Raises:
         SettingsError, DatastoreUnsuitable, ChainMismatch: The message has the remedy.
@@ -233,13 +279,13 @@ async def indexing(settings: Settings) -> AsyncIterator[Indexing]:
     collector.look_seldom()
     settings.require_chain()
     async with AsyncExitStack() as stack:
-        dsn, secret = await stack.enter_async_context(_datastore(settings))
-        node = _node(settings)
+        await schema.check(dsn)
+        node = _node(settings, RpcMetrics(_present(settings.chain_id)))
         stack.push_async_callback(node.close)
         pool = await _opened(stack, dsn, Role.INDEXER)
         await check_server(pool)
-        sources = _sources(settings, secret)
-        pinned = await pinning.pinned(pool, await _found(node, sources))
+        sources = _sources(settings, instance_secret(settings))
+        pinned = await pinning.pinned(pool, await _shown(pool, node, sources))
         if pinned is None:
             raise DatastoreUnsuitable(
                 f"the database does not hold chain {sources.chain_id} yet: start `bskt run` first, it pins the chain"
@@ -254,10 +300,33 @@ async def indexing(settings: Settings) -> AsyncIterator[Indexing]:
         )
 
 
+def _identity(pin: pinning.Pin) -> ChainIdentity:
+    return ChainIdentity(
+        chain_id=pin.chain_id,
+        genesis_hash=pin.genesis_hash,
+        factory_address=pin.factory_address,
+        factory_code_hash=pin.factory_code_hash,
+    )
+
+
+async def _shown(pool: Pool, node: Node, sources: Sources) -> pinning.Pin:
+    """Let every endpoint show the chain that the database pinned; from here on only such ones are believed."""
+    known = await pinning.stored(pool, sources.chain_id)
+    if known is None or known.factory_address != sources.factory:  # another factory is refused later, with the reason
+        node.expect(ChainIdentity(chain_id=sources.chain_id, genesis_hash=known.genesis_hash if known else None))
+    else:
+        node.expect(_identity(known))
+    await node.prove_all()
+    async with node.session() as session:
+        pin = await _found(session.node, sources)
+    # Endpoints that were away at this start have to show all of it when they come back.
+    node.expect(_identity(pin))
+    return pin
+
+
 async def _found(node: Node, sources: Sources) -> pinning.Pin:
     """What the node says of that which must never change."""
     genesis_hash = await node.genesis_hash()
-    await node.require_chain(chain_id=sources.chain_id, genesis_hash=None)
     code_hash = await node.code_hash(sources.factory)
     if code_hash is None:
         raise DatastoreUnsuitable(
@@ -275,12 +344,13 @@ async def _found(node: Node, sources: Sources) -> pinning.Pin:
 
 async def _pin(pool: Pool, node: Node, settings: Settings, sources: Sources) -> pinning.Pinned:
     """Check the chain against what the first start pinned; be that first start if there was none."""
-    pin = await _found(node, sources)
+    pin = await _shown(pool, node, sources)
     if (pinned := await pinning.pinned(pool, pin)) is not None:
         return pinned
     start = await node.header_by_number(max(1, _present(settings.start_block)))
-    head = await node.head()
-    first_trigger = head.number + 1 if settings.trigger_from_block is None else settings.trigger_from_block
+    # The highest head that any endpoint knows: history is not what happened after the start.
+    head_number = max(report.head for report in node.reports() if report.head is not None)
+    first_trigger = head_number + 1 if settings.trigger_from_block is None else settings.trigger_from_block
     await pinning.pin_first_start(
         pool,
         pin,
@@ -303,18 +373,53 @@ def _follower(
         complete_finality=_finality(settings.complete_finality),
         max_range_blocks=settings.max_log_range_blocks,
         reached=reached,
+        finality_pause_seconds=_FINALITY_POLLS * settings.poll_interval_seconds,
     )
 
 
+def examiner(settings: Settings, indexing: Indexing) -> Examiner:
+    """Compares final rows with the chain, for a command."""
+    return _examiner(settings, indexing.pool, indexing.node, indexing.sources)
+
+
+def _examiner(settings: Settings, pool: Pool, node: Node, sources: Sources) -> Examiner:
+    return Examiner(
+        pool=pool,
+        node=node,
+        sources=sources,
+        trigger_finality=_finality(settings.trigger_finality),
+        complete_finality=_finality(settings.complete_finality),
+        max_range_blocks=settings.max_log_range_blocks,
+    )
+
+
+def _sweep(
+    settings: Settings, pool: Pool, node: Node, sources: Sources, pinned: pinning.Pinned, reached: Reached
+) -> Part:
+    """Its own part, so that it never holds the follower up."""
+    sweep = Sweep(
+        pool=pool,
+        chain_id=sources.chain_id,
+        examiner=_examiner(settings, pool, node, sources),
+        rules=_rules(settings, sources, pinned),
+        reached=reached,
+    )
+    return _part(SWEEP, _halting(sweep.tick, pool, sources.chain_id), settings)
+
+
 def _rules(settings: Settings, sources: Sources, pinned: pinning.Pinned) -> Rules:
-    cap = settings.max_mint_tokens
+    cap, minimum = settings.max_mint_tokens, settings.min_mint_tokens
     return Rules(
         policy=Policy(
             max_mint_wei=None if cap is None else wei(cap),
+            min_mint_wei=None if minimum is None else wei(minimum),
+            max_drift_wei=wei(settings.max_drift_tokens),
             forbidden_beneficiaries=frozenset({sources.factory, sources.forwarder}),
         ),
         contest=settings.contested_reference == "review",
         first_trigger_block_number=pinned.first_trigger_block_number,
+        completion_deadline_seconds=settings.completion_deadline_seconds,
+        nonce_of=lambda identity, generation: derive_nonce(sources.secret, identity, generation),
     )
 
 
@@ -322,38 +427,82 @@ def _finality(finality: Finality) -> FinalityRule:
     return FinalityRule(tag=finality.kind, depth=finality.depth_blocks or 0)
 
 
-def _invocator(settings: Settings, pool: Pool, reached: Reached) -> Invocator:
-    url = _present(settings.cre_gateway_url)
+def _invocation(
+    settings: Settings, pool: Pool, node: Node, reached: Reached, show: Callable[[str], None]
+) -> Callable[[], Awaitable[bool]]:
+    """The invocator's tick in the configured mode."""
+    chain_id = _present(settings.chain_id)
+    if settings.cre_mode == "dry-run":
+        return DryRun(
+            pool=pool, chain_id=chain_id, workflow_ids=settings.cre_workflow, currency=settings.currency, show=show
+        ).tick
+    simulated = settings.cre_mode == "simulate"
+    daily_cap, max_mint = settings.daily_cap_tokens, settings.max_mint_tokens
+    gateway = _simulation(settings) if simulated else CreGateway.at(_present(settings.cre_gateway_url))
+    terms = Terms(
+        mode=claims.SIMULATE if simulated else claims.GATEWAY,
+        gateway_url="cre workflow simulate" if simulated else _present(settings.cre_gateway_url),
+        workflow_ids=(SIMULATED_WORKFLOW,) if simulated else settings.cre_workflow,
+        currency=settings.currency,
+        pacing=Pacing(
+            seconds_per_trigger=settings.cre_seconds_per_trigger,
+            burst=settings.cre_burst,
+            max_in_flight=settings.cre_max_in_flight,
+            requester_max_in_flight=settings.requester_share,
+            basket_max_in_flight=settings.basket_share,
+            daily_cap_wei=None if daily_cap is None else wei(daily_cap),
+        ),
+        timeout_seconds=SIMULATION_SECONDS if simulated else settings.cre_timeout_seconds,
+        lease_seconds=settings.claim_lease_seconds,
+        completion_deadline_seconds=settings.completion_deadline_seconds,
+        give_up_seconds=settings.give_up_seconds,
+        resend_after_seconds=settings.resend_after_seconds,
+        max_mint_wei=None if max_mint is None else wei(max_mint),
+    )
     return Invocator(
         pool=pool,
-        chain_id=_present(settings.chain_id),
-        gateway=CreGateway.at(url),
-        signer=Signer.from_text(_present(settings.cre_signer_key).get_secret_value()),
-        terms=Terms(
-            gateway_url=url,
-            workflow_ids=settings.cre_workflow,
-            currency=settings.currency,
-            pacing=Pacing(
-                seconds_per_trigger=settings.cre_seconds_per_trigger,
-                burst=settings.cre_burst,
-                max_in_flight=settings.cre_max_in_flight,
-            ),
-            timeout_seconds=settings.cre_timeout_seconds,
-            lease_seconds=settings.claim_lease_seconds,
-            completion_deadline_seconds=settings.completion_deadline_seconds,
-            give_up_seconds=settings.give_up_seconds,
-        ),
+        chain_id=chain_id,
+        gateway=gateway,
+        signer=None if simulated else Signer.from_text(_present(settings.cre_signer_key).get_secret_value()),
+        terms=terms,
         clock=time.time,  # noqa: TID251 - a token's iat is wall-clock time; nothing else uses it
+        look_at=lambda token, consumer: read_contracts(node, token=token, consumer=consumer),
         reached=reached,
+    ).tick
+
+
+def _simulation(settings: Settings) -> CreSimulation:
+    return CreSimulation(
+        command=CreCommand(
+            executable=settings.cre_command,
+            project_root=_present(settings.cre_project_dir),
+            workflow_folder=_present(settings.cre_workflow_folder),
+            target=_present(settings.cre_target),
+            environment=cre_environment(settings),
+        )
     )
 
 
-def _halting(follower: Follower, pool: Pool, chain_id: int) -> Callable[[], Awaitable[bool]]:
-    """The follower's tick, which leaves word in the database when it must not go on: every replica shows it."""
+def _ear(dsn: str, chain_id: int, part: Part) -> Companion:
+    """Wake the invocator when the indexer confirmed a request: it only shortens the pause."""
+
+    def heard(told: str) -> None:
+        if told == str(chain_id):
+            part.wake.set()
+
+    return Companion(
+        name="listener",
+        run=lambda: listening.listen(dsn, CONFIRMED_CHANNEL, heard=heard, wait=wait),
+        forgives=(DatastoreUnavailable,),
+    )
+
+
+def _halting(work: Callable[[], Awaitable[bool]], pool: Pool, chain_id: int) -> Callable[[], Awaitable[bool]]:
+    """A tick that leaves word in the database when it must not go on: every replica shows it."""
 
     async def tick() -> bool:
         try:
-            return await follower.tick()
+            return await work()
         except FinalityViolated as error:
             await pinning.halt(pool, chain_id, str(error))
             raise
@@ -361,16 +510,59 @@ def _halting(follower: Follower, pool: Pool, chain_id: int) -> Callable[[], Awai
     return tick
 
 
-def _server(settings: Settings, reader: Pool, chain_id: int, supervisor: Supervisor) -> Companion:
+def _server(
+    settings: Settings,
+    reader: Pool,
+    chain_id: int,
+    supervisor: Supervisor,
+    *,
+    node: Node,
+    troubles: Troubles,
+    rpc: RpcMetrics,
+) -> Companion:
+    tally = Tally(chain_id)
     app = http.application(
         chain_id=chain_id,
         read=lambda: status.snapshot(reader, chain_id),
+        count=lambda: tally.read(reader),
         last_turn_at=supervisor.last_turn_at,
         halted=supervisor.halted,
         clock=time.monotonic,
+        look=lambda: status.attention(reader, chain_id),
+        failing=supervisor.failing,
+        endpoints=node.reports,
+        troubles=troubles,
+        measured=(rpc.registry,),
+        # A simulation may take its whole time inside one turn.
+        longest_turn_seconds=http.LONGEST_TURN_SECONDS + (SIMULATION_SECONDS if settings.cre_mode == "simulate" else 0),
     )
     listen = settings.listen
     return Companion(name="http", run=lambda: http.serve(app, host=listen.host, port=listen.port))
+
+
+def _troubles(node: Node, follower: Follower) -> Troubles:
+    return lambda: (*node.troubles(), *follower.troubles())
+
+
+def _probing(settings: Settings, node: Node) -> list[Part]:
+    """Looks at the endpoints that nobody asks; a single one is asked all the time."""
+    if len(settings.rpc_url) < 2:  # noqa: PLR2004 - one endpoint
+        return []
+    return [Part(name="endpoints", tick=node.probe, pause_seconds=_PROBE_PAUSE_SECONDS, wake=asyncio.Event())]
+
+
+def _listening(settings: Settings, indexer: Part) -> list[Companion]:
+    """Wakes the indexer at a new head; it never needs that (hard case 29)."""
+    if settings.ws_url is None:
+        return []
+    url = settings.ws_url.get_secret_value()
+    return [
+        Companion(
+            name="heads",
+            run=lambda: hear_heads(url, wake=indexer.wake.set, clock=time.monotonic),
+            forgives=(NodeUnavailable,),
+        )
+    ]
 
 
 def _part(name: str, tick: Callable[[], Awaitable[bool]], settings: Settings) -> Part:
@@ -380,6 +572,7 @@ def _part(name: str, tick: Callable[[], Awaitable[bool]], settings: Settings) ->
         pause_seconds=settings.poll_interval_seconds,
         wake=asyncio.Event(),
         forgives=(DatastoreUnavailable, NodeUnavailable, RangeRefused, BlockUnknown),
+        hurries_after=(DatastoreUnavailable,),
         halts_on=(FinalityViolated,),
     )
 

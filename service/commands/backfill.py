@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING, Final, Literal, NoReturn, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import click
+
+from service.console import Command, Console, Exit, Refused, asynchronous
 
 if TYPE_CHECKING:
     from indexer.backfill import Backfill
@@ -18,69 +17,45 @@ if TYPE_CHECKING:
 Reached: TypeAlias = Callable[[str], None]
 Progress: TypeAlias = "Callable[[Backfill], None]"
 
-_EXIT_ERROR: Final = 1
-_EXIT_USAGE: Final = 2
-_EXIT_NOT_READY: Final = 3
 
-
-@click.command()
+@click.command(cls=Command)
 @click.option("--blocks", required=True, metavar="A:B", help="For example 16M:17M, -1000:, 15M:+1000 or :finalized.")
 @click.option("--trigger", is_flag=True, help="Let new requests be sent to CRE.  Without it they are held.")
 @click.option("--dry-run", is_flag=True, help="Write nothing; say what would be found.")
-@click.option("--output", type=click.Choice(["table", "json", "jsonl"]), default="table")
-@click.option("--env-file", type=click.Path(exists=True, dir_okay=False), help="Settings, one NAME=VALUE a line.")
-@click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="warning")
-@click.option("--log-format", type=click.Choice(["text", "json"]), default="text")
-def backfill(
-    *,
-    blocks: str,
-    trigger: bool,
-    dry_run: bool,
-    output: str,
-    env_file: str | None,
-    log_level: str,
-    log_format: Literal["text", "json"],
-) -> None:
+@asynchronous
+async def backfill(console: Console, *, blocks: str, trigger: bool, dry_run: bool) -> None:
     """(Re)index the blocks A:B.
 
     It ends at the last block that is both indexed and final.  What is there already stays as it is, so that a backfill
     that was interrupted is simply run again.  New requests are held until `bskt requests release`, unless --trigger.
     """
-    import asyncio
-
-    from datastore.errors import DatastoreUnavailable, DatastoreUnsuitable, FinalityViolated
+    from datastore.errors import FinalityViolated
     from indexer.backfill import NotFinal
-    from node.errors import ChainMismatch, NodeError
-    from service import logs, settings
+    from node.errors import NodeError
     from service.block_range import BlockRangeUnreadable
-    from service.embedded_postgres import EmbeddedPostgresUnusable
 
     if trigger and dry_run:
-        _fail("--trigger has no meaning with --dry-run, which writes nothing", _EXIT_USAGE)
+        raise Refused("--trigger has no meaning with --dry-run, which writes nothing", Exit.USAGE)
     try:
-        configured = settings.load({}, Path(env_file) if env_file else None)
-        logs.configure(level=log_level, fmt=log_format, secrets=configured.secret_texts())
-        with _bar() as progress:
-            work = run(configured, blocks=blocks, hold=not trigger, dry_run=dry_run, progress=progress)
-            result = asyncio.run(work)
-    except settings.SettingsError as error:
-        _fail("\n".join(error.problems), _EXIT_USAGE)
-    except BlockRangeUnreadable as error:
-        _fail(f"--blocks {error}", _EXIT_USAGE)
-    except NotFinal as error:
-        _fail(f"--blocks {blocks}: {error}", _EXIT_USAGE)
-    except (DatastoreUnsuitable, ChainMismatch, EmbeddedPostgresUnusable, FinalityViolated) as error:
-        _fail(str(error), _EXIT_ERROR)
-    except (DatastoreUnavailable, NodeError) as error:
-        _fail(f"not ready: {error}; run the same command again, it writes nothing twice", _EXIT_NOT_READY)
-    if output == "table":
-        _table(result)
-    else:
-        click.echo(json.dumps(result, indent=2 if output == "json" else None))
+        async with console.database() as dsn:
+            with _bar() as progress:
+                result = await run(
+                    console.settings, dsn, blocks=blocks, hold=not trigger, dry_run=dry_run, progress=progress
+                )
+    except (BlockRangeUnreadable, NotFinal) as error:
+        raise Refused(f"--blocks {blocks}: {error}", Exit.USAGE) from error
+    except FinalityViolated as error:
+        raise Refused(str(error)) from error
+    except NodeError as error:
+        raise Refused(
+            f"not ready: {error}; run the same command again, it writes nothing twice", Exit.NOT_READY
+        ) from error
+    console.record(result)
 
 
 async def run(
     settings: Settings,
+    dsn: str,
     *,
     blocks: str,
     hold: bool,
@@ -92,6 +67,7 @@ async def run(
 
     Args:
         settings: Checked here for what is needed.
+        dsn: The database.
         blocks: As people write ranges.
         hold: Whether new requests wait for a person.
         dry_run: Whether to write nothing.
@@ -104,7 +80,7 @@ async def run(
     from indexer.backfill import Backfill
     from service import block_range, wiring
 
-    async with wiring.indexing(settings) as indexing:
+    async with wiring.indexing(settings, dsn) as indexing:
         position = await following.position(indexing.pool, indexing.sources.chain_id)
         head = await indexing.node.head()
         # The tags mean what is indexed, for a backfill ends there; only the head is the node's.
@@ -159,18 +135,3 @@ def _bar() -> Iterator[Progress]:
             bar.update(task, completed=work.found.blocks, total=work.last - work.first + 1)
 
         yield show
-
-
-def _table(result: dict[str, object]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(show_header=False)
-    for name, value in result.items():
-        table.add_row(name, str(value))
-    Console(file=sys.stdout).print(table)
-
-
-def _fail(message: str, code: int) -> NoReturn:
-    click.echo(f"bskt: {message}", err=True)
-    sys.exit(code)

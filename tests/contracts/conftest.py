@@ -4,15 +4,8 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from service.demo.anvil import Anvil, find_or_install_anvil
+from service.demo.anvil import Anvil
 from service.demo.contracts import Basket, DevChain, System, create_basket, deploy_system
-
-CACHE_DIR = Path(__file__).parents[2] / ".cache"
-
-
-@pytest.fixture(scope="session")
-def anvil_binary() -> Path:
-    return find_or_install_anvil(configured=None, cache_dir=CACHE_DIR)
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from datastore.connection import Pool
 from datastore.following import Rules
 from datastore.pinning import Pin, pin_first_start
 from datastore.reference import expected_reference
-from datastore.rows import Batch, Block, BlockRef, Finality, Mint, Report, Request
+from datastore.rows import Basket, Batch, Block, BlockRef, Finality, LogRow, Mint, Report, Request
 
 CHAIN = 31337
 TOKEN, CONSUMER, ALICE, BOB = (bytes([n]) * 20 for n in (0x70, 0xC0, 0xA1, 0xB0))
@@ -85,6 +85,8 @@ def batch(
     on: Block,
     leaving: Block | None = None,
     final: int = -1,
+    baskets: tuple[Basket, ...] = (),
+    logs: tuple[LogRow, ...] = (),
     requests: tuple[Request, ...] = (),
     mints: tuple[Mint, ...] = (),
     reports: tuple[Report, ...] = (),
@@ -97,6 +99,8 @@ def batch(
         blocks=blocks,
         head_number=blocks[-1].number,
         finality=Finality(finalized=final, safe=final, trigger=final, complete=final),
+        baskets=baskets,
+        logs=logs,
         requests=requests,
         mints=mints,
         reports=reports,

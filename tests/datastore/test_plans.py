@@ -45,6 +45,8 @@ STATEMENTS: dict[str, tuple[str, tuple[Any, ...]]] = {
     "requests with reference": (F._REQUESTS_WITH_REFERENCE, (HASHES,)),
     "lock candidates": (F._LOCK_CANDIDATES, (CHAIN, 10, 5_000)),
     "candidates": (F._CANDIDATES, (IDS,)),
+    "look-alikes": (F._LOOK_ALIKES, (CHAIN, IDS)),
+    "may have look-alikes": (F._MAY_HAVE_LOOK_ALIKES, (CHAIN,)),
     "lock holders": (F._LOCK_HOLDERS, (HASHES,)),
     "holders": (F._HOLDERS, (HASHES,)),
     "minted by nobody": (F._MINTED_BY_NOBODY, (HASHES,)),

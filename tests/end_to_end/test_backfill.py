@@ -19,6 +19,7 @@ from service import wiring
 from service.commands import backfill
 from service.demo.anvil import Anvil, find_or_install_anvil
 from service.demo.contracts import Basket, DevChain, create_basket, deploy_system, request_mint
+from service.metrics import RpcMetrics
 from service.settings import Settings, load
 
 pytestmark = pytest.mark.end_to_end
@@ -38,7 +39,9 @@ def reached(point):
     seen += point == sys.argv[2]
     if seen == int(sys.argv[3]):
         os.kill(os.getpid(), signal.SIGKILL)
-asyncio.run(backfill.run(settings.load({}), blocks=sys.argv[1], hold=True, dry_run=False, reached=reached))
+given = settings.load({})
+dsn = given.database_url.get_secret_value()
+asyncio.run(backfill.run(given, dsn, blocks=sys.argv[1], hold=True, dry_run=False, reached=reached))
 """
 COMMAND = "from service.cli import main; main()"
 
@@ -89,7 +92,7 @@ class World:
         self, blocks: str | None = None, *, hold: bool = True, dry_run: bool = False
     ) -> dict[str, object]:
         wanted = blocks or f"{self.gap[0]}:{self.gap[1]}"
-        return await backfill.run(self.settings, blocks=wanted, hold=hold, dry_run=dry_run)
+        return await backfill.run(self.settings, self.dsn, blocks=wanted, hold=hold, dry_run=dry_run)
 
 
 @pytest.fixture
@@ -128,7 +131,7 @@ async def world(dsn: str) -> AsyncIterator[World]:
         await chain.mine(2)
         # The first start, and the daemon's indexer until it has caught up.
         async with wiring._datastore(made.settings) as (opened, secret):
-            node = wiring._node(made.settings)
+            node = wiring._node(made.settings, RpcMetrics(31337))
             pool = await open_pool(opened, Role.INDEXER)
             sources = wiring._sources(made.settings, secret)
             pinned = await wiring._pin(pool, node, made.settings, sources)

@@ -5,23 +5,23 @@ from collections.abc import Mapping
 
 import pytest
 
-from indexer.final_zone import FinalRange, FinalZone, overlapped
+from indexer.final_zone import FinalZone, ObservedRange, overlapped
 from tests.indexer.ledger import SOURCES, Ledger, consumer, token
 
 
 async def read_all(
     ledger: Ledger, *, max_range_blocks: int = 100, known: Mapping[bytes, bytes] | None = None
-) -> list[FinalRange]:
-    ranges: list[FinalRange] = []
+) -> list[ObservedRange]:
+    ranges: list[ObservedRange] = []
     async with ledger.node() as node:
-        zone = FinalZone(node, SOURCES, max_range_blocks=max_range_blocks)
-        async with zone.reading(0, ledger.height, known or {}) as next_range:
+        zone = FinalZone(SOURCES, max_range_blocks=max_range_blocks)
+        async with zone.reading(node, 0, ledger.height, known or {}) as next_range:
             while (read := await next_range()) is not None:
                 ranges.append(read)
     return ranges
 
 
-def banks(ranges: list[FinalRange]) -> list[str]:
+def banks(ranges: list[ObservedRange]) -> list[str]:
     return [
         request.bank_reference.rstrip(b"\0").decode()
         for read in ranges
@@ -41,9 +41,9 @@ async def test_every_log_is_given_once_in_order_and_each_range_follows_the_one_b
     ledger = busy_ledger(350)
     ranges = await read_all(ledger)
     assert banks(ranges) == [f"D-{number}" for number in range(2, 351)]
-    ends = [read.last for read in ranges]
-    assert [read.parent for read in ranges[1:]] == ends[:-1]
-    assert (ranges[0].parent.number, ends[-1].number) == (0, 350)
+    ends = [each.read.last for each in ranges]
+    assert [each.read.parent for each in ranges[1:]] == ends[:-1]
+    assert (ranges[0].read.parent.number, ends[-1].number) == (0, 350)
 
 
 async def test_a_node_that_refuses_large_answers_is_asked_for_less_and_nothing_is_lost() -> None:
@@ -66,16 +66,18 @@ async def test_a_block_with_more_logs_than_an_answer_may_hold_is_refused_as_the_
 
 
 async def test_the_time_of_a_block_comes_from_its_header_where_logs_do_not_tell_it() -> None:
-    (read,) = await read_all(busy_ledger(5))
-    assert [(block.number, block.timestamp - 1_700_000_000) for block in read.blocks] == [(n, n) for n in range(1, 6)]
+    (only,) = await read_all(busy_ledger(5))
+    assert [(block.number, block.timestamp - 1_700_000_000) for block in only.read.blocks] == [
+        (n, n) for n in range(1, 6)
+    ]
 
 
 async def test_nothing_is_asked_for_before_there_is_room() -> None:
     """Back-pressure: what nobody takes is not read."""
     ledger = busy_ledger(1_000)
     async with ledger.node() as node:
-        zone = FinalZone(node, SOURCES, max_range_blocks=10)
-        async with zone.reading(0, ledger.height, {}) as next_range:
+        zone = FinalZone(SOURCES, max_range_blocks=10)
+        async with zone.reading(node, 0, ledger.height, {}) as next_range:
             for _ in range(3):
                 await next_range()
             for _ in range(1_000):

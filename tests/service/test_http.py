@@ -1,38 +1,81 @@
+import json
 import re
 from collections.abc import Awaitable, Callable
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import TypeAlias
 
 import pytest
 
 from datastore.errors import DatastoreUnavailable
-from datastore.status import Snapshot
+from datastore.schema import SCHEMA_VERSION
+from datastore.status import Attention, Snapshot
+from datastore.tally import Totals
+from node.endpoint import Outcome
+from node.health import EndpointState
+from node.inconsistency import Inconsistency
+from node.pool import EndpointReport
 from service.http import LONGEST_TURN_SECONDS, application, stuck_parts, unready_reasons
-from service.metrics import families
+from service.metrics import RpcMetrics, counted, endpoint_families, families
 
 SNAPSHOT = Snapshot(
+    chain_id=31337,
+    read_at=datetime(2026, 1, 1, 0, 0, 5, tzinfo=UTC),
+    schema_version=SCHEMA_VERSION,
     head=12,
     safe=11,
     finalized=10,
     indexed=9,
+    indexed_hash=b"\x01" * 32,
     indexed_at=datetime(2026, 1, 1, tzinfo=UTC),
-    last_reorg_at=None,
+    indexed_timestamp=1_767_225_569,
+    last_reorg=None,
     requests={"seen": 1},
     waiting=0,
     oldest_seconds=0.0,
+    in_flight=0,
+    baskets=1,
+    slots=(),
     paused=None,
+    paused_at=None,
     quarantined=None,
+    quarantined_at=None,
+    quarantined_until=None,
+    is_home=True,
     halted=None,
+    halted_at=None,
+)
+NOTHING = Attention(groups=(), alarms=(), sends_fail=None)
+
+ENDPOINT = EndpointReport(
+    name="0", state=EndpointState.RATE_LIMITED, head=12, reason="slow down", requests=3, failovers=1
 )
 
 
 Read: TypeAlias = Callable[[], Awaitable[Snapshot | None]]
 
 
-async def answer(path: str, read: Read, halted: dict[str, str]) -> tuple[int, bytes]:
+async def answer(path: str, read: Read, halted: dict[str, str], troubles: tuple[str, ...] = ()) -> tuple[int, bytes]:
     """Ask the application as a server would, by its ASGI interface."""
-    app = application(chain_id=31337, read=read, last_turn_at={"indexer": 0.0}, halted=halted, clock=lambda: 1.0)
+    rpc = RpcMetrics(31337)
+    rpc.observe("0", "eth_getLogs", Outcome.OK, 0.02)
+    rpc.inconsistent(Inconsistency.LOGS_MISSING)
+    rpc.failed_over()
+    app = application(
+        chain_id=31337,
+        read=read,
+        count=nothing,
+        last_turn_at={"indexer": 0.0},
+        halted=halted,
+        clock=lambda: 1.0,
+        endpoints=lambda: [ENDPOINT],
+        troubles=lambda: troubles,
+        look=nothing_to_see,
+        failing={},
+        measured=[rpc.registry],
+    )
     sent: list[dict[str, object]] = []
 
     async def receive() -> dict[str, object]:
@@ -64,7 +107,21 @@ async def answer(path: str, read: Read, halted: dict[str, str]) -> tuple[int, by
 def test_every_metric_is_documented_and_every_documented_metric_exists() -> None:
     text = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
     documented = set(re.findall(r"^\| `(bskt_\w+)`", text, re.MULTILINE))
-    assert documented == {family.name for family in families(SNAPSHOT, 31337)}
+    exposed = [
+        *families(SNAPSHOT, 31337),
+        *counted(Totals(), 31337),
+        *endpoint_families([], [], 31337),
+        *RpcMetrics(31337).registry.collect(),
+    ]
+    assert documented == {f"{family.name}_total" if family.type == "counter" else family.name for family in exposed}
+
+
+async def nothing() -> Totals:
+    return Totals()
+
+
+async def nothing_to_see() -> Attention:
+    return NOTHING
 
 
 async def healthy() -> Snapshot | None:
@@ -86,10 +143,50 @@ def test_a_part_that_has_not_turned_for_too_long_is_stuck_and_one_that_halted_is
     assert stuck_parts(turns, now, {"indexer": "finality"}) == []
 
 
-def test_a_halt_is_a_reason_for_not_being_ready() -> None:
-    assert unready_reasons(SNAPSHOT, {}) == []
-    assert unready_reasons(SNAPSHOT, {"indexer": "finality"}) == ["indexer halted: finality"]
-    assert unready_reasons(None, {}) == ["the chain is not pinned yet"]
+def test_what_keeps_the_daemon_from_being_relied_on_is_a_reason_and_a_pause_is_not() -> None:
+    """Hard case 120."""
+    assert unready_reasons(replace(SNAPSHOT, paused="lunch"), {}, {}) == []
+    assert unready_reasons(SNAPSHOT, {"indexer": "finality"}, {}) == ["indexer halted: finality"]
+    assert unready_reasons(replace(SNAPSHOT, halted="finality"), {}, {}) == ["halted: finality"]
+    assert unready_reasons(None, {}, {}) == ["the chain is not pinned yet"]
+    assert unready_reasons(SNAPSHOT, {}, {"indexer": "NodeUnavailable: no answer"}) == [
+        "indexer fails: NodeUnavailable: no answer"
+    ]
+    assert unready_reasons(replace(SNAPSHOT, indexed_timestamp=1_767_221_905), {}, {}) == [
+        "lag: the index is 3 blocks (1 h 1 min) behind the head"
+    ]
+    assert unready_reasons(replace(SNAPSHOT, schema_version=SCHEMA_VERSION + 1), {}, {})[0].startswith("schema: ")
+
+
+async def test_status_has_the_promised_members() -> None:
+    """The interface's own example, member by member."""
+    code, body = await answer("/status", healthy, {})
+    status = json.loads(body)
+    assert code == 200
+    assert status["version"] == version("bskt")
+    assert status["chain"] == {
+        "chain_id": 31337,
+        "head": 12,
+        "safe": 11,
+        "finalized": 10,
+        "indexed": 9,
+        "indexed_hash": "0x" + "01" * 32,
+        "indexed_at": "2026-01-01T00:00:00Z",
+        "lag_blocks": 3,
+        "lag_seconds": 36.0,
+        "last_reorg": None,
+        "endpoints": [asdict(ENDPOINT)],
+    }
+    assert status["requests"] == {"seen": 1}
+    assert status["queue"] == {
+        "waiting": 0,
+        "oldest_seconds": 0.0,
+        "next_slot_at": None,
+        "in_flight": 0,
+        "slots": [],
+    }
+    assert [status[name] for name in ("paused", "quarantined", "halted", "sends_fail")] == [None] * 4
+    assert (status["for_a_person"], status["alarms"]) == ([], [])
 
 
 @pytest.mark.parametrize(
@@ -100,8 +197,40 @@ def test_a_halt_is_a_reason_for_not_being_ready() -> None:
         ("/readyz", down, {}, 503, b"database: postgres"),
         ("/readyz", healthy, {"indexer": "why"}, 503, b"indexer halted: why"),
         ("/metrics", healthy, {}, 200, b'bskt_mint_requests{chain_id="31337",state="seen"} 1.0'),
+        ("/metrics", healthy, {}, 200, b'bskt_mint_end_to_end_seconds_bucket{chain_id="31337",le="+Inf"} 0.0'),
         ("/metrics", down, {}, 503, b"database: postgres"),
         ("/status", healthy, {}, 200, b'"lag_blocks":3'),
+        (
+            "/status",
+            healthy,
+            {},
+            200,
+            b'"endpoints":[{"name":"0","state":"rate_limited","head":12,"reason":"slow down"',
+        ),
+        (
+            "/metrics",
+            healthy,
+            {},
+            200,
+            b'bskt_rpc_requests_total{chain_id="31337",endpoint="0",method="eth_getLogs",outcome="ok"} 1.0',
+        ),
+        (
+            "/metrics",
+            healthy,
+            {},
+            200,
+            b'bskt_rpc_request_seconds_bucket{chain_id="31337",endpoint="0",le="0.025"} 1.0',
+        ),
+        ("/metrics", healthy, {}, 200, b'bskt_rpc_inconsistencies_total{chain_id="31337",kind="logs_missing"} 1.0'),
+        (
+            "/metrics",
+            unpinned,
+            {},
+            200,
+            b'bskt_rpc_endpoint_state{chain_id="31337",endpoint="0",state="rate_limited"} 1.0',
+        ),
+        ("/metrics", unpinned, {}, 200, b'bskt_chain_troubles{chain_id="31337"} 0.0'),
+        ("/metrics", unpinned, {}, 200, b'bskt_rpc_failovers_total{chain_id="31337"} 1.0'),
         ("/status", unpinned, {}, 503, b"not pinned"),
         ("/status", down, {}, 503, b"database: postgres"),
     ],
@@ -117,3 +246,11 @@ async def test_an_endpoint_tells_the_truth(
     code, body = await answer(path, read, halted)
     assert code == status
     assert text in body
+
+
+@pytest.mark.parametrize("read", [healthy, down])
+async def test_what_is_wrong_with_the_chain_makes_us_unready(read: Read) -> None:
+    """Hard case 120."""
+    trouble = "node: no new head after block 12 for 130 s (limit 120 s)"
+    code, body = await answer("/readyz", read, {}, (trouble,))
+    assert (code, trouble.encode() in body) == (503, True)

@@ -16,7 +16,6 @@ from service.demo.anvil import Anvil, AnvilNotInstallable, AnvilNotStarted, find
 from service.demo.contracts import DevChain, call, deploy_system
 
 CHECKOUT = Path(__file__).parents[3]
-CACHE_DIR = CHECKOUT / ".cache"
 STARTER = """
 import asyncio, sys
 from pathlib import Path
@@ -29,11 +28,6 @@ async def main():
 
 asyncio.run(main())
 """
-
-
-@pytest.fixture(scope="session")
-def anvil_binary() -> Path:
-    return find_or_install_anvil(configured=None, cache_dir=CACHE_DIR)
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from eth_account import Account
 from eth_account.messages import encode_defunct
 from eth_utils.crypto import keccak
 
-from service.demo.anvil import Anvil, find_or_install_anvil
+from service.demo.anvil import Anvil
 from service.demo.contracts import (
     Basket,
     DevChain,
@@ -30,7 +30,6 @@ from service.demo.contracts import (
 )
 from service.demo.cre_stand_in import CreStandIn, Workflow
 
-CACHE_DIR = Path(__file__).parents[3] / ".cache"
 # The first well-known anvil key.
 KEY = "0xac0974bec39a17e36ba4a6b4d238ff944bacb478cbed5efcae784d7bf4f2ff80"
 SIGNER = bytes.fromhex(Account.from_key(KEY).address[2:])
@@ -101,11 +100,6 @@ def token_of(body: dict[str, Any], *, issued_at: int) -> str:
     parts = [{"alg": "ETH", "typ": "JWT"}, {**claims, "jti": str(uuid.uuid4())}]
     signing_input = ".".join(encoded(json.dumps(part).encode()) for part in parts)
     return f"{signing_input}.{encoded(Account.sign_message(encode_defunct(text=signing_input), KEY).signature)}"
-
-
-@pytest.fixture(scope="session")
-def anvil_binary() -> Path:
-    return find_or_install_anvil(configured=None, cache_dir=CACHE_DIR)
 
 
 @pytest.fixture

@@ -1,0 +1,561 @@
+"""What a person may ask for about a request, and what the answer is.  Pure.
+
+The lifecycle decides (``decide``); this module says in a sentence what will happen, that it is so already, or why it is
+refused and what is possible instead.  A dry run and the real thing ask here, so they cannot differ.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from typing import Final, Literal, TypeAlias, assert_never
+
+from datastore.judgement import DUPLICATE_BANK_REFERENCE
+from datastore.lifecycle import ChainStatus, Event, Facts, State, decide
+
+CACHED_FOR: Final = timedelta(hours=48)
+"""Nodes answer a repeated id from their cache for 24 to 48 hours without running it again (cre.md §2.4)."""
+
+FROZEN_FOR_ANOTHER: Final = frozenset({"workflow_retired", "signer_changed", "consumer_changed"})
+"""Reasons for which the frozen bytes cannot be sent by this configuration, however often they are retried."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evidence:
+    """What a person checked before a second id, or a second request, may mint for one deposit.
+
+    ``final_block``: the final block up to which no mint was found on chain.  ``consumer_refuses_used_references``: the
+    consumer irrevocably refuses a bank reference that it has seen, so that at most one of the two can ever mint.
+    """
+
+    final_block: int
+    consumer_refuses_used_references: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """Send again: the same bytes under the same id, if anything was sent before."""
+
+
+@dataclass(frozen=True, slots=True)
+class NewGeneration:
+    """Send under a new id: the old one must not be able to mint."""
+
+    evidence: Evidence | None
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """Send nothing (more) until it is released."""
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """Take it from its hold; a rejected duplicate takes the bank reference."""
+
+    evidence: Evidence | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """End it for good."""
+
+
+@dataclass(frozen=True, slots=True)
+class Resolve:
+    """Take it out of review by what the chain shows."""
+
+    to: Literal["completed", "failed"]
+
+
+Instruction: TypeAlias = Retry | NewGeneration | Hold | Release | Cancel | Resolve
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rival:
+    """The request that holds the same bank reference."""
+
+    request_id: int
+    state: State
+    sent: bool
+    is_on_this_chain: bool
+    shares_consumer: bool
+    shares_reference: bool  # both would mint under the same reference on chain
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Standing:
+    """All that is known of a request at the moment when a person asks, read under its lock."""
+
+    request_id: int
+    state: State
+    reason: str | None
+    facts: Facts
+    held_reason: str | None
+    generation: int
+    frozen_mode: str | None
+    is_frozen_for_its_consumer: bool
+    lease_ends_at: datetime | None
+    last_sent_at: datetime | None
+    rival: Rival | None
+    finalized: int
+    now: datetime
+    stopped: str | None  # why nothing at all is sent now: a pause or a quarantine
+    restored_at: datetime | None  # a quarantine began after its block: a restore may have lost a send of it
+    execution_ids: tuple[bytes, ...]  # under which it may have been sent
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Will:
+    """It is done, or would be: ``after`` is ``None`` where the state stays as it is."""
+
+    sentence: str
+    after: State | None = None
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AlreadySo:
+    """There is nothing to do."""
+
+    sentence: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refused:
+    """It is not done: ``sentence`` says why, ``remedy`` what is possible instead."""
+
+    sentence: str
+    remedy: str
+
+
+Verdict: TypeAlias = Will | AlreadySo | Refused
+
+
+def judge(instruction: Instruction, standing: Standing) -> Verdict:
+    """What becomes of an instruction; total over every state and every fact."""
+    match instruction:
+        case Retry():
+            return _judge_retry(standing)
+        case NewGeneration():
+            return _judge_new_generation(standing, instruction.evidence)
+        case Hold():
+            return _judge_hold(standing)
+        case Release():
+            return _judge_release(standing, instruction.evidence)
+        case Cancel():
+            return _judge_cancel(standing)
+        case Resolve():
+            return _judge_resolve(standing, instruction.to)
+    assert_never(instruction)
+
+
+# -- retry ------------------------------------------------------------------------------------------------------------
+_NOT_TO_RETRY: Final[dict[State, tuple[str, str]]] = {
+    State.ACCEPTED: (
+        "CRE accepted it, and its deadline is not over: a second send would run nothing.",
+        "Wait: it is executed by then, or failed, and a failed one can be retried.",
+    ),
+    State.EXECUTED: ("It is minted.", "Nothing is left to do: it completes when its mint is final."),
+    State.COMPLETED: ("It is minted, and final.", "Nothing is left to do."),
+    State.REJECTED: (
+        "It was refused before anything was sent, and a retry would be refused again.",
+        "A duplicate can be released (`bskt requests release`); for any other reason the user must ask again on chain.",
+    ),
+    State.DROPPED: (
+        "Its block was orphaned for good: the chain does not hold it.",
+        "If its transaction is mined again, it comes back by itself; otherwise the user must ask again.",
+    ),
+    State.CANCELLED: ("A person ended it for good.", "The user must ask again on chain."),
+}
+_UNDERWAY: Final[dict[State, str]] = {
+    State.SEEN: "it waits until it is final enough",
+    State.CONFIRMED: "it waits for a minting slot",
+    State.CLAIMED: "a worker is about to send it",
+    State.IN_DOUBT: "it is sent again and again until CRE's answer settles it",
+}
+
+
+def _judge_retry(standing: Standing) -> Verdict:
+    state, facts = standing.state, standing.facts
+    if state in _UNDERWAY:
+        return AlreadySo(sentence=_about(standing, f"is {state}: {_UNDERWAY[state]}.") + _and_held(standing))
+    if state in _NOT_TO_RETRY:
+        return _refused(standing, *_NOT_TO_RETRY[state])
+    after = decide(Event.RETRY, state, facts)
+    if after is None:
+        return _why_not_again(standing)
+    if facts.sent and standing.frozen_mode == "simulate":
+        return _refused(
+            standing,
+            "It was run in mode simulate, which has no idempotency: a second run could mint a second time.",
+            "Look for its mint on chain; `bskt requests resolve` records what you found.",
+        )
+    how = {
+        State.IN_DOUBT: "the same bytes are sent again under the same id",
+        State.CONFIRMED: "it waits for a slot, for nothing of it was sent yet",
+        State.SEEN: "it waits until it is final enough, for nothing of it was sent yet",
+    }[after]
+    return Will(
+        sentence=_about(standing, f"goes from {state} to {after}: {how}."), after=after, warnings=_warn_retry(standing)
+    )
+
+
+def _warn_retry(standing: Standing) -> tuple[str, ...]:
+    warnings = []
+    if standing.held_reason is not None:
+        warnings.append(f"It is held ({standing.held_reason}): nothing is sent until `bskt requests release` as well.")
+    if standing.reason in FROZEN_FOR_ANOTHER and standing.frozen_mode is not None:
+        warnings.append(
+            f"It went to review as {standing.reason}: unless the configuration is as it was, it comes back at once.  "
+            "`--new-generation` makes new bytes."
+        )
+    if standing.last_sent_at is not None and standing.now < standing.last_sent_at + CACHED_FOR:
+        warnings.append(
+            f"CRE may answer a repeated id from its cache, without running it, until {_time(standing.last_sent_at + CACHED_FOR)}."
+        )
+    return (*warnings, *_warn_stopped(standing))
+
+
+def _why_not_again(standing: Standing) -> Refused:
+    facts, rival = standing.facts, standing.rival
+    if facts.chain_status is ChainStatus.ORPHANED:
+        return _refused(
+            standing,
+            "Its block is not on the chain any more, and nothing is sent for a request that the chain does not hold.",
+            "If its transaction is mined again, it is canonical again and can be retried.",
+        )
+    if facts.visible_mint:
+        return _refused(
+            standing,
+            "A mint with its reference is on chain: a second send could mint a second time.",
+            "If the mint is its own and final: `bskt requests resolve --as completed`.",
+        )
+    if rival is not None:
+        return _refused(standing, f"{_holder(rival)}: one deposit, one mint.", _instead_of(rival))
+    if facts.stray_report:
+        return _refused(
+            standing,
+            "The chain holds a report of another generation of it, and that one may still mint.",
+            "Watch it; what the report's delivery needs (funds, policy, role) can be mended, and anyone may deliver it again.",
+        )
+    return _refused(
+        standing, "Its block is not final enough yet.", "Wait until it is; `bskt status` shows how far the chain is."
+    )
+
+
+def _holder(rival: Rival) -> str:
+    return f"Request {rival.request_id} ({rival.state}) holds its bank reference"
+
+
+def _instead_of(rival: Rival) -> str:
+    if rival.sent:
+        return f"Request {rival.request_id} was sent and may still mint: it keeps the reference for ever."
+    return f"If this one is the right one: `bskt requests cancel {rival.request_id}` first."
+
+
+# -- a new generation -------------------------------------------------------------------------------------------------
+def _judge_new_generation(standing: Standing, evidence: Evidence | None) -> Verdict:
+    state, facts = standing.state, standing.facts
+    if state in _UNDERWAY and standing.generation > 0:
+        return AlreadySo(sentence=_about(standing, f"is {state} as generation {standing.generation} already."))
+    problem = (
+        _first(
+            standing,
+            (
+                state in _UNDERWAY,
+                f"It is {state}: {_UNDERWAY.get(state)}.",
+                "A new id is for a request that failed or is under review.",
+            ),
+            (state in _NOT_TO_RETRY, *_NOT_TO_RETRY.get(state, ("", ""))),
+            (
+                standing.frozen_mode is None and not facts.sent,
+                "Nothing was ever fixed under its present id, so it needs no other.",
+                "`bskt requests retry` without `--new-generation`.",
+            ),
+            (
+                facts.quarantined,
+                "The database was restored: whether its present id was sent is not known yet.",
+                "Wait until the quarantine is over; `bskt status` shows it.",
+            ),
+        )
+        or _problem_with(evidence, standing)
+        or (_problem_with_a_second_id(evidence, standing) if facts.sent else None)
+    )
+    if problem is not None:
+        return problem
+    after = decide(Event.NEW_GENERATION, state, replace(facts, evidence=True))
+    if after is None:
+        return _why_not_again(standing)
+    return Will(
+        sentence=_about(
+            standing,
+            f"goes from {state} to {after} as generation {standing.generation + 1}: it gets another id and new bytes; "
+            "its present id is never sent again.",
+        ),
+        after=after,
+        warnings=(*_warn_restored(standing), *_warn_stopped(standing)),
+    )
+
+
+def _problem_with(evidence: Evidence | None, standing: Standing) -> Refused | None:
+    if evidence is None:
+        return _refused(
+            standing,
+            "Two ids can mint twice, so it must be proven that the present one cannot.",
+            "Look on chain for a mint with its reference, then name the final block up to which there is none: "
+            "`--evidence-block N`.",
+        )
+    if standing.finalized < evidence.final_block:
+        return _refused(
+            standing,
+            f"The chain is indexed as final up to block {standing.finalized}, not up to {evidence.final_block}.",
+            "Name a final block, or wait until this one is.",
+        )
+    return None
+
+
+def _problem_with_a_second_id(evidence: Evidence | None, standing: Standing) -> Refused | None:
+    if evidence is None or not evidence.consumer_refuses_used_references:
+        return _refused(
+            standing,
+            "It was sent: its present id may still mint at any time, whatever CRE or the chain say now.",
+            "Only a consumer that irrevocably refuses used references makes a second id safe; if this one does: "
+            "`--consumer-refuses-used-references`.",
+        )
+    if not standing.is_frozen_for_its_consumer:
+        return _refused(
+            standing,
+            "It was sent to another consumer than its basket has now, and each keeps its own list of used references.",
+            "Leave it; the user may ask again with another deposit.",
+        )
+    return None
+
+
+# -- hold and release -------------------------------------------------------------------------------------------------
+_NOT_TO_HOLD: Final[dict[State, tuple[str, str]]] = {
+    State.ACCEPTED: (
+        "CRE accepted it: nothing more is sent, and what was sent cannot be called back.",
+        "`bskt pause` stops all others; this one ends at its deadline at the latest.",
+    ),
+    State.EXECUTED: ("It is minted.", "A hold stops sends; nothing is left to send."),
+    State.COMPLETED: ("It is minted, and final.", "A hold stops sends; nothing is left to send."),
+    State.CANCELLED: ("A person ended it for good.", "A hold stops sends; nothing is left to send."),
+}
+
+
+def _judge_hold(standing: Standing) -> Verdict:
+    if standing.held_reason is not None:
+        return AlreadySo(sentence=_about(standing, f"is held already ({standing.held_reason})."))
+    if standing.state in _NOT_TO_HOLD:
+        return _refused(standing, *_NOT_TO_HOLD[standing.state])
+    warning = "It was sent: a hold stops further sends, but what was sent may still mint."
+    return Will(
+        sentence=_about(standing, f"stays {standing.state} and is held: nothing is sent for it until it is released."),
+        warnings=(warning,) if standing.facts.sent else (),
+    )
+
+
+def _judge_release(standing: Standing, evidence: Evidence | None) -> Verdict:
+    if standing.state is State.REJECTED and standing.reason == DUPLICATE_BANK_REFERENCE:
+        return _judge_release_of_duplicate(standing, evidence)
+    if standing.held_reason is not None:
+        return Will(
+            sentence=_about(standing, f"stays {standing.state} and is no longer held ({standing.held_reason})."),
+            warnings=(*_warn_restored(standing), *_warn_stopped(standing)),
+        )
+    if standing.state is State.REJECTED:
+        return _refused(
+            standing,
+            f"It was rejected by policy ({standing.reason}), and only a duplicate can be released.",
+            "The user must ask again on chain.",
+        )
+    return AlreadySo(sentence=_about(standing, f"is {standing.state} and not held: there is nothing to release."))
+
+
+def _judge_release_of_duplicate(standing: Standing, evidence: Evidence | None) -> Verdict:
+    facts, rival = standing.facts, standing.rival
+    if rival is not None:
+        problem = _problem_with_two_requests(standing, rival, evidence)
+        if problem is not None:
+            return problem
+        facts = replace(facts, evidence=True)
+    after = decide(Event.RELEASE, standing.state, facts)
+    if after is None:
+        return _why_not_again(replace(standing, rival=None))
+    takes = "takes the bank reference" if rival is None else f"takes the bank reference from request {rival.request_id}"
+    held = "" if standing.held_reason is None else f", is no longer held ({standing.held_reason})"
+    return Will(
+        sentence=_about(standing, f"goes from rejected to {after}, {takes}{held} and waits for a minting slot."),
+        after=after,
+        warnings=(*_warn_restored(standing), *_warn_stopped(standing)),
+    )
+
+
+def _problem_with_two_requests(standing: Standing, rival: Rival, evidence: Evidence | None) -> Refused | None:
+    sentence = f"{_holder(rival)}: one deposit, one mint."
+    if not rival.sent:
+        return _refused(standing, sentence, _instead_of(rival))
+    if rival.state in {State.CONFIRMED, State.CLAIMED, State.IN_DOUBT, State.ACCEPTED}:
+        return _refused(standing, f"{_holder(rival)}, and it is underway.", "Wait for its end.")
+    if rival.state in {State.EXECUTED, State.COMPLETED}:
+        return _refused(standing, f"{_holder(rival)}, and it is minted.", "The deposit is used; nothing is left to do.")
+    if evidence is None or not evidence.consumer_refuses_used_references:
+        return _refused(
+            standing,
+            f"{_holder(rival)}: it was sent, and may still mint at any time.",
+            "Only a consumer that irrevocably refuses used references makes a second mint impossible; if this one does: "
+            "`--evidence-block N --consumer-refuses-used-references`.",
+        )
+    if not (rival.is_on_this_chain and rival.shares_consumer and rival.shares_reference):
+        return _refused(
+            standing,
+            f"{_holder(rival)}, and would mint through another consumer or under another reference: nothing on chain "
+            "could tell the two apart.",
+            _instead_of(rival),
+        )
+    return _problem_with(evidence, standing)
+
+
+# -- cancel -----------------------------------------------------------------------------------------------------------
+def _judge_cancel(standing: Standing) -> Verdict:
+    state = standing.state
+    if state is State.CANCELLED:
+        return AlreadySo(sentence=_about(standing, "is cancelled already."))
+    after = decide(Event.CANCEL, state, standing.facts)
+    if after is None:
+        return _why_not_cancelled(standing)
+    return Will(
+        sentence=_about(standing, f"goes from {state} to cancelled, for good; its bank reference becomes free."),
+        after=after,
+        warnings=_warn_restored(standing),
+    )
+
+
+def _why_not_cancelled(standing: Standing) -> Refused:
+    state, facts = standing.state, standing.facts
+    until = "" if standing.lease_ends_at is None else f" until {_time(standing.lease_ends_at)} at the latest"
+    return _first(
+        standing,
+        (
+            state is State.DROPPED,
+            "It has ended by itself: its block was orphaned for good, and nothing was sent.",
+            "If its transaction is mined again it comes back as seen, and can be cancelled then.",
+        ),
+        (
+            state in {State.EXECUTED, State.COMPLETED} or facts.doubtful_mint,
+            "A mint with its reference is on chain, and may be its own.",
+            "It stays as the record of that mint; a wrong one must be burnt.",
+        ),
+        (
+            facts.sent,
+            "It was sent, and nothing can call it back: it may mint at any time.",
+            "`bskt requests hold` stops further sends; it stays watched.",
+        ),
+        (
+            state is State.CLAIMED,
+            f"A worker holds it{until} and may be about to send it.",
+            "`bskt requests hold` stops that send; cancel it when it is confirmed again.",
+        ),
+        (
+            facts.quarantined,
+            "The database was restored: whether it was sent is not known yet.",
+            f"`bskt requests hold` it; cancel it when the quarantine is over.  {_ask_cre(standing)}",
+        ),
+    ) or _refused(standing, f"It is {state}.", "`bskt requests show` says what it waits for.")
+
+
+# -- resolve ----------------------------------------------------------------------------------------------------------
+def _judge_resolve(standing: Standing, to: Literal["completed", "failed"]) -> Verdict:
+    if standing.state == to:
+        return AlreadySo(sentence=_about(standing, f"is {to} already."))
+    if standing.state is not State.REVIEW:
+        return _refused(
+            standing,
+            f"It is {standing.state}, and only a request under review is resolved by a person.",
+            "`bskt requests show` says what it waits for.",
+        )
+    event = Event.RESOLVE_COMPLETED if to == "completed" else Event.RESOLVE_FAILED
+    after = decide(event, standing.state, standing.facts)
+    if after is State.COMPLETED:
+        right = standing.facts.mint_is_right
+        return Will(
+            sentence=_about(standing, "goes from review to completed: its mint is proven and final."),
+            after=after,
+            warnings=()
+            if right
+            else ("Its mint is not what was asked for: another amount or recipient, or several mints.",),
+        )
+    if after is not None:
+        return Will(
+            sentence=_about(standing, "goes from review to failed: no mint of it is on chain."),
+            after=after,
+            warnings=("It was sent: it stays watched, and may still mint.",) if standing.facts.sent else (),
+        )
+    return _why_not_resolved(standing, to)
+
+
+def _why_not_resolved(standing: Standing, to: Literal["completed", "failed"]) -> Refused:
+    facts = standing.facts
+    if to == "failed":
+        return _refused(
+            standing,
+            "A mint with its reference is on chain, and may be its own.",
+            "If it is proven and final: `--as completed`.",
+        )
+    if facts.mints == 0:
+        return _refused(
+            standing,
+            "No proven mint of it is on chain.",
+            "`--as failed`, if no mint with its reference is there; it stays watched either way.",
+        )
+    if facts.chain_status is ChainStatus.ORPHANED:
+        return _refused(
+            standing,
+            "It was minted, but the chain does not hold its request any more (an unbacked mint).",
+            "It stays under review as the record of it; the tokens must be burnt or backed.",
+        )
+    return _refused(standing, "Its mint is not final yet.", "Wait until it is.")
+
+
+# -- words ------------------------------------------------------------------------------------------------------------
+def _about(standing: Standing, predicate: str) -> str:
+    return f"Request {standing.request_id} {predicate}"
+
+
+def _refused(standing: Standing, sentence: str, remedy: str) -> Refused:
+    return Refused(sentence=f"Request {standing.request_id}: {sentence}", remedy=remedy)
+
+
+def _first(standing: Standing, *cases: tuple[bool, str, str]) -> Refused | None:
+    """The refusal of the first case that is so."""
+    return next((_refused(standing, sentence, remedy) for is_so, sentence, remedy in cases if is_so), None)
+
+
+def _and_held(standing: Standing) -> str:
+    if standing.held_reason is None:
+        return ""
+    return f"  It is held ({standing.held_reason}): `bskt requests release` lets it go on."
+
+
+def _warn_stopped(standing: Standing) -> tuple[str, ...]:
+    return () if standing.stopped is None else (standing.stopped,)
+
+
+def _warn_restored(standing: Standing) -> tuple[str, ...]:
+    if standing.restored_at is None:
+        return ()
+    lost = (
+        f"The database was restored or moved on {_time(standing.restored_at)}: a send of this request may have been lost "
+        "without any trace on chain."
+    )
+    return (f"{lost}  {_ask_cre(standing)}",)
+
+
+def _ask_cre(standing: Standing) -> str:
+    ids = ", ".join(each.hex() for each in standing.execution_ids)
+    return f"Ask CRE first (`cre execution status ID`): {ids or 'no workflow is known'}."
+
+
+def _time(at: datetime) -> str:
+    return f"{at:%Y-%m-%d %H:%M:%S} UTC"

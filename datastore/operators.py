@@ -1,0 +1,498 @@
+"""What people do to rows: each instruction is one transaction, recorded with who, why and what was so before and after.
+
+The order inside: lock the request together with its rivals for the bank reference, read the facts (``is_sent`` must see
+what committed while we waited), judge, write, record.  A worker or the indexer that wants the same rows comes before or
+after, never in between; so the guards of the lifecycle hold against a claim, an attempt or a late mint of this moment.
+
+A refusal and "it is so already" write nothing, and neither does a dry run, which asks the same judgement.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from typing import Final, TypeAlias, assert_never
+
+import asyncpg
+
+from datastore import quarantine
+from datastore.connection import Connection, Pool, unit
+from datastore.errors import DatastoreError
+from datastore.following import Position
+from datastore.identity import execution_id_candidates
+from datastore.instructions import (
+    AlreadySo,
+    Cancel,
+    Evidence,
+    Hold,
+    Instruction,
+    NewGeneration,
+    Refused,
+    Release,
+    Resolve,
+    Retry,
+    Rival,
+    Standing,
+    Verdict,
+    Will,
+    judge,
+)
+from datastore.lifecycle import Event, State
+from datastore.quarantine import NonceOf
+from datastore.rows import BlockRef
+from datastore.settlement import Horizon, Known, Move, known, move
+
+Finality: TypeAlias = Callable[[Position], Horizon]
+"""From where the chain stands: up to which block a request and a mint are final enough."""
+
+HELD_BY_OPERATOR: Final = "operator"
+"""``held_reason`` of a hold by a person; the words are in ``operator_action``."""
+
+# $1 request, $2 chain: with every row that it may contend with for its bank reference, in the one order of locks
+_LOCK: Final = """
+SELECT id FROM mint_request
+WHERE bank_reference = (SELECT bank_reference FROM mint_request WHERE id = $1 AND chain_id = $2)
+ORDER BY bank_reference, id
+FOR UPDATE
+"""
+
+# $1 chain
+_POSITION: Final = """
+SELECT block_number, block_hash, finalized_number, safe_number, head_number FROM cursor WHERE chain_id = $1
+"""
+
+# $1 request
+_STANDING: Final = """
+SELECT
+    r.held_reason, r.generation, r.identity, r.nonce, r.lease_ends_at, f.mode,
+    coalesce(
+        coalesce(
+            f.receiver,
+            (
+                SELECT p.receiver FROM execution_id x
+                JOIN report p ON p.chain_id = x.chain_id AND p.execution_id = x.execution_id
+                WHERE x.request_id = r.id AND x.source = 'found'
+                LIMIT 1
+            )
+        ) = r.consumer,
+        false
+    ) AS is_frozen_for_its_consumer,
+    clock_timestamp() AS now,
+    (
+        SELECT max(a.started_at) FROM attempt a
+        WHERE a.request_id = r.id
+          AND (a.outcome IS NULL OR a.outcome NOT IN ('refused_now', 'refused_for_good', 'instance_refused', 'never_connected'))
+    ) AS last_sent_at,
+    k.paused_at, k.paused_reason, k.quarantined_at, k.quarantined_until, k.quarantined_reason,
+    is_this_server(k.server_identifier, k.server_timeline) AS is_home,
+    (
+        SELECT max(m.at) FROM alarm m
+        WHERE m.chain_id = r.chain_id AND m.kind = 'quarantine_entered' AND extract(epoch FROM m.at) >= r.block_timestamp
+    ) AS restored_at,
+    ARRAY(SELECT w.workflow_id FROM workflow w WHERE w.chain_id = r.chain_id ORDER BY w.listed_at, w.workflow_id) AS workflows,
+    o.id AS rival_id, o.state AS rival_state, is_sent(o.id) AS rival_sent, o.chain_id = r.chain_id AS is_on_this_chain,
+    o.consumer = r.consumer AS shares_consumer, o.expected_reference = r.expected_reference AS shares_reference
+FROM mint_request r
+JOIN control k ON k.chain_id = r.chain_id
+LEFT JOIN frozen_request f ON f.request_id = r.id AND f.generation = r.generation
+LEFT JOIN mint_request o ON o.bank_reference = r.bank_reference AND o.holds_reference AND o.id <> r.id
+WHERE r.id = $1
+"""
+
+# $1 request
+_SHOWN: Final = """
+SELECT to_jsonb(s) FROM (
+    SELECT state, state_reason, chain_status, held_reason, holds_reference, generation, nonce FROM mint_request WHERE id = $1
+) s
+"""
+# $1 request
+_ATTEMPTS: Final = """
+SELECT coalesce(jsonb_agg(jsonb_build_object('attempt_no', attempt_no, 'generation', generation, 'outcome', outcome) ORDER BY attempt_no), '[]')
+FROM attempt WHERE request_id = $1
+"""
+
+# $1 request
+_SEND_NOW: Final = "UPDATE mint_request SET next_attempt_at = clock_timestamp() WHERE id = $1"
+# $1 request, $2 nonce
+_NEXT_GENERATION: Final = "UPDATE mint_request SET generation = generation + 1, nonce = $2 WHERE id = $1"
+# $1 request, $2 reason
+_HOLD: Final = "UPDATE mint_request SET held_at = clock_timestamp(), held_reason = $2 WHERE id = $1"
+# $1 request
+_RELEASE: Final = "UPDATE mint_request SET held_at = NULL, held_reason = NULL WHERE id = $1"
+# $1 request
+_GIVE_UP_REFERENCE: Final = "UPDATE mint_request SET holds_reference = false WHERE id = $1"
+
+# $1 chain, $2 operator, $3 action, $4 request, $5 reason, $6 evidence, $7 before, $8 after
+_RECORD: Final = """
+INSERT INTO operator_action (chain_id, operator, action, request_id, reason, evidence, before, after)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
+RETURNING id
+"""
+
+# $1 chain
+_CONTROL: Final = """
+SELECT paused_at, paused_reason, quarantined_at, quarantined_until, quarantined_reason FROM control WHERE chain_id = $1
+"""
+# $1 chain, $2 reason
+_PAUSE: Final = "UPDATE control SET paused_at = clock_timestamp(), paused_reason = $2 WHERE chain_id = $1"
+# $1 chain
+_RESUME: Final = "UPDATE control SET paused_at = NULL, paused_reason = NULL WHERE chain_id = $1"
+
+
+class RequestUnknown(DatastoreError):
+    """There is no such request on this chain.  Nothing was written; check the id and ``BSKT_CHAIN_ID``."""
+
+
+class Unexplained(DatastoreError):
+    """A name or a reason is missing.  Nothing was written; give both."""
+
+
+class Switch(StrEnum):
+    """What stops or starts everything at once."""
+
+    PAUSE = "pause"
+    RESUME = "resume"
+    QUARANTINE = "quarantine"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Person:
+    """Who acts, and why; both are recorded.
+
+    Raises:
+        Unexplained: One of them is empty.
+    """
+
+    name: str
+    reason: str
+
+    def __post_init__(self) -> None:
+        """Nobody acts without a name and a reason."""
+        if not self.name.strip():
+            raise Unexplained("nothing is done without a name: who are you?")
+        if not self.reason.strip():
+            raise Unexplained("nothing is done without a reason: it is what the next person will read")
+
+    def __str__(self) -> str:
+        return f"{self.name.strip()}: {self.reason.strip()}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What became of an instruction.  ``action_id`` is its row in ``operator_action``; ``None`` if nothing was written."""
+
+    verdict: Verdict
+    before: Mapping[str, object]
+    after: Mapping[str, object]
+    action_id: int | None = None
+
+
+async def instruct(
+    pool: Pool,
+    chain_id: int,
+    request_id: int,
+    instruction: Instruction,
+    person: Person,
+    *,
+    finality: Finality,
+    nonce_of: NonceOf,
+    dry_run: bool = False,
+    confirmed: Will | None = None,
+) -> Answer:
+    """Carry out an instruction about one request, or say why not.
+
+    Args:
+        pool: The operator's.
+        chain_id: The chain that the request must be of.
+        request_id: Which one.
+        instruction: What is asked for.
+        person: Who asks, and why.
+        finality: What is final enough.
+        nonce_of: Derives the id of a new generation.
+        dry_run: Judge only; nothing is written.
+        confirmed: What the person was shown and said yes to; if it is not what would happen now, nothing is done.
+
+    Raises:
+        RequestUnknown: Nothing was written.
+        DatastoreUnavailable: Nothing is known to be written; look, then repeat.
+    """
+    async with unit(pool) as connection:
+        if not await connection.fetch(_LOCK, request_id, chain_id):
+            raise RequestUnknown(f"chain {chain_id} has no request {request_id}; `bskt requests list` shows them")
+        horizon = finality(await _position(connection, chain_id))
+        request = (await known(connection, [request_id], horizon))[request_id]
+        row = await connection.fetchrow(_STANDING, request_id)
+        if row is None:
+            raise AssertionError(f"request {request_id} is locked and gone")
+        standing = _standing(request, row, finalized=(await _position(connection, chain_id)).finalized)
+        verdict = _as_confirmed(judge(instruction, standing), confirmed)
+        before = await _shown(connection, request_id)
+        if dry_run or not isinstance(verdict, Will):
+            return Answer(verdict=verdict, before=before, after=before)
+        await _carry_out(connection, instruction, verdict, request, row, person, nonce_of)
+        after = await _shown(connection, request_id)
+        action_id = await connection.fetchval(
+            _RECORD,
+            chain_id,
+            person.name.strip(),
+            _action(instruction),
+            request_id,
+            person.reason.strip(),
+            await _evidence(connection, instruction, standing),
+            json.dumps(before),
+            json.dumps(after),
+        )
+    return Answer(verdict=verdict, before=before, after=after, action_id=action_id)
+
+
+def _as_confirmed(verdict: Verdict, confirmed: Will | None) -> Verdict:
+    if confirmed is None or not isinstance(verdict, Will) or verdict.sentence == confirmed.sentence:
+        return verdict
+    return Refused(
+        sentence=f"It has changed since you were asked.  Now: {verdict.sentence}",
+        remedy="Nothing was done; ask again if this is what you want.",
+    )
+
+
+async def _carry_out(
+    connection: Connection,
+    instruction: Instruction,
+    verdict: Will,
+    request: Known,
+    row: asyncpg.Record,
+    person: Person,
+    nonce_of: NonceOf,
+) -> None:
+    request_id = request.request_id
+    match instruction:
+        case Retry():
+            await _move(
+                connection, request, verdict, Event.RETRY, person, takes_reference=verdict.after is not State.SEEN
+            )
+            await connection.execute(_SEND_NOW, request_id)
+        case NewGeneration():
+            await connection.execute(_NEXT_GENERATION, request_id, nonce_of(row["identity"], row["generation"] + 1))
+            await _move(connection, request, verdict, Event.NEW_GENERATION, person, takes_reference=True)
+            await connection.execute(_SEND_NOW, request_id)
+        case Hold():
+            await connection.execute(_HOLD, request_id, HELD_BY_OPERATOR)
+        case Release():
+            if row["held_reason"] is not None:
+                await connection.execute(_RELEASE, request_id)
+            if verdict.after is not None:
+                if row["rival_id"] is not None:
+                    await connection.execute(_GIVE_UP_REFERENCE, row["rival_id"])
+                await _move(connection, request, verdict, Event.RELEASE, person, takes_reference=True)
+        case Cancel():
+            await _move(connection, request, verdict, Event.CANCEL, person)
+        case Resolve():
+            event = Event.RESOLVE_COMPLETED if instruction.to == "completed" else Event.RESOLVE_FAILED
+            await _move(connection, request, verdict, event, person)
+        case _:
+            assert_never(instruction)
+
+
+async def _move(
+    connection: Connection,
+    request: Known,
+    verdict: Will,
+    event: Event,
+    person: Person,
+    *,
+    takes_reference: bool = False,
+) -> None:
+    if verdict.after is None:
+        raise AssertionError(f"{event} of request {request.request_id} leads nowhere")
+    await move(
+        connection,
+        [
+            Move(
+                request=request,
+                after=verdict.after,
+                reason=event.value,
+                detail=str(person),
+                takes_reference=takes_reference,
+            )
+        ],
+    )
+
+
+def _action(instruction: Instruction) -> str:
+    names: dict[type[Instruction], str] = {
+        Retry: "retry",
+        NewGeneration: "new_generation",
+        Hold: "hold",
+        Release: "release",
+        Cancel: "cancel",
+        Resolve: "resolve",
+    }
+    return names[type(instruction)]
+
+
+async def _evidence(connection: Connection, instruction: Instruction, standing: Standing) -> str | None:
+    """What the person brought, beside what the rows said at that moment."""
+    given: Evidence | None = getattr(instruction, "evidence", None)
+    if given is None:
+        return None
+    attempts = json.loads(await connection.fetchval(_ATTEMPTS, standing.request_id))
+    return json.dumps(
+        asdict(given)
+        | {"indexed_final_block": standing.finalized, "mints_on_chain": standing.facts.mints, "attempts": attempts}
+    )
+
+
+async def _shown(connection: Connection, request_id: int) -> dict[str, object]:
+    shown: dict[str, object] = json.loads(await connection.fetchval(_SHOWN, request_id))
+    return shown
+
+
+async def _position(connection: Connection, chain_id: int) -> Position:
+    row = await connection.fetchrow(_POSITION, chain_id)
+    if row is None:
+        raise AssertionError(f"chain {chain_id} has requests and no cursor")
+    return Position(
+        cursor=BlockRef(number=row["block_number"], hash=row["block_hash"]),
+        finalized=row["finalized_number"],
+        safe=row["safe_number"],
+        head=row["head_number"],
+    )
+
+
+def _standing(request: Known, row: asyncpg.Record, *, finalized: int) -> Standing:
+    rival = None
+    if row["rival_id"] is not None:
+        rival = Rival(
+            request_id=row["rival_id"],
+            state=State(row["rival_state"]),
+            sent=row["rival_sent"],
+            is_on_this_chain=row["is_on_this_chain"],
+            shares_consumer=row["shares_consumer"],
+            shares_reference=row["shares_reference"],
+        )
+    return Standing(
+        request_id=request.request_id,
+        state=request.state,
+        reason=request.reason,
+        facts=request.facts,
+        held_reason=row["held_reason"],
+        generation=row["generation"],
+        frozen_mode=row["mode"],
+        is_frozen_for_its_consumer=row["is_frozen_for_its_consumer"],
+        lease_ends_at=row["lease_ends_at"],
+        last_sent_at=row["last_sent_at"],
+        rival=rival,
+        finalized=finalized,
+        now=row["now"],
+        stopped=_stopped(row),
+        restored_at=row["restored_at"],
+        execution_ids=tuple(
+            each for workflow in row["workflows"] for each in execution_id_candidates(workflow, row["nonce"].hex)
+        ),
+    )
+
+
+def _stopped(row: asyncpg.Record) -> str | None:
+    if row["quarantined_at"] is not None:
+        return str(_quarantine(row))
+    if not row["is_home"]:
+        return "The database moved to another server or was restored: nothing is sent until the quarantine is over."
+    if row["paused_at"] is not None:
+        return f"The invocator is paused ({row['paused_reason']}): nothing is sent until `bskt resume`."
+    return None
+
+
+def _quarantine(row: asyncpg.Record) -> quarantine.Quarantine:
+    return quarantine.Quarantine(
+        reason=row["quarantined_reason"], at=row["quarantined_at"], until=row["quarantined_until"]
+    )
+
+
+async def throw(
+    pool: Pool,
+    chain_id: int,
+    switch: Switch,
+    person: Person,
+    *,
+    deadline_seconds: float,
+    dry_run: bool = False,
+    confirmed: Will | None = None,
+) -> Answer:
+    """Stop or start everything at once; the next claim and the next attempt see it.
+
+    Args:
+        pool: The operator's.
+        chain_id: The chain.
+        switch: Which one.
+        person: Who does it, and why.
+        deadline_seconds: After which time a send does not reach the chain by itself any more.
+        dry_run: Judge only; nothing is written.
+        confirmed: What the person was shown and said yes to; if it is not what would happen now, nothing is done.
+
+    Raises:
+        RequestUnknown: The database does not hold this chain.
+        DatastoreUnavailable: Nothing is known to be written; look, then repeat.
+    """
+    async with unit(pool) as connection:
+        row = await connection.fetchrow(_CONTROL + "FOR UPDATE", chain_id)
+        if row is None:
+            raise RequestUnknown(f"the database does not hold chain {chain_id}")
+        verdict = _as_confirmed(_judge_switch(switch, row), confirmed)
+        before = _switches(row)
+        if dry_run or not isinstance(verdict, Will):
+            return Answer(verdict=verdict, before=before, after=before)
+        match switch:
+            case Switch.PAUSE:
+                await connection.execute(_PAUSE, chain_id, str(person))
+            case Switch.RESUME:
+                await connection.execute(_RESUME, chain_id)
+            case Switch.QUARANTINE:
+                await quarantine.enter(connection, chain_id, reason=str(person), deadline_seconds=deadline_seconds)
+            case _:
+                assert_never(switch)
+        row = await connection.fetchrow(_CONTROL, chain_id)
+        after = _switches(row) if row is not None else {}
+        action_id = await connection.fetchval(
+            _RECORD,
+            chain_id,
+            person.name.strip(),
+            switch.value,
+            None,
+            person.reason.strip(),
+            None,
+            json.dumps(before),
+            json.dumps(after),
+        )
+    return Answer(verdict=verdict, before=before, after=after, action_id=action_id)
+
+
+def _judge_switch(switch: Switch, row: asyncpg.Record) -> Verdict:
+    quarantined = str(_quarantine(row)) if row["quarantined_at"] is not None else None
+    match switch:
+        case Switch.PAUSE:
+            if row["paused_at"] is not None:
+                return AlreadySo(sentence=f"The invocator is paused already ({row['paused_reason']}).")
+            return Will(
+                sentence="The invocator is paused: no further request is sent.  What was sent may still mint; the indexer "
+                "goes on."
+            )
+        case Switch.RESUME:
+            if row["paused_at"] is None:
+                return AlreadySo(sentence="The invocator is not paused.")
+            return Will(
+                sentence=f"The invocator is no longer paused ({row['paused_reason']}).",
+                warnings=() if quarantined is None else (quarantined,),
+            )
+        case Switch.QUARANTINE:
+            if quarantined is not None:
+                return AlreadySo(sentence=f"It is in quarantine already.  {quarantined}")
+            return Will(
+                sentence="Quarantine: nothing is triggered until the chain is read again to finality and every send that a "
+                "restore may have lost has shown itself.  It ends by itself; nothing else ends it."
+            )
+    assert_never(switch)
+
+
+def _switches(row: asyncpg.Record) -> dict[str, object]:
+    return {name: value.isoformat() if hasattr(value, "isoformat") else value for name, value in row.items()}

@@ -1,0 +1,102 @@
+"""``bskt baskets``: the baskets of the factory."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from service.console import Console, Exit, Group, Json, Refused, asynchronous
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from datastore.connection import Pool
+    from datastore.inspection import BasketView
+
+
+@click.group(cls=Group)
+def baskets() -> None:
+    """Baskets: who made them, and what was asked for and minted in them."""
+
+
+@baskets.command("list")
+@click.option("--orphaned", is_flag=True, help="Also baskets that a reorg took away.")
+@asynchronous
+async def list_(console: Console, *, orphaned: bool) -> None:
+    """List the baskets, oldest first."""
+    from datastore import inspection
+    from datastore.connection import Role
+    from service import shapes
+
+    async with console.opened(Role.READER) as pool:
+        found = await inspection.baskets(pool, await console.chain_id(pool), orphaned=orphaned)
+    console.rows(
+        [shapes.basket(each) for each in found],
+        {
+            "symbol": "symbol",
+            "name": "name",
+            "token": "stablecoin",
+            "block": lambda row: row["block_number"] if row["canonical"] else f"{row['block_number']} (orphaned)",
+            "requests": lambda row: sum(count for _, count in _counts(row)),
+            "minted": "minted_tokens",
+        },
+    )
+
+
+@baskets.command()
+@click.argument("basket")
+@asynchronous
+async def show(console: Console, *, basket: str) -> None:
+    """Show one basket, by its token's or consumer's address or by its symbol."""
+    from datastore.connection import Role
+    from service import shapes
+
+    async with console.opened(Role.READER) as pool:
+        found = await find(pool, await console.chain_id(pool), basket)
+    if len(found) > 1:
+        addresses = ", ".join(f"0x{each.stablecoin.hex()}" for each in found)
+        raise Refused(f"{len(found)} baskets have the symbol {basket!r}: {addresses}; name one by address", Exit.USAGE)
+    console.record(
+        shapes.basket(found[0]),
+        {
+            "symbol": "symbol",
+            "name": "name",
+            "token": "stablecoin",
+            "consumer": "consumer",
+            "creator": "creator",
+            "admin": "admin",
+            "decimals": lambda row: row["decimals"] if row["decimals"] is not None else "not read yet",
+            "block": "block_number",
+            "requests": lambda row: [f"{count} {state}" for state, count in _counts(row)] or "none",
+            "minted": "minted_tokens",
+        },
+    )
+
+
+async def find(pool: Pool, chain_id: int, name: str) -> list[BasketView]:
+    """The baskets that go by an address or a symbol; at least one.
+
+    Raises:
+        Refused: None does.
+    """
+    from datastore import inspection
+    from service.settings import parse_address
+
+    try:
+        address = parse_address(name) if name.startswith("0x") else None
+    except ValueError as error:
+        raise Refused(f"{name!r}: {error}", Exit.USAGE) from error
+    found = await inspection.baskets(pool, chain_id, address=address, symbol=None if address else name)
+    if not found:
+        raise Refused(f"no basket of chain {chain_id} goes by {name!r}")
+    return found
+
+
+def _counts(row: Mapping[str, Json]) -> list[tuple[str, int]]:
+    counts = row["requests"]
+    return (
+        [(state, count) for state, count in counts.items() if isinstance(count, int)]
+        if isinstance(counts, dict)
+        else []
+    )

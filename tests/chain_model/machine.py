@@ -1,0 +1,612 @@
+"""Histories of a chain and of the daemon beside it, drawn by Hypothesis; the oracle looks when it has settled.
+
+What holds whenever the follower has settled: the rows are exactly those of the branch.  There is one exception.  Some
+faults cannot be seen in any single answer of one endpoint; after one of them the rows may be wrong until what is wrong
+is final and was swept, and exactly then they are right again (``audit``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass, field
+from functools import wraps
+from pathlib import Path
+from typing import Any, Final, TypeAlias, TypeVar
+from uuid import uuid4
+
+from eth_hash.auto import keccak
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
+
+from datastore import claims, sweeping
+from datastore.claims import Answered, Frozen, Pacing
+from datastore.connection import Pool
+from datastore.errors import FinalityViolated
+from datastore.following import Rules
+from datastore.identity import derive_nonce, execution_id_candidates
+from datastore.pinning import Pin, pin_first_start
+from datastore.rows import Block as FirstBlock
+from indexer.abi_files import load_abis
+from indexer.decoding import EventCatalog
+from indexer.follower import FinalityRule, Follower
+from indexer.observation import Sources
+from indexer.policy import Policy
+from indexer.sweep import Examiner, Sweep
+from node.endpoint import RpcEndpoint
+from node.errors import EndpointChanged, NodeUnavailable, RangeRefused
+from node.identity import ChainIdentity
+from node.node import Node
+from node.pool import EndpointPool
+from tests.chain_model.chain import FACTORY, FORWARDER, Deliver, Transaction, digest, user
+from tests.chain_model.faults import SILENT, Fault
+from tests.chain_model.oracle import Oracle
+from tests.chain_model.rpc import HonestNode
+from tests.chain_model.server import Endpoint, Server
+from tests.chain_model.world import CHAIN_ID, KINDS, Order, World
+
+T = TypeVar("T")
+
+SECRET: Final = b"a secret of the chain model, 32 b"
+WORKFLOW: Final = digest("workflow")
+PACING: Final = Pacing(seconds_per_trigger=0, burst=1, max_in_flight=1_000)
+CATALOG: Final = EventCatalog(load_abis(Path(__file__).parents[2] / "abi"))
+
+# Deleting is a hundred times faster than truncating as long as the tables are small.
+_TABLES: Final = (
+    *("attempt", "frozen_request", "execution_id", "basket_turn", "workflow_slot", "workflow", "alarm", "report"),
+    *("mint_execution", "mint_transition", "operator_action", "mint_request", "reorg", "basket", "log", "block"),
+    *("sweep_difference", "sweep", "control", "cursor", "chain"),
+)
+_EMPTY: Final = ";".join(f"DELETE FROM {table}" for table in _TABLES)  # noqa: S608 - names of ours
+_TICKS_TO_SETTLE: Final = 400
+_REST_SECONDS: Final = 4_000.0  # longer than any endpoint rests
+_PATIENCE_SECONDS: Final = 30.0
+_HANG_SECONDS: Final = 0.4
+
+
+class Killed(Exception):
+    """The process ended at this very line."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Tally:
+    """What all histories together did."""
+
+    sequences: int = 0
+    operations: Counter[str] = field(default_factory=Counter)
+    looks: Counter[str] = field(default_factory=Counter)
+    blocks: int = 0
+    requests: int = 0
+    kills: Counter[str] = field(default_factory=Counter)
+    faults: Counter[Fault] = field(default_factory=Counter)
+    troubles: Counter[str] = field(default_factory=Counter)
+    differences: Counter[str] = field(default_factory=Counter)
+    wrong_rows: int = 0
+
+    def add(self, other: Tally) -> None:
+        for name in self.__slots__:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arena:
+    """What outlives a history: the loop, the database, the server, the count."""
+
+    loop: asyncio.AbstractEventLoop
+    indexer_pool: Pool
+    invocator_pool: Pool
+    owner_pool: Pool
+    server: Server
+    tally: Tally
+
+    def run(self, work: Coroutine[object, object, T]) -> T:
+        return self.loop.run_until_complete(work)
+
+
+@dataclass(slots=True)
+class Clock:
+    """Seconds that pass when a test says so."""
+
+    now: float = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def operation(**strategies: st.SearchStrategy[Any]) -> Callable[[Callable[..., None]], Any]:
+    """A rule of the machine that is counted."""
+
+    def made(function: Callable[..., None]) -> Any:
+        @wraps(function)
+        def counted(self: Histories, **drawn: object) -> None:
+            self.arena.tally.operations[function.__name__] += 1
+            function(self, **drawn)
+
+        return rule(**strategies)(counted)  # type: ignore[call-overload]  # two of its own keywords are overloaded
+
+    return made
+
+
+small: Final = st.integers(0, 7)
+block_orders: Final = st.lists(st.tuples(st.sampled_from(KINDS), small, small), max_size=4)
+branch_orders: Final = st.lists(block_orders, min_size=1, max_size=5)
+Failure: TypeAlias = tuple[int, Fault, int, int]
+failures: Final = st.lists(
+    st.tuples(st.integers(0, 2), st.sampled_from(Fault), st.integers(1, 8), st.integers(0, 1_000)),
+    min_size=1,
+    max_size=3,
+)
+
+
+class Histories(RuleBasedStateMachine):
+    """One history: the world changes, fails and heals; the daemon follows, is killed and started again."""
+
+    def __init__(self, arena: Arena) -> None:
+        super().__init__()
+        self.arena = arena
+        self.world = World()
+        self.oracle = Oracle(chain_id=CHAIN_ID, blocks_by_hash=self.world.blocks_by_hash)
+        self.clock = Clock()
+        self.sent: list[claims.Order] = []
+        self.nodes: list[Node] = []
+        self.trigger = FinalityRule(tag="finalized")
+        self.max_range_blocks = 5
+        self.kill_at: tuple[str, int] | None = None
+        self.silent_before = 0
+        self.may_be_wrong = False
+        self.was_lied_to = False
+        self.is_audited = True
+
+    # -- beginning and end ----------------------------------------------------------------------------------------
+
+    @initialize(
+        tag=st.sampled_from(["finalized", "finalized", "safe", "depth"]),
+        range_blocks=st.integers(1, 6),
+        grown=st.integers(1, 12),
+        final=st.integers(0, 12),
+        endpoints=st.integers(1, 3),
+        liar=st.integers(0, 2),
+        audited=st.integers(0, 3),
+    )
+    def begin(
+        self, tag: str, range_blocks: int, grown: int, final: int, endpoints: int, liar: int, audited: int
+    ) -> None:
+        self.is_audited = audited == 0
+        self.trigger = FinalityRule(tag=tag, depth=2)  # type: ignore[arg-type]
+        self.max_range_blocks = range_blocks
+        for number in range(grown):
+            self.world.grow([("create_and_ask" if number % 3 == 0 else "ask_token", number % 8, number % 5)])
+        if final:
+            self.world.become_final(final, 1)
+        self.world.open_endpoints(endpoints, liar, self.arena.tally.faults)
+        self.silent_before = self._silent_faults()
+        self.arena.run(self._begin())
+
+    async def _begin(self) -> None:
+        self.arena.tally.sequences += 1
+        await self.arena.owner_pool.execute(_EMPTY)
+        self.arena.server.endpoints = self.world.endpoints
+        genesis = self.world.genesis
+        await pin_first_start(
+            self.arena.indexer_pool,
+            Pin(
+                chain_id=CHAIN_ID,
+                genesis_hash=genesis.hash,
+                factory_address=FACTORY,
+                factory_code_hash=digest("code"),
+                forwarder_address=FORWARDER,
+                secret_check=b"check",
+            ),
+            start=FirstBlock(number=1, hash=digest("one"), parent_hash=genesis.hash, timestamp=genesis.timestamp),
+            first_trigger_block_number=0,
+        )
+        await claims.list_workflows(self.arena.invocator_pool, CHAIN_ID, [WORKFLOW])
+        self._start()
+
+    def _start(self) -> None:
+        """A new process: nothing is remembered but the rows."""
+        self.node = self._node(range(len(self.world.endpoints)))
+        self.follower = self._follower(self.node)
+        self.sweep = Sweep(
+            pool=self.arena.indexer_pool,
+            chain_id=CHAIN_ID,
+            examiner=self._examiner(self.node),
+            rules=self._rules(),
+            reached=self._reached,
+        )
+
+    def _follower(self, node: Node) -> Follower:
+        return Follower(
+            pool=self.arena.indexer_pool,
+            node=node,
+            sources=self._sources(),
+            rules=self._rules(),
+            trigger_finality=self.trigger,
+            complete_finality=FinalityRule(tag="finalized"),
+            max_range_blocks=self.max_range_blocks,
+            reached=self._reached,
+            clock=self.clock,
+        )
+
+    def _examiner(self, node: Node) -> Examiner:
+        return Examiner(
+            pool=self.arena.indexer_pool,
+            node=node,
+            sources=self._sources(),
+            trigger_finality=self.trigger,
+            complete_finality=FinalityRule(tag="finalized"),
+            max_range_blocks=self.max_range_blocks,
+        )
+
+    @staticmethod
+    def _sources() -> Sources:
+        return Sources(chain_id=CHAIN_ID, factory=FACTORY, forwarder=FORWARDER, catalog=CATALOG, secret=SECRET)
+
+    @staticmethod
+    def _rules() -> Rules:
+        return Rules(
+            policy=Policy(max_mint_wei=None),
+            contest=True,
+            first_trigger_block_number=0,
+            completion_deadline_seconds=2_400,
+            nonce_of=lambda identity, generation: derive_nonce(SECRET, identity, generation),
+        )
+
+    def _node(self, places: range, *, timeout_seconds: float = _HANG_SECONDS) -> Node:
+        pool = EndpointPool(
+            [
+                RpcEndpoint(
+                    str(place),
+                    self.arena.server.url(place),
+                    request_timeout_seconds=timeout_seconds,
+                    max_answer_bytes=1_000_000,
+                    observe=lambda *_: None,
+                    clock=self.clock,
+                )
+                for place in places
+            ],
+            clock=self.clock,
+            chance=lambda: 0.5,
+        )
+        node = Node(pool)
+        node.expect(
+            ChainIdentity(
+                chain_id=CHAIN_ID,
+                genesis_hash=self.world.genesis.hash,
+                factory_address=FACTORY,
+                factory_code_hash=keccak(b"\x60\x00"),
+            )
+        )
+        self.nodes.append(node)
+        return node
+
+    def _reached(self, name: str) -> None:
+        if self.kill_at is not None and self.kill_at[0] == name:
+            if self.kill_at[1] == 0:
+                self.kill_at = None
+                self.arena.tally.kills[name] += 1
+                raise Killed(name)
+            self.kill_at = (name, self.kill_at[1] - 1)
+
+    def teardown(self) -> None:
+        try:
+            if self.nodes and (self.may_be_wrong or self._silent_faults() > self.silent_before or self.is_audited):
+                self._audit()
+            elif self.nodes:
+                self._heal()
+                self.arena.run(self._settled())
+                self._look("settled")
+        finally:
+            tally = self.arena.tally
+            tally.requests += len(self.oracle.known)
+            tally.blocks += len(self.world.blocks_by_hash)
+            self.arena.run(self._close())
+
+    async def _close(self) -> None:
+        self.world.heal()
+        for node in self.nodes:
+            await node.close()
+
+    # -- the world ------------------------------------------------------------------------------------------------
+
+    @operation(orders=block_orders)
+    def grow(self, orders: list[Order]) -> None:
+        self.world.grow(orders)
+
+    @operation(number=st.integers(1, 8))
+    def grow_empty(self, number: int) -> None:
+        for _ in range(number):
+            self.world.grow([])
+
+    @operation(depth=st.integers(1, 6), branch=branch_orders)
+    def reorganise(self, depth: int, branch: list[list[Order]]) -> None:
+        self.world.reorganise(depth, branch)
+
+    @operation(choice=st.integers(0, 200))
+    def flip(self, choice: int) -> None:
+        self.world.flip(choice)
+
+    @operation(number=st.integers(1, 8), safe=st.integers(0, 3))
+    def become_final(self, number: int, safe: int) -> None:
+        self.world.become_final(number, safe)
+
+    @operation(failures=failures, orders=block_orders, ticks=st.integers(0, 4))
+    def fail(self, failures: list[Failure], orders: list[Order], ticks: int) -> None:
+        """Endpoints begin to fail in some ways, and there is news to miss."""
+        for place, fault, times, seed in failures:
+            self.world.fail(place, fault, times=min(times, 2) if fault is Fault.HUNG else times, seed=seed)
+        self.world.grow(orders)
+        for _ in range(ticks):
+            self.arena.run(self._forgiven(self.follower.tick))
+
+    @operation()
+    def heal(self) -> None:
+        self._heal()
+
+    def _heal(self) -> None:
+        self.world.heal()
+        self.clock.now += _REST_SECONDS
+
+    # -- CRE ------------------------------------------------------------------------------------------------------
+
+    @operation(outcome=st.sampled_from(["accepted", "unknown", "refused_now", None]))
+    def send(self, outcome: str | None) -> None:
+        """The invocator claims the next request and sends it; with ``None`` it dies before the answer."""
+        self.arena.run(self._send(outcome))
+
+    async def _send(self, outcome: str | None) -> None:
+        pool, worker = self.arena.invocator_pool, uuid4()
+        for waiting in await claims.waiting(pool, CHAIN_ID, limit=1):
+            order = await claims.claim(
+                pool, CHAIN_ID, waiting.request_id, worker_id=worker, lease_seconds=600, pacing=PACING
+            )
+            if order is None:
+                continue
+            frozen = order.frozen or Frozen(
+                mode="gateway",
+                workflow_id=WORKFLOW,
+                receiver=order.consumer,
+                gateway="https://x/",
+                signer=user(0),
+                body=order.nonce.bytes,
+            )
+            ids = execution_id_candidates(WORKFLOW, order.nonce.hex)
+            if order.frozen is None and not await claims.freeze(pool, CHAIN_ID, order, frozen, ids):
+                continue
+            attempt = await claims.begin_attempt(
+                pool,
+                CHAIN_ID,
+                order,
+                frozen,
+                jti=uuid4(),
+                worker_id=worker,
+                pacing=PACING,
+                retry_seconds=lambda _: 600,
+                deadline_seconds=2400,
+            )
+            if attempt is None:
+                continue
+            self.sent.append(order)
+            if outcome is not None:
+                answered = Answered(outcome=outcome, http_status=200, sentence=None, answer=None, deadline_seconds=2400)
+                await claims.record_answer(pool, CHAIN_ID, order, frozen, attempt, answered)
+
+    @operation(
+        choice=small, kind=st.sampled_from(["mint", "mint", "mint", "wrong_amount", "false", "empty", "forged", "late"])
+    )
+    def deliver(self, choice: int, kind: str) -> None:
+        """The forwarder delivers what was sent, or somebody forges it."""
+        if not self.sent:
+            return
+        order = self.sent[choice % len(self.sent)]
+        wish = Deliver(
+            consumer=order.consumer,
+            recipient=order.beneficiary,
+            amount=order.amount + (kind == "wrong_amount") if order.amount < 2**256 - 1 else order.amount,
+            reference=order.expected_reference,
+            execution_id=execution_id_candidates(WORKFLOW, order.nonce.hex)[choice % 2],
+            mints=kind not in {"false", "empty"},
+            report=None if kind == "forged" else kind != "false",
+        )
+        transaction = Transaction(hash=digest("tx", self.world.next_number()), wishes=(wish,))
+        if kind == "late":
+            self.world.transactions[transaction.hash] = transaction
+        else:
+            self.world.mine([transaction])
+
+    # -- the daemon -----------------------------------------------------------------------------------------------
+
+    @operation()
+    def tick(self) -> None:
+        self.arena.run(self._forgiven(self.follower.tick))
+
+    @operation()
+    def sweep_on(self) -> None:
+        """With one endpoint, nothing could tell that it leaves out the same log again."""
+        if len(self.world.endpoints) > 1 or not self.world.is_lied_to:
+            self.arena.run(self._forgiven(self.sweep.tick))
+
+    @operation(
+        name=st.sampled_from(
+            ["indexer.before_commit", "indexer.after_commit", "sweep.before_commit", "sweep.after_commit"]
+        ),
+        after=st.integers(0, 2),
+    )
+    def kill_at_a_commit(self, name: str, after: int) -> None:
+        self.kill_at = (name, after)
+        try:
+            self.arena.run(self._settled())
+            if not self.world.is_lied_to:
+                self.arena.run(self._swept())
+        except Killed:
+            self._start()
+        self.kill_at = None
+
+    @operation(root=st.integers(0, 40))
+    def kill_anywhere(self, root: int) -> None:
+        """The process ends at whatever line it has come to after some turns of the loop."""
+        self.arena.run(self._killed(turns=root**2))
+        self._start()
+
+    async def _killed(self, *, turns: int) -> None:
+        ticking = asyncio.create_task(self._forgiven(self.follower.tick))  # noqa: TID251 - somebody has to be killed
+        for _ in range(turns):
+            if ticking.done():
+                break
+            await asyncio.sleep(0)  # noqa: TID251 - one turn of the loop, no time
+        self.arena.tally.kills["finished" if ticking.done() else "cancelled"] += 1
+        ticking.cancel()
+        await asyncio.gather(ticking, return_exceptions=True)
+
+    @operation()
+    def start_again(self) -> None:
+        self._start()
+
+    @operation()
+    def tick_twice_at_once(self) -> None:
+        """Two followers of one chain (hard case 54)."""
+        other = self._follower(self._node(range(len(self.world.endpoints))))
+        self.arena.run(self._race(other))
+
+    async def _race(self, other: Follower) -> None:
+        await asyncio.gather(self._forgiven(self.follower.tick), self._forgiven(other.tick))
+
+    @operation(exchange=st.integers(0, 6), depth=st.integers(1, 6), branch=branch_orders)
+    def overtake(self, exchange: int, depth: int, branch: list[list[Order]]) -> None:
+        """A follower is paused in the middle of a tick; chain and another follower go on; it wakes (hard case 54)."""
+        self.arena.run(self._overtaken(exchange, depth, branch))
+
+    async def _overtaken(self, exchange: int, depth: int, branch: list[list[Order]]) -> None:
+        slow = Endpoint(HonestNode(self.world.view, self.world.blocks_by_hash), place=0, injected=Counter())
+        place = len(self.world.endpoints)
+        self.arena.server.endpoints = (*self.world.endpoints, slow)
+        follower = self._follower(self._node(range(place, place + 1), timeout_seconds=60))
+        is_paused = slow.pause_after(exchange)
+        ticking = asyncio.create_task(self._forgiven(follower.tick))  # noqa: TID251 - it must be paused in between
+        pausing = asyncio.create_task(is_paused.wait())  # noqa: TID251 - see above
+        await asyncio.wait({ticking, pausing}, return_when=asyncio.FIRST_COMPLETED)
+        pausing.cancel()
+        self.world.reorganise(depth, branch)
+        await self._settled()
+        slow.go_on()
+        await ticking
+
+    @operation()
+    def settle(self) -> None:
+        """Let the follower come to rest; the rows are right then, unless it was lied to."""
+        if any(endpoint.faults for endpoint in self.world.endpoints):
+            self._heal()
+        self.arena.run(self._settled())
+        self._look("settled")
+
+    @operation(chance=st.integers(0, 4))
+    def audit(self, chance: int) -> None:
+        """All becomes final and is swept: the rows are right then, whatever was lied."""
+        if chance == 0:  # seldom, for it leaves no fork alive
+            self._audit()
+
+    def _audit(self) -> None:
+        self._heal()
+        self.world.become_final(10_000, 0)
+        self.arena.run(self._settled())
+        self.arena.run(self._swept())
+        self.arena.run(self._verified_by_hand())
+        self._note_lies()
+        if self.may_be_wrong:
+            self.oracle.forget_final_rows()
+        self.may_be_wrong = False
+        self._look("audited")
+
+    def _look(self, what: str) -> None:
+        self._note_lies()
+        self.arena.tally.looks["while lied to" if self.may_be_wrong else what] += 1
+        wrong = self.arena.run(self._wrong())
+        self.arena.tally.wrong_rows += len(wrong)
+        assert not wrong, "\n".join(wrong)
+
+    def _note_lies(self) -> None:
+        silent = self._silent_faults()
+        if silent > self.silent_before:
+            self.may_be_wrong = self.was_lied_to = True
+        self.silent_before = silent
+
+    def _silent_faults(self) -> int:
+        return sum(self.arena.tally.faults[fault] for fault in SILENT)
+
+    async def _forgiven(self, tick: Callable[[], Awaitable[bool]]) -> bool:
+        """One tick, forgiven as the supervisor does; time passes after a trouble."""
+        self.world.note_lies()
+        is_lied_to = any(endpoint.faults for endpoint in self.world.endpoints)
+        try:
+            return await tick()
+        except (NodeUnavailable, RangeRefused) as error:
+            self.arena.tally.troubles[type(error).__name__] += 1
+            self.clock.now += _PATIENCE_SECONDS
+            return True
+        except FinalityViolated:
+            # It stops for a person, who finds an endpoint that lied and starts it again.
+            if not is_lied_to:
+                raise
+            self.arena.tally.troubles["FinalityViolated"] += 1
+            self._start()
+            return True
+
+    async def _settled(self) -> None:
+        quiet = 0
+        for _ in range(_TICKS_TO_SETTLE):
+            quiet = 0 if await self._forgiven(self.follower.tick) else quiet + 1
+            if quiet == 2:
+                return
+        raise AssertionError("the follower does not come to rest")
+
+    async def _swept(self) -> None:
+        for _ in range(_TICKS_TO_SETTLE):
+            if not await self._forgiven(self.sweep.tick):
+                return
+        raise AssertionError("the sweep does not come to rest")
+
+    async def _verified_by_hand(self) -> None:
+        """What a person does about endpoints that disagreed, once the liar is out: ``bskt verify --repair``."""
+        pool = self.arena.indexer_pool
+        rows = await pool.fetch("SELECT kind, repaired FROM sweep_difference")
+        self.arena.tally.differences.update(
+            f"{row['kind']} {'repaired' if row['repaired'] else 'disputed'}" for row in rows
+        )
+        if all(row["repaired"] for row in rows):
+            return
+        examiner, done = self._examiner(self.node), 0
+        while done < self.world.finalized:
+            try:
+                examined = await examiner.examine(done, self.world.finalized)
+            except (NodeUnavailable, EndpointChanged):
+                self.clock.now += _PATIENCE_SECONDS
+                continue
+            await sweeping.conclude(
+                pool,
+                CHAIN_ID,
+                swept=None,
+                differences=examined.differences,
+                repair=examined.repair,
+                rules=self._rules(),
+                sentence=examined.sentence,
+            )
+            done = examined.last
+
+    async def _wrong(self) -> list[str]:
+        view = self.world.view
+        safe = view.safe.number if view.safe else -1
+        async with self.arena.owner_pool.acquire() as connection:
+            if self.may_be_wrong:
+                return await self.oracle.wrong_stories(connection)
+            tip = await connection.fetchval("SELECT block_number FROM cursor")
+            height = self.trigger.height(tip=tip, finalized=self.world.finalized, safe=safe)
+            return await self.oracle.wrong(
+                connection,
+                tip=view.head,
+                finalized=(self.world.finalized, max(self.world.finalized, self.world.floor)),
+                trigger=height,
+                exact_trigger=self.trigger.tag == "finalized" and self.world.floor <= max(0, self.world.finalized),
+                is_swept_clean=not self.was_lied_to,
+            )
