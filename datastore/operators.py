@@ -18,6 +18,7 @@ from typing import Final, TypeAlias, assert_never
 import asyncpg
 
 from datastore import quarantine
+from datastore.claims import HELD_FOR_NOW
 from datastore.connection import Connection, Pool, unit
 from datastore.errors import DatastoreError
 from datastore.following import Position
@@ -377,6 +378,7 @@ def _standing(request: Known, row: asyncpg.Record, *, finalized: int) -> Standin
         reason=request.reason,
         facts=request.facts,
         held_reason=row["held_reason"],
+        hold_ends_by_itself=row["held_reason"] in HELD_FOR_NOW,
         generation=row["generation"],
         frozen_mode=row["mode"],
         is_frozen_for_its_consumer=row["is_frozen_for_its_consumer"],

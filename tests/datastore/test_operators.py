@@ -616,6 +616,24 @@ async def test_a_retried_doubt_gets_its_whole_time_again(
     assert (due.request_id, due.frozen is not None) == (request_id, True)
 
 
+async def test_a_hold_of_a_person_replaces_one_that_ends_by_itself_and_is_never_replaced_by_one(
+    indexer_pool: Pool, invocator_pool: Pool, operator_pool: Pool, genesis: Block
+) -> None:
+    one = block(1)
+    requests = (request("a", one), request("b", one, log_index=1))
+    await following.commit(indexer_pool, CHAIN, batch(one, on=genesis, requests=requests, final=1), RULES)
+    for request_id, first in ((1, "worker"), (2, "person")):
+        order = await claim(invocator_pool, request_id)
+        assert order is not None
+        if first == "person":
+            await instruct(operator_pool, request_id, Hold())
+        await claims.hold_claim(invocator_pool, order, reason="node_unavailable", detail="no answer", seconds=0)
+        await instruct(operator_pool, request_id, Hold())
+    await claims.sweep(invocator_pool, CHAIN, give_up_seconds=3600, deadline_seconds=2400)
+    reasons = await operator_pool.fetch("SELECT held_reason FROM mint_request ORDER BY id")
+    assert [row["held_reason"] for row in reasons] == ["operator", "operator"]
+
+
 # -- the switches -----------------------------------------------------------------------------------------------------
 async def throw(pool: Pool, switch: Switch, *, dry_run: bool = False) -> Answer:
     return await operators.throw(pool, CHAIN, switch, PERSON, deadline_seconds=2400, dry_run=dry_run)
