@@ -195,7 +195,7 @@ def _judge_retry(standing: Standing) -> Verdict:
     how = {
         State.IN_DOUBT: "the same bytes are sent again under the same id",
         State.CONFIRMED: "it waits for a slot, for nothing of it was sent yet",
-        State.SEEN: "it waits until it is final enough, for nothing of it was sent yet",
+        State.SEEN: "it is judged when it is final enough, for nothing of it was sent yet",
     }[after]
     return Will(
         sentence=_about(standing, f"goes from {state} to {after}: {how}."), after=after, warnings=_warn_retry(standing)

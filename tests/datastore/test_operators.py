@@ -70,6 +70,7 @@ class Variant:
     chain_status: str = "finalized"
     orphaned_for_good: bool = False
     block: int = 1
+    judged: bool = True
     mint: str | None = None  # "proven", "wrong", "young" (not final), "foreign"
     rival: str | None = None  # the state of a request that holds the reference
     rival_sent: bool = False
@@ -82,6 +83,7 @@ VARIANTS: Final = {
     "unsent, never frozen": Variant(frozen=False),
     "unsent, held": Variant(held=True),
     "unsent, not final enough": Variant(chain_status="canonical", block=FINAL + 1),
+    "unsent, never judged": Variant(judged=False, frozen=False),
     "unsent, orphaned": Variant(chain_status="orphaned"),
     "unsent, orphaned for good": Variant(chain_status="orphaned", orphaned_for_good=True),
     "unsent, foreign mint": Variant(mint="foreign"),
@@ -215,6 +217,16 @@ async def put(connection: Connection, request_id: int, state: State, variant: Va
         DUPLICATE_BANK_REFERENCE,
         variant.held,
     )
+    reason = "allowed" if variant.judged else "reference_minted"
+    await connection.execute(
+        """
+        INSERT INTO mint_transition (request_id, from_state, to_state, actor, reason)
+        VALUES ($1, 'seen', $2, 'indexer', $3)
+        """,
+        request_id,
+        "confirmed" if variant.judged else "review",
+        reason,
+    )
     if variant.frozen:
         await connection.execute(
             """
@@ -283,7 +295,8 @@ async def facts_of(pool: Pool, ids: Iterable[int]) -> dict[int, Facts]:
 
 
 def expected(name: str, event: Event, state: State, variant: Variant, facts: Facts) -> State | None:
-    """The lifecycle's word, with what it leaves to the instruction: the evidence, and that new bytes need old ones."""
+    """The lifecycle's word, with what it leaves to the instruction: evidence, judgement, and bytes to replace."""
+    facts = replace(facts, final_enough=facts.final_enough and variant.judged)
     if name == "new generation":
         if not (variant.frozen or variant.sent):
             return None
