@@ -62,6 +62,7 @@ _TABLES: Final = (
 _EMPTY: Final = ";".join(f"DELETE FROM {table}" for table in _TABLES)  # noqa: S608 - names of ours
 _TICKS_TO_SETTLE: Final = 400
 _REST_SECONDS: Final = 4_000.0  # longer than any endpoint rests
+_PATIENCE_SECONDS: Final = 30.0
 _HANG_SECONDS: Final = 0.4
 
 
@@ -83,6 +84,10 @@ class Tally:
     troubles: Counter[str] = field(default_factory=Counter)
     differences: Counter[str] = field(default_factory=Counter)
     wrong_rows: int = 0
+
+    def add(self, other: Tally) -> None:
+        for name in self.__slots__:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,6 +157,7 @@ class Histories(RuleBasedStateMachine):
         self.silent_before = 0
         self.may_be_wrong = False
         self.was_lied_to = False
+        self.is_audited = True
 
     # -- beginning and end ----------------------------------------------------------------------------------------
 
@@ -162,8 +168,12 @@ class Histories(RuleBasedStateMachine):
         final=st.integers(0, 12),
         endpoints=st.integers(1, 3),
         liar=st.integers(0, 2),
+        audited=st.integers(0, 3),
     )
-    def begin(self, tag: str, range_blocks: int, grown: int, final: int, endpoints: int, liar: int) -> None:
+    def begin(
+        self, tag: str, range_blocks: int, grown: int, final: int, endpoints: int, liar: int, audited: int
+    ) -> None:
+        self.is_audited = audited == 0
         self.trigger = FinalityRule(tag=tag, depth=2)  # type: ignore[arg-type]
         self.max_range_blocks = range_blocks
         for number in range(grown):
@@ -282,8 +292,12 @@ class Histories(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         try:
-            if self.nodes:
+            if self.nodes and (self.may_be_wrong or self._silent_faults() > self.silent_before or self.is_audited):
                 self._audit()
+            elif self.nodes:
+                self._heal()
+                self.arena.run(self._settled())
+                self._look("settled")
         finally:
             tally = self.arena.tally
             tally.requests += len(self.oracle.known)
@@ -529,7 +543,7 @@ class Histories(RuleBasedStateMachine):
             return await tick()
         except (NodeUnavailable, RangeRefused) as error:
             self.arena.tally.troubles[type(error).__name__] += 1
-            self.clock.now += 1
+            self.clock.now += _PATIENCE_SECONDS
             return True
         except FinalityViolated:
             # It stops for a person, who finds an endpoint that lied and starts it again.
@@ -567,7 +581,7 @@ class Histories(RuleBasedStateMachine):
             try:
                 examined = await examiner.examine(done, self.world.finalized)
             except (NodeUnavailable, EndpointChanged):
-                self.clock.now += 1
+                self.clock.now += _PATIENCE_SECONDS
                 continue
             await sweeping.conclude(
                 pool,

@@ -70,6 +70,8 @@ POSTGRES_RECOVERY_SECONDS = 5.0
 TRANSACTION_SECONDS = 60.0  # what the datastore allows one
 SETTLE_SECONDS = 300.0
 _DUPLICATES_SHARE = 0.05
+_FORKED_SHARE = 0.8
+_ANEW, _FORKED = "started by Python anew", "forked with everything imported"
 _LOG_TAIL_CHARACTERS = 6_000
 _NOT_READY = 3
 _ENDED = frozenset({"completed", "rejected"})
@@ -102,7 +104,8 @@ class Report:
     points: Counter[str] = field(default_factory=Counter)
     faults: Counter[str] = field(default_factory=Counter)
     exits: Counter[int] = field(default_factory=Counter)
-    recoveries_seconds: list[float] = field(default_factory=list)
+    starts: Counter[str] = field(default_factory=Counter)
+    recoveries_seconds: dict[str, list[float]] = field(default_factory=lambda: {_ANEW: [], _FORKED: []})
     postgres_recoveries_seconds: list[float] = field(default_factory=list)
     transactions: int = 0
     requests: int = 0
@@ -123,8 +126,10 @@ class Report:
                 f"requests   {self.requests} deposits in {self.transactions} transactions",
                 f"CRE        {self.attempts} attempts, {self.request_ids} ids, {self.runs} runs",
                 f"chain      {self.mints} mints",
-                f"recovery   {_spread(self.recoveries_seconds)} from the start to the first new indexed block",
-                f"           {_spread(self.postgres_recoveries_seconds)} from Postgres being back",
+                f"starts     {_counted(self.starts)}",
+                "recovery   to the first new indexed block:",
+                *(f"  {_spread(seconds)}, {how}" for how, seconds in self.recoveries_seconds.items()),
+                f"  {_spread(self.postgres_recoveries_seconds)}, after Postgres was back",
                 *(f"FINDING    {finding}" for finding in self.findings),
                 "no duplicate, no loss" if not self.findings else f"{len(self.findings)} FINDINGS",
             ]
@@ -247,8 +252,10 @@ class Loop:
         return monotonic() - started
 
     async def start(self, *, at: AtPoint = NOWHERE, replica: int = 0) -> Daemon:
-        """Start a daemon, which does not outlive this life."""
-        self._living.append(await Daemon.start(self._settings[replica], self._log, at=at))
+        """Start a daemon, which does not outlive this life; mostly without Python's own start."""
+        forked = self._chance.random() < _FORKED_SHARE
+        self.report.starts[_FORKED if forked else _ANEW] += 1
+        self._living.append(await Daemon.start(self._settings[replica], self._log, at=at, forked=forked))
         return self._living[-1]
 
     async def kill(self, running: Daemon, how: str) -> None:
@@ -274,7 +281,8 @@ class Loop:
         if self._chance.random() < 1 / 2:
             await _pass(self._chance.uniform(0, 3))
         else:
-            self.report.recoveries_seconds.append(await self.until_indexed(running))
+            seconds = await self.until_indexed(running)
+            self.report.recoveries_seconds[_FORKED if running.is_forked else _ANEW].append(seconds)
             await _pass(self._chance.uniform(0, 1))
         await self.kill(running, "at random")
 
@@ -443,7 +451,7 @@ class Loop:
         kills, findings = sum(self.report.kills.values()), len(self.report.findings)
         return (
             f"{kills} kills, {len(self._deposits)} deposits, {await self.outstanding()} of them outstanding, "
-            f"{findings} findings; recovery {_spread(self.report.recoveries_seconds)}"
+            f"{findings} findings; recovery {_spread(self.report.recoveries_seconds[_FORKED])}"
         )
 
     async def _live(self, life: Life) -> None:

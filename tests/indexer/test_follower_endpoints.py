@@ -139,7 +139,11 @@ class World:
 
 @asynccontextmanager
 async def following(
-    indexer_pool: Pool, *servers: RpcStandIn, finality_pause_seconds: float = 0.0, most_unfinalized_blocks: int = 100
+    indexer_pool: Pool,
+    *servers: RpcStandIn,
+    finality_pause_seconds: float = 0.0,
+    most_unfinalized_blocks: int = 100,
+    timeout_seconds: float = 30.0,
 ) -> AsyncIterator[World]:
     now, kinds = [1_000.0], Counter[Inconsistency]()
     async with AsyncExitStack() as stack:
@@ -149,7 +153,7 @@ async def following(
             RpcEndpoint(
                 str(place),
                 server.url,
-                request_timeout_seconds=0.5,
+                request_timeout_seconds=timeout_seconds,
                 max_answer_bytes=10_000_000,
                 observe=lambda *_: None,
                 clock=lambda: now[0],
@@ -235,6 +239,17 @@ async def test_finality_is_asked_no_more_often_than_the_pause_and_then_in_one_ex
         await w.follow()
         assert w.exchanges == 2
         assert await w.pool.fetchval("SELECT finalized_number FROM cursor") == 3
+
+
+async def test_what_one_endpoint_told_of_finality_is_not_believed_of_another(indexer_pool: Pool) -> None:
+    first, second = RpcStandIn(chain=BASE), RpcStandIn(chain=BASE)
+    async with following(indexer_pool, first, second, finality_pause_seconds=3_600.0) as w:
+        await w.follow()
+        await w.node.probe()
+        assert [method for method, params in second.asked if params[:1] == ["finalized"]] == []
+        first.interfere = refused(502)
+        await w.follow()
+        assert len([method for method, params in second.asked if params[:1] == ["finalized"]]) == 1
 
 
 @pytest.mark.parametrize(
@@ -413,7 +428,7 @@ async def test_an_ancestry_without_an_end_is_refused(indexer_pool: Pool) -> None
 async def test_a_hung_endpoint_in_the_middle_of_a_tick_costs_nothing_but_the_tick(indexer_pool: Pool) -> None:
     """Hard case 28."""
     first, second = RpcStandIn(chain=BASE), RpcStandIn(chain=BASE)
-    async with following(indexer_pool, first, second) as w:
+    async with following(indexer_pool, first, second, timeout_seconds=1.0) as w:
         await w.follow()
         w.serve(mined(BASE, [request("two")]))
 

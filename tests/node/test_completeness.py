@@ -50,7 +50,7 @@ async def world() -> AsyncIterator[World]:
     kinds: Counter[Inconsistency] = Counter()
     async with RpcStandIn(chain=genesis()).running() as server:
         endpoint = RpcEndpoint(
-            "0", server.url, request_timeout_seconds=5, max_answer_bytes=10_000_000, observe=lambda *_: None
+            "0", server.url, request_timeout_seconds=30, max_answer_bytes=10_000_000, observe=lambda *_: None
         )
         pool = EndpointPool([endpoint], told=Told(inconsistency=lambda kind: kinds.update([kind])))
         node = Node(pool)
@@ -163,13 +163,15 @@ async def test_a_bloom_that_was_proven_and_then_denies_a_log_is_never_believed_a
         await w.prove_bloom()
 
         def half_a_bloom(_: list[Any], result: dict[str, Any]) -> dict[str, Any]:
-            # It admits our log, and denies the other one of the same topic in this block.
+            # It admits our log, and denies the two others in this block, one of them of another filter.
             return result | {"logsBloom": mine.header()["logsBloom"]}
 
         mine = mined(genesis(), [WANTED])[-1]
         w.server.tampers["eth_getBlockByNumber"] = half_a_bloom
-        logs = await w.logs(WANTED, Emitted(address=THEM, topics=(OURS,)))
-        assert [log.address for log in logs] == [US, THEM]
+        logs = await w.logs(
+            WANTED, Emitted(address=THEM, topics=(OURS,)), Emitted(address=b"\x33" * 20, topics=(b"\xcc" * 32,))
+        )
+        assert [log.address for log in logs] == [US, THEM, b"\x33" * 20]
         assert w.kinds == {Inconsistency.BLOOM_MISMATCH: 1}
         w.server.tampers["eth_getBlockByNumber"] = without_bloom
         (log,) = await w.logs(WANTED)
