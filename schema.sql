@@ -292,11 +292,14 @@ CREATE INDEX mint_request_by_expected_reference ON mint_request (chain_id, expec
 CREATE INDEX mint_request_by_block ON mint_request (chain_id, block_hash);
 -- The partial indexes hold the open requests only, so that what they cost does not grow with history.
 CREATE INDEX mint_request_to_judge ON mint_request (chain_id, block_number) WHERE state = 'seen' AND chain_status <> 'orphaned';
-CREATE INDEX mint_request_to_claim ON mint_request (chain_id, stablecoin, block_number, log_index)
+CREATE INDEX mint_request_to_claim ON mint_request (chain_id, stablecoin, requester, block_number, log_index)
     WHERE state = 'confirmed' AND held_at IS NULL AND chain_status <> 'orphaned';
+CREATE INDEX mint_request_held ON mint_request (chain_id, next_attempt_at) WHERE state = 'confirmed' AND held_at IS NOT NULL;
 CREATE INDEX mint_request_to_resend ON mint_request (chain_id, next_attempt_at) WHERE state = 'in_doubt';
 CREATE INDEX mint_request_with_lease ON mint_request (chain_id, lease_ends_at) WHERE state = 'claimed';
-CREATE INDEX mint_request_with_deadline ON mint_request (chain_id, deadline_at) WHERE state = 'accepted';
+CREATE INDEX mint_request_in_flight ON mint_request (chain_id, deadline_at) WHERE state IN ('in_doubt', 'accepted');
+CREATE INDEX mint_request_not_delivered ON mint_request (chain_id, state_changed_at)
+    WHERE state = 'failed' AND state_reason = 'not_delivered';
 CREATE INDEX mint_request_to_finalize ON mint_request (chain_id, block_number) WHERE chain_status = 'canonical';
 CREATE INDEX mint_request_orphaned ON mint_request (chain_id, block_number) WHERE chain_status = 'orphaned' AND NOT orphaned_for_good;
 CREATE INDEX mint_request_to_complete ON mint_request (chain_id) WHERE state = 'executed';
@@ -408,6 +411,7 @@ BEGIN
     ('invocator', 'claimed', 'review'),
     ('invocator', 'confirmed', 'claimed'),
     ('invocator', 'confirmed', 'review'),
+    ('invocator', 'failed', 'in_doubt'),
     ('invocator', 'in_doubt', 'accepted'),
     ('invocator', 'in_doubt', 'confirmed'),
     ('invocator', 'in_doubt', 'review'),
@@ -565,6 +569,25 @@ CREATE TABLE workflow_slot (
 );
 COMMENT ON TABLE workflow_slot IS 'Durable pacing: the theoretical arrival time of the next trigger of each workflow.  A restart causes no burst.';
 
+CREATE TABLE trigger_gate (
+    chain_id bigint PRIMARY KEY REFERENCES chain,
+    closed_at timestamptz,
+    closed_outcome text,
+    closed_code text,
+    closed_sentence text,
+    refusals integer NOT NULL DEFAULT 0,
+    pause_seconds double precision,
+    probe_at timestamptz,
+    clock_offset_seconds double precision,
+    CONSTRAINT trigger_gate_is_closed_with_a_reason_and_a_probe CHECK (
+        num_nulls(closed_at, closed_outcome, closed_code, closed_sentence, pause_seconds, probe_at) IN (0, 6)
+        AND (closed_at IS NULL) = (refusals = 0)
+    )
+);
+COMMENT ON TABLE trigger_gate IS
+    'One row a chain, locked while an attempt begins: what is counted over all requests (in flight, caps) is counted by one worker at a time.  Closed while CRE refuses this instance (its key, workflow or clock) or cannot be reached: only a probe goes through, now and then.';
+COMMENT ON COLUMN trigger_gate.clock_offset_seconds IS 'The gateway''s clock less ours, as of its latest answer.';
+
 CREATE TABLE basket_turn (
     chain_id bigint NOT NULL REFERENCES chain,
     stablecoin address NOT NULL,
@@ -572,6 +595,15 @@ CREATE TABLE basket_turn (
     PRIMARY KEY (chain_id, stablecoin)
 );
 COMMENT ON TABLE basket_turn IS 'Fairness: the basket that was served longest ago is served next.';
+
+CREATE TABLE requester_turn (
+    chain_id bigint NOT NULL REFERENCES chain,
+    stablecoin address NOT NULL,
+    requester address NOT NULL,
+    last_claim_at timestamptz NOT NULL,
+    PRIMARY KEY (chain_id, stablecoin, requester)
+);
+COMMENT ON TABLE requester_turn IS 'Fairness inside a basket: the requester that was served longest ago is served next.';
 
 CREATE TABLE frozen_request (
     request_id bigint NOT NULL REFERENCES mint_request,
@@ -633,6 +665,7 @@ CREATE TABLE attempt (
 COMMENT ON TABLE attempt IS 'One row a call to CRE, committed before the socket opens.  No outcome means that it may have been delivered.';
 
 COMMENT ON COLUMN attempt.simulated_tx_hash IS 'Mode simulate only: the transaction that the workflow returned; its receipt is the proof.';
+CREATE INDEX attempt_by_start ON attempt (started_at);
 CREATE INDEX attempt_by_answer_time ON attempt USING brin (answered_at);
 CREATE INDEX attempt_by_simulated_tx_hash ON attempt (simulated_tx_hash) WHERE simulated_tx_hash IS NOT NULL;
 
@@ -677,8 +710,8 @@ GRANT UPDATE (
     next_attempt_at, deadline_at
 ) ON mint_request TO bskt_indexer;
 
-GRANT INSERT ON workflow, workflow_slot, basket_turn, frozen_request, execution_id, attempt, alarm TO bskt_invocator;
-GRANT UPDATE ON workflow_slot, basket_turn TO bskt_invocator;
+GRANT INSERT ON workflow, workflow_slot, trigger_gate, basket_turn, requester_turn, frozen_request, execution_id, attempt, alarm TO bskt_invocator;
+GRANT UPDATE ON workflow_slot, trigger_gate, basket_turn, requester_turn TO bskt_invocator;
 GRANT UPDATE (answered_at, outcome, http_status, sentence, answer, simulated_tx_hash) ON attempt TO bskt_invocator;
 GRANT UPDATE (decimals) ON basket TO bskt_invocator;
 GRANT UPDATE (request_id, proof) ON mint_execution TO bskt_invocator;

@@ -2,24 +2,47 @@
 
 No transaction here is open across a call to CRE.  What protects a call is, in this order: the attempt row that was
 committed before its socket opened, the nonce that never changes, and the guards (state and ``claim_no``) on every write
-that comes after.  Leases and slots run on the database's clock only.
+that comes after.  Leases and slots run on the database's clock only: ``clock_timestamp()`` where a row was waited for,
+``statement_timestamp()`` where the time is looked up in an index.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from enum import StrEnum
 from typing import Final
 from uuid import UUID
 
 import asyncpg
 
+from datastore.alarms import AlarmKind, raise_alarms
 from datastore.connection import Connection, Pool, unit
 from datastore.lifecycle import Event, State, decide
-from datastore.settlement import Move, known, move, raise_alarms, settle
+from datastore.settlement import Move, known, move, settle
 
 REFUSED_BEFORE_FORWARDING: Final = frozenset({"refused_now", "refused_for_good", "instance_refused", "never_connected"})
+
+FIRST_PAUSE_SECONDS: Final = 5.0
+LONGEST_PAUSE_SECONDS: Final = 300.0
+CLOCK_ALARM_SECONDS: Final = 30.0
+"""A token may be 300 s off; whoever is a tenth of that off should not wait for the rest (hard case 82)."""
+
+GATEWAY: Final = "gateway"
+SIMULATE: Final = "simulate"
+"""The modes of a frozen request.  What was simulated is never sent again: no two runs know of each other."""
+
+DAILY_CAP: Final = "daily_cap"
+
+HELD_FOR_NOW: Final = (
+    DAILY_CAP,
+    "amount_above_cap",
+    "basket_not_canonical",
+    "node_unavailable",
+    "not_a_minter",
+)
+"""Reasons of holds that end by themselves: the request is looked at again when ``next_attempt_at`` comes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,8 +61,11 @@ class Order:
     expected_reference: bytes
     symbol: str
     decimals: int | None
+    basket_is_canonical: bool
     block_timestamp: int
     frozen: Frozen | None
+    # Where a send went that a restore lost (datastore.quarantine): the bytes are made again for this workflow only.
+    found_workflow_id: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,11 +82,20 @@ class Frozen:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pacing:
-    """How often a workflow may be triggered: ``burst`` at once, then one each ``seconds_per_trigger``."""
+    """How often a workflow may be triggered (``burst`` at once, then one each ``seconds_per_trigger``), and how much.
+
+    ``max_in_flight`` counts undelivered requests over all workflows, and so do ``requester_max_in_flight`` and
+    ``basket_max_in_flight`` those of one requester and of one basket: what CRE drops silently stays in flight until its
+    deadline, so nobody alone may fill all places.  ``daily_cap_wei`` is the most that is sent in one UTC day of the
+    database's clock, each request counted on the day of its first send.
+    """
 
     seconds_per_trigger: float
     burst: int
     max_in_flight: int
+    requester_max_in_flight: int | None = None
+    basket_max_in_flight: int | None = None
+    daily_cap_wei: int | None = None
 
 
 # Durable slots as a theoretical arrival time (GCRA): a workflow may be triggered when the time is at most
@@ -74,75 +109,140 @@ WHERE w.chain_id = $1 AND w.workflow_id = ANY($4::bytea[])
 """
 
 # $1 chain
-_MAY_CLAIM: Final = """
+_GATE: Final = """
 SELECT
-    c.paused_at IS NULL AND c.quarantined_at IS NULL AND is_this_server(c.server_identifier, c.server_timeline) AS open,
+    c.paused_at IS NULL AND c.quarantined_at IS NULL AND is_this_server(c.server_identifier, c.server_timeline)
+        AND (g.closed_at IS NULL OR g.probe_at <= statement_timestamp()) AS open,
     (
         SELECT count(*) FROM mint_request r
-        WHERE r.chain_id = c.chain_id AND r.state IN ('in_doubt', 'accepted') AND r.deadline_at > clock_timestamp()
+        WHERE r.chain_id = c.chain_id AND r.state IN ('in_doubt', 'accepted') AND r.deadline_at > statement_timestamp()
     ) AS in_flight
-FROM control c WHERE c.chain_id = $1
+FROM control c LEFT JOIN trigger_gate g USING (chain_id)
+WHERE c.chain_id = $1
 """
 
-# One request of each basket, its oldest; the basket that was served longest ago first.  The row that is taken is locked
-# by id in a statement of its own, so that no query plan can lock more than one (hard case 68).
-# $1 chain, $2 limit
+# Fair: the basket that was served longest ago first, in it the requester that was served longest ago, of whom the oldest
+# request; then everybody's second ones.  The flows (basket and requester) are found by jumping from one to the next in
+# the index, so that ten thousand requests of one requester cost no more than one.
+# $1 chain, $2 limit, $3 whether the whole queue is wanted, also what may only be tried again later, $4 most in flight of one
+# requester and $5 of one basket, or NULL
 _WAITING: Final = """
-SELECT o.id
-FROM (SELECT DISTINCT stablecoin FROM mint_request
-      WHERE chain_id = $1 AND state = 'confirmed' AND held_at IS NULL AND chain_status <> 'orphaned') b
-CROSS JOIN LATERAL (
-    SELECT r.id, r.block_number, r.log_index FROM mint_request r
-    WHERE r.chain_id = $1 AND r.stablecoin = b.stablecoin
-      AND r.state = 'confirmed' AND r.held_at IS NULL AND r.chain_status <> 'orphaned'
-      AND (r.next_attempt_at IS NULL OR r.next_attempt_at <= clock_timestamp())
-    ORDER BY r.block_number, r.log_index
-    LIMIT 4
-) o
-LEFT JOIN basket_turn t ON t.chain_id = $1 AND t.stablecoin = b.stablecoin
-ORDER BY t.last_claim_at NULLS FIRST, o.block_number, o.log_index
+WITH RECURSIVE flow AS (
+    (
+        SELECT r.stablecoin, r.requester FROM mint_request r
+        WHERE r.chain_id = $1 AND r.state = 'confirmed' AND r.held_at IS NULL AND r.chain_status <> 'orphaned'
+        ORDER BY r.stablecoin, r.requester
+        LIMIT 1
+    )
+    UNION ALL
+    SELECT n.stablecoin, n.requester
+    FROM flow f
+    CROSS JOIN LATERAL (
+        SELECT r.stablecoin, r.requester FROM mint_request r
+        WHERE r.chain_id = $1 AND r.state = 'confirmed' AND r.held_at IS NULL AND r.chain_status <> 'orphaned'
+          AND (r.stablecoin, r.requester) > (f.stablecoin, f.requester)
+        ORDER BY r.stablecoin, r.requester
+        LIMIT 1
+    ) n
+),
+under_way AS (
+    SELECT requester, stablecoin FROM mint_request
+    WHERE chain_id = $1 AND state IN ('in_doubt', 'accepted') AND deadline_at > statement_timestamp()
+),
+turn AS (
+    SELECT
+        o.id, o.block_number, o.log_index, f.stablecoin, b.last_claim_at AS basket_at, q.last_claim_at AS requester_at,
+        row_number() OVER (PARTITION BY f.stablecoin, f.requester ORDER BY o.block_number, o.log_index) AS nth
+    FROM flow f
+    CROSS JOIN LATERAL (
+        SELECT r.id, r.block_number, r.log_index FROM mint_request r
+        WHERE r.chain_id = $1 AND r.stablecoin = f.stablecoin AND r.requester = f.requester
+          AND r.state = 'confirmed' AND r.held_at IS NULL AND r.chain_status <> 'orphaned'
+          AND ($3::boolean OR r.next_attempt_at IS NULL OR r.next_attempt_at <= statement_timestamp())
+        ORDER BY r.block_number, r.log_index
+        LIMIT CASE WHEN NOT $3 THEN greatest(4, $2 / (SELECT count(*) FROM flow) + 1) END
+    ) o
+    LEFT JOIN basket_turn b ON b.chain_id = $1 AND b.stablecoin = f.stablecoin
+    LEFT JOIN requester_turn q ON q.chain_id = $1 AND q.stablecoin = f.stablecoin AND q.requester = f.requester
+    WHERE ($4::integer IS NULL OR (SELECT count(*) FROM under_way u WHERE u.requester = f.requester) < $4)
+      AND ($5::integer IS NULL OR (SELECT count(*) FROM under_way u WHERE u.stablecoin = f.stablecoin) < $5)
+)
+SELECT p.id
+FROM (
+    SELECT
+        t.id, t.block_number, t.log_index, t.basket_at,
+        row_number() OVER (
+            PARTITION BY t.stablecoin ORDER BY t.nth, t.requester_at NULLS FIRST, t.block_number, t.log_index
+        ) AS place
+    FROM turn t
+) p
+ORDER BY p.place, p.basket_at NULLS FIRST, p.block_number, p.log_index
 LIMIT $2
 """
 
-# $1 id
+# $1 chain
+_EVERY_WAITING: Final = """
+SELECT id, generation FROM mint_request
+WHERE chain_id = $1 AND state = 'confirmed' AND held_at IS NULL AND chain_status <> 'orphaned'
+ORDER BY block_number, log_index
+"""
+
+# The rows are named, so that no query plan can lock another one (hard case 68).  $1 ids
 _LOCK_WAITING: Final = """
 SELECT id FROM mint_request
-WHERE id = $1 AND state = 'confirmed' AND held_at IS NULL AND chain_status <> 'orphaned'
+WHERE id = ANY($1::bigint[]) AND state = 'confirmed' AND held_at IS NULL AND chain_status <> 'orphaned'
 FOR UPDATE SKIP LOCKED
 """
 
-# $1 id, $2 worker, $3 lease
+# $1 ids, $2 worker, $3 lease
 _CLAIM: Final = """
 UPDATE mint_request SET
     state = 'claimed', state_reason = 'claim', state_detail = NULL, state_attempt_no = NULL,
     state_changed_at = clock_timestamp(), claim_no = claim_no + 1, worker_id = $2,
     lease_ends_at = clock_timestamp() + $3::interval
-WHERE id = $1 AND state = 'confirmed'
+WHERE id = ANY($1::bigint[]) AND state = 'confirmed'
 """
 
-# $1 id
-_ORDER: Final = """
+# $1 ids, in the order that is wanted
+_ORDERS: Final = """
 SELECT
     r.id, r.state, r.claim_no, r.generation, r.nonce, r.stablecoin, r.consumer, r.beneficiary, r.amount, r.expected_reference,
-    r.block_timestamp, b.symbol, b.decimals, f.mode, f.workflow_id, f.receiver, f.gateway, f.signer, f.body
-FROM mint_request r
+    r.block_timestamp, b.symbol, b.decimals, b.stablecoin IS NOT NULL AS basket_is_canonical,
+    f.mode, f.workflow_id, f.receiver, f.gateway, f.signer, f.body,
+    (
+        SELECT x.found_workflow_id FROM execution_id x
+        WHERE x.request_id = r.id AND x.generation = r.generation AND x.source = 'found'
+        ORDER BY x.execution_id LIMIT 1
+    ) AS found_workflow_id
+FROM unnest($1::bigint[]) WITH ORDINALITY AS n (id, place)
+JOIN mint_request r ON r.id = n.id
 LEFT JOIN basket b ON b.chain_id = r.chain_id AND b.stablecoin = r.stablecoin AND b.canonical AND b.consumer = r.consumer
 LEFT JOIN frozen_request f ON f.request_id = r.id AND f.generation = r.generation
-WHERE r.id = $1
+ORDER BY n.place
 """
 
-# $1 chain, $2 stablecoin
-_TAKE_TURN: Final = """
-INSERT INTO basket_turn (chain_id, stablecoin, last_claim_at) VALUES ($1, $2, clock_timestamp())
+# In the order of keys, so that two claims of many requests wait for each other and never deadlock.  $1 ids
+_TAKE_BASKET_TURNS: Final = """
+INSERT INTO basket_turn (chain_id, stablecoin, last_claim_at)
+SELECT DISTINCT chain_id, stablecoin, statement_timestamp() FROM mint_request WHERE id = ANY($1::bigint[])
+ORDER BY chain_id, stablecoin
 ON CONFLICT (chain_id, stablecoin) DO UPDATE SET last_claim_at = excluded.last_claim_at
 """
+_TAKE_REQUESTER_TURNS: Final = """
+INSERT INTO requester_turn (chain_id, stablecoin, requester, last_claim_at)
+SELECT DISTINCT chain_id, stablecoin, requester, statement_timestamp() FROM mint_request WHERE id = ANY($1::bigint[])
+ORDER BY chain_id, stablecoin, requester
+ON CONFLICT (chain_id, stablecoin, requester) DO UPDATE SET last_claim_at = excluded.last_claim_at
+"""
 
-# $1 chain, $2 limit: requests in doubt whose next attempt is due
+# Requests in doubt whose next attempt is due; one without frozen bytes lost them in a restore.  $1 chain, $2 limit
 _DUE: Final = """
 SELECT r.id FROM mint_request r
-WHERE r.chain_id = $1 AND r.state = 'in_doubt' AND r.next_attempt_at <= clock_timestamp()
+WHERE r.chain_id = $1 AND r.state = 'in_doubt' AND r.next_attempt_at <= statement_timestamp()
   AND r.chain_status <> 'orphaned' AND r.held_at IS NULL
-  AND EXISTS (SELECT FROM frozen_request f WHERE f.request_id = r.id AND f.generation = r.generation AND f.mode <> 'simulate')
+  AND NOT EXISTS (
+      SELECT FROM frozen_request f WHERE f.request_id = r.id AND f.generation = r.generation AND f.mode <> 'gateway'
+  )
 ORDER BY r.next_attempt_at
 LIMIT $2
 """
@@ -152,12 +252,19 @@ _LOCK_CLAIM: Final = """
 SELECT id FROM mint_request WHERE id = $1 AND state = 'claimed' AND claim_no = $2 FOR UPDATE
 """
 
+# Whether the request is still as the order says, and stays so.  $1 id, $2 state, $3 claim_no
+_LOCK_TO_FREEZE: Final = """
+SELECT id FROM mint_request WHERE id = $1 AND state = $2 AND claim_no = $3 FOR UPDATE
+"""
+
+# A request in doubt belongs to no worker: of two that freeze it, the first one's bytes are kept.
 # $1 request, $2 generation, $3 nonce, $4 mode, $5 workflow, $6 receiver, $7 gateway, $8 signer, $9 body, $10 sha256
 _FREEZE: Final = """
 INSERT INTO frozen_request (
     request_id, generation, nonce, mode, workflow_id, receiver, gateway, signer, body, body_sha256
 )
 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, sha256($9))
+ON CONFLICT (request_id, generation) DO NOTHING
 """
 # $1 chain, $2 ids, $3 request, $4 sources, $5 generation
 _EXECUTION_IDS: Final = """
@@ -169,15 +276,103 @@ ON CONFLICT (chain_id, execution_id) DO NOTHING
 # $1 chain, $2 execution ids
 _REPORTED: Final = "SELECT EXISTS (SELECT FROM report WHERE chain_id = $1 AND execution_id = ANY($2::bytea[]))"
 
-# What must still be so in the transaction that inserts the attempt (hard cases 67 and 72).  $1 id, $2 state, $3 claim_no
+# What must still be so in the transaction that inserts the attempt (hard cases 67 and 72).  A simulated request in doubt
+# has had its one run (hard case 77).  $1 id, $2 state, $3 claim_no
 _LOCK_FOR_ATTEMPT: Final = """
 SELECT
     r.chain_status <> 'orphaned' AND r.held_at IS NULL AND c.paused_at IS NULL AND c.quarantined_at IS NULL
         AND is_this_server(c.server_identifier, c.server_timeline) AS may_send,
-    r.lease_ends_at IS NULL OR r.lease_ends_at > clock_timestamp() AS lease_holds
+    r.lease_ends_at IS NULL OR r.lease_ends_at > clock_timestamp() AS lease_holds,
+    r.state = 'in_doubt' AND EXISTS (
+        SELECT FROM frozen_request f WHERE f.request_id = r.id AND f.generation = r.generation AND f.mode = 'simulate'
+    ) AS is_simulated
 FROM mint_request r JOIN control c ON c.chain_id = r.chain_id
 WHERE r.id = $1 AND r.state = $2 AND r.claim_no = $3
 FOR UPDATE OF r
+"""
+
+# Taken after the request's own row, by attempts only: one order of locks.  $1 chain
+_LOCK_GATE: Final = """
+SELECT closed_at IS NOT NULL AS closed, closed_at IS NULL OR probe_at <= clock_timestamp() AS lets_through
+FROM trigger_gate WHERE chain_id = $1 FOR UPDATE
+"""
+
+# One probe at a time, as long as it may take.  $1 chain, $2 interval
+_PROBE: Final = """
+UPDATE trigger_gate SET probe_at = clock_timestamp() + greatest(make_interval(secs => pause_seconds), $2::interval)
+WHERE chain_id = $1
+"""
+
+# What was under way when the gate closed makes the pause no longer.
+# $1 chain, $2 request, $3 attempt, $4 outcome, $5 code, $6 sentence, $7 first pause, $8 longest pause, in seconds
+_CLOSE_GATE: Final = """
+UPDATE trigger_gate g SET
+    closed_at = coalesce(g.closed_at, clock_timestamp()), closed_outcome = $4, closed_code = $5, closed_sentence = $6,
+    refusals = g.refusals + 1, pause_seconds = p.seconds, probe_at = clock_timestamp() + make_interval(secs => p.seconds)
+FROM (
+    SELECT CASE
+        WHEN o.closed_at IS NULL THEN $7
+        WHEN a.started_at < o.closed_at THEN o.pause_seconds
+        ELSE least($8, o.pause_seconds * 2)
+    END::double precision AS seconds
+    FROM trigger_gate o CROSS JOIN attempt a
+    WHERE o.chain_id = $1 AND a.request_id = $2 AND a.attempt_no = $3
+) p
+WHERE g.chain_id = $1
+RETURNING g.refusals
+"""
+
+# $1 chain, $2 request, $3 attempt: what began before the gate closed says nothing about now
+_OPEN_GATE: Final = """
+UPDATE trigger_gate g SET
+    closed_at = NULL, closed_outcome = NULL, closed_code = NULL, closed_sentence = NULL, refusals = 0, pause_seconds = NULL,
+    probe_at = NULL
+FROM attempt a
+WHERE g.chain_id = $1 AND a.request_id = $2 AND a.attempt_no = $3 AND a.started_at >= g.closed_at
+"""
+
+# The offset as it was before.  $1 chain, $2 seconds
+_SET_CLOCK: Final = """
+UPDATE trigger_gate g SET clock_offset_seconds = $2
+FROM (SELECT clock_offset_seconds FROM trigger_gate WHERE chain_id = $1) o
+WHERE g.chain_id = $1
+RETURNING o.clock_offset_seconds
+"""
+
+# $1 chain, $2 the request that wants to be sent
+_OTHERS_IN_FLIGHT: Final = """
+SELECT
+    count(*) AS of_all,
+    count(*) FILTER (WHERE r.requester = q.requester) AS of_requester,
+    count(*) FILTER (WHERE r.stablecoin = q.stablecoin) AS of_basket
+FROM mint_request r JOIN mint_request q ON q.id = $2
+WHERE r.chain_id = $1 AND r.state IN ('in_doubt', 'accepted') AND r.deadline_at > statement_timestamp() AND r.id <> $2
+"""
+
+# What others were first sent today, and may have been delivered.  $1 chain, $2 the request that wants to be sent
+_SENT_TODAY: Final = """
+SELECT coalesce(sum(r.amount), 0)
+FROM (
+    SELECT DISTINCT a.request_id FROM attempt a
+    WHERE a.started_at >= date_trunc('day', statement_timestamp(), 'UTC')
+      AND (a.outcome IS NULL OR a.outcome NOT IN ('refused_now', 'refused_for_good', 'instance_refused', 'never_connected'))
+) sent
+JOIN mint_request r ON r.id = sent.request_id
+WHERE r.chain_id = $1 AND r.id <> $2
+  AND NOT EXISTS (
+      SELECT FROM attempt a
+      WHERE a.request_id = r.id AND a.started_at < date_trunc('day', statement_timestamp(), 'UTC')
+        AND (a.outcome IS NULL OR a.outcome NOT IN ('refused_now', 'refused_for_good', 'instance_refused', 'never_connected'))
+  )
+"""
+
+# $1 id, $2 reason, $3 interval, or NULL for the next UTC day
+_HOLD: Final = """
+UPDATE mint_request SET held_at = clock_timestamp(), held_reason = $2,
+    next_attempt_at = CASE WHEN $3::interval IS NULL
+        THEN date_trunc('day', clock_timestamp(), 'UTC') + interval '1 day'
+        ELSE clock_timestamp() + $3::interval END
+WHERE id = $1
 """
 # $1 chain, $2 workflow, $3 interval, $4 burst
 _TAKE_SLOT: Final = """
@@ -215,31 +410,51 @@ WHERE chain_id = $1 AND workflow_id = $2
 
 # $1 chain
 _OVERDUE_LEASES: Final = """
-SELECT id FROM mint_request WHERE chain_id = $1 AND state = 'claimed' AND lease_ends_at <= clock_timestamp()
+SELECT id FROM mint_request WHERE chain_id = $1 AND state = 'claimed' AND lease_ends_at <= statement_timestamp()
 """
 _OVERDUE_DEADLINES: Final = """
-SELECT id FROM mint_request WHERE chain_id = $1 AND state = 'accepted' AND deadline_at <= clock_timestamp()
+SELECT id FROM mint_request WHERE chain_id = $1 AND state = 'accepted' AND deadline_at <= statement_timestamp()
 """
-# An operator's retry begins the doubt, and its time, anew.  $1 chain, $2 interval since the doubt began
+# The doubt is as old as its state, so that what a person or a resend put back is sent before it is given up.
+# $1 chain, $2 interval, $3 interval for what was simulated
 _OVERDUE_DOUBTS: Final = """
 SELECT r.id FROM mint_request r
-WHERE r.chain_id = $1 AND r.state = 'in_doubt' AND r.next_attempt_at <= clock_timestamp()
-  AND r.state_changed_at
-      + CASE WHEN EXISTS (
-          SELECT FROM frozen_request f
-          WHERE f.request_id = r.id AND f.generation = r.generation AND f.mode = 'simulate'
-        ) THEN $3::interval ELSE $2::interval END <= clock_timestamp()
+WHERE r.chain_id = $1 AND r.state = 'in_doubt' AND r.next_attempt_at <= statement_timestamp()
+  AND r.state_changed_at <= statement_timestamp() - CASE WHEN EXISTS (
+      SELECT FROM frozen_request f WHERE f.request_id = r.id AND f.generation = r.generation AND f.mode = 'simulate'
+  ) THEN $3::interval ELSE $2::interval END
+"""
+# $1 chain, $2 interval
+_OVERDUE_RESENDS: Final = """
+SELECT r.id FROM mint_request r
+WHERE r.chain_id = $1 AND r.state = 'failed' AND r.state_reason = 'not_delivered'
+  AND r.state_changed_at <= statement_timestamp() - $2::interval
+  AND r.chain_status <> 'orphaned' AND r.held_at IS NULL
+  AND EXISTS (SELECT FROM frozen_request f WHERE f.request_id = r.id AND f.generation = r.generation AND f.mode = 'gateway')
+ORDER BY r.state_changed_at
+LIMIT 50
+"""
+# $1 chain, $2 reasons
+_RELEASE_HOLDS: Final = """
+UPDATE mint_request SET held_at = NULL, held_reason = NULL
+WHERE chain_id = $1 AND state = 'confirmed' AND held_at IS NOT NULL AND next_attempt_at <= statement_timestamp()
+  AND held_reason = ANY($2::text[])
 """
 
 
 async def list_workflows(pool: Pool, chain_id: int, workflow_ids: Sequence[bytes]) -> None:
-    """Remember every workflow id that was ever configured; append-only."""
+    """Remember every workflow id that was ever configured (append-only), and that this chain has an invocator."""
     async with unit(pool) as connection:
         await connection.execute(
             # $1 chain, $2 ids
             "INSERT INTO workflow (chain_id, workflow_id) SELECT $1, unnest($2::bytea[]) ON CONFLICT DO NOTHING",
             chain_id,
             list(workflow_ids),
+        )
+        await connection.execute(
+            # $1 chain
+            "INSERT INTO trigger_gate (chain_id) VALUES ($1) ON CONFLICT DO NOTHING",
+            chain_id,
         )
 
 
@@ -250,59 +465,112 @@ async def listed_workflows(pool: Pool, chain_id: int) -> list[bytes]:
     return [row["workflow_id"] for row in rows]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gate:
+    """Whether anything may be sent now (no pause, no quarantine, CRE does not refuse us), and how much is under way."""
+
+    open: bool
+    in_flight: int
+
+
+async def gate(pool: Pool, chain_id: int) -> Gate:
+    """Look at the gate; `begin_attempt` looks again, under its lock."""
+    async with unit(pool) as connection:
+        return await _gate(connection, chain_id)
+
+
+async def _gate(connection: Connection, chain_id: int) -> Gate:
+    row = await connection.fetchrow(_GATE, chain_id)
+    return Gate(open=row is not None and row["open"], in_flight=0 if row is None else row["in_flight"])
+
+
 async def free_workflows(pool: Pool, chain_id: int, pacing: Pacing, workflow_ids: Sequence[bytes]) -> frozenset[bytes]:
     """Of ``workflow_ids``, those that may be triggered now; none while paused or while too many are in flight."""
     async with unit(pool) as connection:
-        gate = await connection.fetchrow(_MAY_CLAIM, chain_id)
-        if gate is None or not gate["open"] or gate["in_flight"] >= pacing.max_in_flight:
+        if await _room(connection, chain_id, pacing) <= 0:
             return frozenset()
         interval = timedelta(seconds=pacing.seconds_per_trigger)
         rows = await connection.fetch(_FREE_WORKFLOWS, chain_id, interval, pacing.burst, list(workflow_ids))
     return frozenset(row["workflow_id"] for row in rows)
 
 
-async def waiting(pool: Pool, chain_id: int, *, limit: int) -> list[Order]:
-    """Requests that wait for a claim, in the order of fairness; nothing is locked."""
+async def _room(connection: Connection, chain_id: int, pacing: Pacing) -> int:
+    """How many more requests may be in flight; counted without a lock, so it only saves work."""
+    gate = await _gate(connection, chain_id)
+    return pacing.max_in_flight - gate.in_flight if gate.open else 0
+
+
+async def waiting(pool: Pool, chain_id: int, *, limit: int, pacing: Pacing | None = None) -> list[Order]:
+    """Requests that wait for a claim, in the order of fairness; nothing is locked.
+
+    With ``pacing``, those of a requester or a basket that has its share in flight are left out.
+    """
+    shares = (None, None) if pacing is None else (pacing.requester_max_in_flight, pacing.basket_max_in_flight)
     async with unit(pool) as connection:
-        ids = [row["id"] for row in await connection.fetch(_WAITING, chain_id, limit)]
-        return [await _order(connection, request_id) for request_id in ids]
+        rows = await connection.fetch(_WAITING, chain_id, limit, False, *shares)
+        return await _orders(connection, [row["id"] for row in rows])
+
+
+async def queue(pool: Pool, chain_id: int) -> list[int]:
+    """The ids of all requests that wait for a claim, in the order in which they will be taken if nobody else comes."""
+    async with unit(pool) as connection:
+        return [row["id"] for row in await connection.fetch(_WAITING, chain_id, None, True, None, None)]
+
+
+async def waiting_orders(pool: Pool, chain_id: int, *, besides: Collection[tuple[int, int]], limit: int) -> list[Order]:
+    """Requests that wait for a claim, oldest first, but those whose ``(id, generation)`` is in ``besides``."""
+    async with unit(pool) as connection:
+        rows = await connection.fetch(_EVERY_WAITING, chain_id)
+        others = [row["id"] for row in rows if (row["id"], row["generation"]) not in besides]
+        return await _orders(connection, others[:limit])
 
 
 async def due(pool: Pool, chain_id: int, *, limit: int) -> list[Order]:
     """Requests in doubt whose next attempt is due, oldest first; nothing is locked."""
     async with unit(pool) as connection:
-        ids = [row["id"] for row in await connection.fetch(_DUE, chain_id, limit)]
-        return [await _order(connection, request_id) for request_id in ids]
+        orders = await _orders(connection, [row["id"] for row in await connection.fetch(_DUE, chain_id, limit)])
+    # Each statement sees what was committed before it: one that was minted in between is no longer in doubt.
+    return [order for order in orders if order.state is State.IN_DOUBT]
 
 
 async def claim(
     pool: Pool, chain_id: int, request_id: int, *, worker_id: UUID, lease_seconds: float, pacing: Pacing
 ) -> Order | None:
     """Take one waiting request under a lease; ``None`` if somebody else was faster or the gate closed meanwhile."""
+    orders = await claim_all(
+        pool, chain_id, [request_id], worker_id=worker_id, lease_seconds=lease_seconds, pacing=pacing
+    )
+    return orders[0] if orders else None
+
+
+async def claim_all(
+    pool: Pool, chain_id: int, request_ids: Sequence[int], *, worker_id: UUID, lease_seconds: float, pacing: Pacing
+) -> list[Order]:
+    """Take waiting requests under a lease: those that still wait, that nobody else is taking, and that have room."""
     async with unit(pool) as connection:
         # Read again here, and once more by begin_attempt: a pause that commits meanwhile still stops the send.
-        gate = await connection.fetchrow(_MAY_CLAIM, chain_id)
-        if gate is None or not gate["open"] or gate["in_flight"] >= pacing.max_in_flight:
-            return None
-        if await connection.fetchval(_LOCK_WAITING, request_id) is None:
-            return None
-        status = await connection.execute(_CLAIM, request_id, worker_id, timedelta(seconds=lease_seconds))
-        if status != "UPDATE 1":
-            raise AssertionError(f"claim of request {request_id}: {status}")
-        order = await _order(connection, request_id)
-        await connection.execute(_TAKE_TURN, chain_id, order.stablecoin)
-    return order
+        wanted = list(request_ids[: max(0, await _room(connection, chain_id, pacing))])
+        locked = {row["id"] for row in await connection.fetch(_LOCK_WAITING, wanted)}
+        taken = [request_id for request_id in wanted if request_id in locked]
+        if not taken:
+            return []
+        status = await connection.execute(_CLAIM, taken, worker_id, timedelta(seconds=lease_seconds))
+        if status != f"UPDATE {len(taken)}":
+            raise AssertionError(f"claim of requests {taken}: {status}")
+        await connection.execute(_TAKE_BASKET_TURNS, taken)
+        await connection.execute(_TAKE_REQUESTER_TURNS, taken)
+        return await _orders(connection, taken)
 
 
-async def freeze(pool: Pool, chain_id: int, order: Order, frozen: Frozen, execution_ids: tuple[bytes, bytes]) -> bool:
-    """Store the bytes that every attempt will send, and both execution ids that they may lead to.
+async def freeze(pool: Pool, chain_id: int, order: Order, frozen: Frozen, execution_ids: tuple[bytes, ...]) -> bool:
+    """Store the bytes that every attempt will send, and the execution ids that they may lead to: two, or none at all.
 
-    ``False`` if the claim is no longer ours: nothing was stored, whoever holds it now freezes.
+    ``False`` if the claim is no longer ours, or another worker was first: nothing was stored.
     """
     async with unit(pool) as connection:
-        if await connection.fetchval(_LOCK_CLAIM, order.request_id, order.claim_no) is None:
+        if (await connection.fetchval(_LOCK_TO_FREEZE, order.request_id, order.state.value, order.claim_no)) is None:
             return False
-        await connection.execute(
+        status = await connection.execute(
             _FREEZE,
             order.request_id,
             order.generation,
@@ -314,12 +582,14 @@ async def freeze(pool: Pool, chain_id: int, order: Order, frozen: Frozen, execut
             frozen.signer,
             frozen.body,
         )
+        if status != "INSERT 0 1":
+            return False
         await connection.execute(
             _EXECUTION_IDS,
             chain_id,
             list(execution_ids),
             order.request_id,
-            ["legacy", "trigger_index"],
+            ["legacy", "trigger_index"][: len(execution_ids)],
             order.generation,
         )
     return True
@@ -331,21 +601,57 @@ async def is_reported(pool: Pool, chain_id: int, execution_ids: Sequence[bytes])
         return bool(await connection.fetchval(_REPORTED, chain_id, list(execution_ids)))
 
 
-async def give_back(pool: Pool, order: Order, *, reason: str) -> None:
-    """Return a claim of ours, if it still is ours."""
-    await _end_claim(pool, order, Event.GIVEN_BACK, reason=reason, detail=None)
+async def give_back(pool: Pool, order: Order, *, reason: str) -> bool:
+    """Return a claim of ours; ``False`` if it no longer is ours."""
+    return await _end_claim(pool, order, Event.GIVEN_BACK, reason=reason, detail=None)
 
 
-async def refuse_claim(pool: Pool, order: Order, *, reason: str, detail: str) -> None:
-    """Pre-flight says never: a person must decide."""
-    await _end_claim(pool, order, Event.PREFLIGHT_NEVER, reason=reason, detail=detail)
+async def refuse_claim(pool: Pool, order: Order, *, reason: str, detail: str) -> bool:
+    """Pre-flight says never: a person must decide.  ``False`` if the claim no longer is ours."""
+    return await _end_claim(pool, order, Event.PREFLIGHT_NEVER, reason=reason, detail=detail)
 
 
-async def _end_claim(pool: Pool, order: Order, event: Event, *, reason: str, detail: str | None) -> None:
+async def hold_claim(pool: Pool, order: Order, *, reason: str, detail: str, seconds: float) -> bool:
+    """Pre-flight says not now: give the claim back and hold the request; `sweep` releases it after ``seconds``.
+
+    ``reason`` is one of `HELD_FOR_NOW`.  ``False`` if the claim no longer is ours.
+    """
+    async with unit(pool) as connection:
+        if await connection.fetchval(_LOCK_CLAIM, order.request_id, order.claim_no) is None:
+            return False
+        await _hold(connection, order, reason=reason, detail=detail, interval=timedelta(seconds=seconds))
+    return True
+
+
+async def _hold(connection: Connection, order: Order, *, reason: str, detail: str, interval: timedelta | None) -> None:
+    """Hold a locked claim, until the next UTC day without an ``interval``."""
+    if reason not in HELD_FOR_NOW:
+        raise AssertionError(f"nothing would release a hold for {reason}")
+    await settle(connection, Event.GIVEN_BACK, [order.request_id], reason=reason, detail=detail)
+    await connection.execute(_HOLD, order.request_id, reason, interval)
+
+
+async def _end_claim(pool: Pool, order: Order, event: Event, *, reason: str, detail: str | None) -> bool:
     async with unit(pool) as connection:
         ours = await connection.fetchval(_LOCK_CLAIM, order.request_id, order.claim_no)
         if ours is not None:
             await settle(connection, event, [order.request_id], reason=reason, detail=detail)
+    return ours is not None
+
+
+async def pin_decimals(pool: Pool, chain_id: int, stablecoin: bytes, decimals: int) -> None:
+    """Remember the decimals of a basket's token, as first read; what is remembered stays."""
+    async with unit(pool) as connection:
+        await connection.execute(
+            # $1 chain, $2 token, $3 decimals
+            """
+            UPDATE basket SET decimals = $3
+            WHERE chain_id = $1 AND stablecoin = $2 AND canonical AND decimals IS NULL
+            """,
+            chain_id,
+            stablecoin,
+            decimals,
+        )
 
 
 async def begin_attempt(
@@ -363,11 +669,20 @@ async def begin_attempt(
     """Commit the attempt before the socket opens; its number, or ``None`` if it may not be made (any more).
 
     The token must be signed before this call: a worker that sleeps after it cannot deliver once the token's 300 s are
-    over.  The slot of the workflow is taken here, so a crash costs a slot, never a second mint.
+    over.  The slot of the workflow is taken here, so a crash costs a slot, never a second mint.  A claim that would
+    exceed the daily cap is given back here, held until the next day.
     """
     async with unit(pool) as connection:
         row = await connection.fetchrow(_LOCK_FOR_ATTEMPT, order.request_id, order.state.value, order.claim_no)
-        if row is None or not row["may_send"] or not row["lease_holds"]:
+        if row is None or not row["may_send"] or not row["lease_holds"] or row["is_simulated"]:
+            return None
+        # What is counted from here on stays so until this transaction ends.
+        gate = await connection.fetchrow(_LOCK_GATE, chain_id)
+        if gate is None or not gate["lets_through"]:
+            return None
+        if not await _has_room(connection, chain_id, order, pacing):
+            return None
+        if order.state is State.CLAIMED and await _exceeds_daily_cap(connection, chain_id, order, pacing):
             return None
         if pacing.seconds_per_trigger > 0 and not await connection.fetchval(
             _TAKE_SLOT, chain_id, frozen.workflow_id, timedelta(seconds=pacing.seconds_per_trigger), pacing.burst
@@ -386,12 +701,47 @@ async def begin_attempt(
         await connection.execute(
             _IN_DOUBT, order.request_id, timedelta(seconds=retry_seconds(number)), timedelta(seconds=deadline_seconds)
         )
+        if gate["closed"]:
+            await connection.execute(_PROBE, chain_id, timedelta(seconds=retry_seconds(1)))
     return number
+
+
+async def _has_room(connection: Connection, chain_id: int, order: Order, pacing: Pacing) -> bool:
+    (others,) = await connection.fetch(_OTHERS_IN_FLIGHT, chain_id, order.request_id)
+    limits = (
+        (others["of_all"], pacing.max_in_flight),
+        (others["of_requester"], pacing.requester_max_in_flight),
+        (others["of_basket"], pacing.basket_max_in_flight),
+    )
+    return all(limit is None or number < limit for number, limit in limits)
+
+
+async def _exceeds_daily_cap(connection: Connection, chain_id: int, order: Order, pacing: Pacing) -> bool:
+    if pacing.daily_cap_wei is None:
+        return False
+    sent_today = int(await connection.fetchval(_SENT_TODAY, chain_id, order.request_id))
+    if sent_today + order.amount <= pacing.daily_cap_wei:
+        return False
+    sentence = f"{sent_today} wei were sent this UTC day; with this request it would be more than the daily cap."
+    await _hold(connection, order, reason=DAILY_CAP, detail=sentence, interval=None)
+    return True
+
+
+class Says(StrEnum):
+    """What an answer says about this instance, rather than about its request."""
+
+    WORKS = "works"
+    REFUSED = "refused"
+    NOTHING = "nothing"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answered:
-    """What CRE (or the lack of it) said of one attempt; ``outcome`` is the closed word of ``attempt.outcome``."""
+    """What CRE (or the lack of it) said of one attempt; ``outcome`` is the closed word of ``attempt.outcome``.
+
+    ``clock_offset_seconds``: the gateway's clock less ours.  ``code`` says why, where ``says`` is that the instance is
+    refused.
+    """
 
     outcome: str
     http_status: int | None
@@ -401,6 +751,9 @@ class Answered:
     simulated_tx_hash: bytes | None = None
     postpone_seconds: float = 0.0
     deadline_seconds: float = 0.0
+    says: Says = Says.NOTHING
+    code: str | None = None
+    clock_offset_seconds: float | None = None
 
 
 async def record_answer(
@@ -423,6 +776,7 @@ async def record_answer(
             answered.answer,
             answered.simulated_tx_hash,
         )
+        await _learn(connection, chain_id, order.request_id, attempt_no, answered)
         if answered.execution_id is not None:
             await connection.execute(
                 _EXECUTION_IDS, chain_id, [answered.execution_id], order.request_id, ["returned"], order.generation
@@ -466,6 +820,41 @@ async def record_answer(
         return mine[-1].after if mine else before
 
 
+async def _learn(connection: Connection, chain_id: int, request_id: int, attempt_no: int, answered: Answered) -> None:
+    """The breaker and the clock, for every worker."""
+    if answered.says is Says.REFUSED:
+        refusals = await connection.fetchval(
+            _CLOSE_GATE,
+            chain_id,
+            request_id,
+            attempt_no,
+            answered.outcome,
+            answered.code,
+            answered.sentence,
+            FIRST_PAUSE_SECONDS,
+            LONGEST_PAUSE_SECONDS,
+        )
+        if refusals == 1 and answered.outcome == "instance_refused":
+            await _alarm(connection, chain_id, "instance_refused", answered.sentence or "CRE refuses this instance.")
+    elif answered.says is Says.WORKS:
+        await connection.execute(_OPEN_GATE, chain_id, request_id, attempt_no)
+    if answered.clock_offset_seconds is not None:
+        before = await connection.fetchval(_SET_CLOCK, chain_id, answered.clock_offset_seconds)
+        if abs(answered.clock_offset_seconds) > CLOCK_ALARM_SECONDS >= abs(before or 0.0):
+            sentence = f"The gateway's clock and ours are {answered.clock_offset_seconds:+.0f} s apart; correct ours."
+            await _alarm(connection, chain_id, "clock_off", sentence)
+
+
+async def _alarm(connection: Connection, chain_id: int, kind: str, sentence: str) -> None:
+    await connection.execute(
+        # $1 chain, $2 kind, $3 sentence
+        "INSERT INTO alarm (chain_id, kind, sentence) VALUES ($1, $2, $3)",
+        chain_id,
+        kind,
+        sentence,
+    )
+
+
 def _event_of(outcome: str) -> Event | None:
     if outcome == "accepted":
         return Event.ACCEPTED
@@ -483,10 +872,23 @@ class Swept:
     leases: int
     deadlines: int
     doubts: int
+    resends: int
+    holds: int
 
 
-async def sweep(pool: Pool, chain_id: int, *, give_up_seconds: float, deadline_seconds: float) -> Swept:
-    """What only time does: leases end, deadlines pass, and doubts that nothing resolved go to a person."""
+async def sweep(
+    pool: Pool,
+    chain_id: int,
+    *,
+    give_up_seconds: float,
+    deadline_seconds: float,
+    resend_after_seconds: float | None = None,
+) -> Swept:
+    """What only time does: leases end, deadlines pass, holds end, and doubts that nothing resolved go to a person.
+
+    With ``resend_after_seconds``, what was accepted and not delivered is sent again so long after its deadline: CRE has
+    then forgotten the id and runs the workflow again, under the same execution id.
+    """
     async with unit(pool) as connection:
         # Re-read under the lock: a lease that was used, or a deadline that was met, meanwhile is left alone.
         leases = await _sweep(
@@ -511,10 +913,27 @@ async def sweep(pool: Pool, chain_id: int, *, give_up_seconds: float, deadline_s
         await raise_alarms(
             connection,
             chain_id,
-            "gave_up",
+            AlarmKind.GAVE_UP,
             dict.fromkeys(doubts, "Nothing settles whether CRE got this request; ask CRE for its execution id."),
         )
-    return Swept(leases=len(leases), deadlines=len(deadlines), doubts=len(doubts))
+        resends: list[int] = []
+        if resend_after_seconds is not None:
+            resends = await _sweep(
+                connection,
+                Event.RESEND,
+                _OVERDUE_RESENDS,
+                [chain_id, timedelta(seconds=resend_after_seconds)],
+                reason="resend",
+                detail="Not delivered long ago: the same bytes are sent again under the same id.",
+            )
+        holds = await connection.execute(_RELEASE_HOLDS, chain_id, list(HELD_FOR_NOW))
+    return Swept(
+        leases=len(leases),
+        deadlines=len(deadlines),
+        doubts=len(doubts),
+        resends=len(resends),
+        holds=int(holds.removeprefix("UPDATE ")),
+    )
 
 
 async def _sweep(
@@ -530,10 +949,11 @@ async def _sweep(
     return [s.request_id for s in settled]
 
 
-async def _order(connection: Connection, request_id: int) -> Order:
-    row = await connection.fetchrow(_ORDER, request_id)
-    if row is None:
-        raise LookupError(f"request {request_id} does not exist")
+async def _orders(connection: Connection, request_ids: Sequence[int]) -> list[Order]:
+    return [_order(row) for row in await connection.fetch(_ORDERS, list(request_ids))]
+
+
+def _order(row: asyncpg.Record) -> Order:
     return Order(
         request_id=row["id"],
         state=State(row["state"]),
@@ -547,8 +967,10 @@ async def _order(connection: Connection, request_id: int) -> Order:
         expected_reference=row["expected_reference"],
         symbol=row["symbol"] or "",
         decimals=row["decimals"],
+        basket_is_canonical=row["basket_is_canonical"],
         block_timestamp=row["block_timestamp"],
         frozen=_frozen(row),
+        found_workflow_id=row["found_workflow_id"],
     )
 
 

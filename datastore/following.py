@@ -11,13 +11,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 
+import asyncpg
+
 from datastore import quarantine
+from datastore.alarms import AlarmKind, raise_alarm, raise_alarms
 from datastore.connection import Connection, Pool, translated, unit
 from datastore.errors import CursorMoved, FinalityViolated
 from datastore.judgement import Allowed, Candidate, ForReview, Holder, Refused, judge
 from datastore.lifecycle import Event, Facts, State
 from datastore.rows import Basket, Batch, Block, BlockRef, Finality, LogRow, Mint, Report, Request
-from datastore.settlement import Horizon, Known, Move, Settled, move, raise_alarms, settle
+from datastore.settlement import Horizon, Known, Move, Settled, move, settle
 
 Policy: TypeAlias = Callable[[Candidate], Refused | None]
 """What the indexer refuses whatever the reference says; pure."""
@@ -274,13 +277,14 @@ WHERE e.chain_id = $1 AND e.block_hash = p.block_hash AND e.log_index = p.log_in
 RETURNING e.request_id
 """
 
-# Mode simulate has no execution ids of ours: the transaction that the workflow returned is the proof.
+# Mode simulate has no execution ids of ours: the transaction that the workflow returned is the proof.  It may have been
+# indexed before the command returned it, so the request may be in review by then.
 # $1 chain
 _PROVE_BY_SIMULATION: Final = """
 UPDATE mint_execution e SET request_id = q.id, proof = 'simulated'
 FROM attempt a
 JOIN mint_request q ON q.id = a.request_id
-WHERE a.simulated_tx_hash IS NOT NULL AND q.chain_id = $1 AND q.state = 'in_doubt'
+WHERE a.simulated_tx_hash IS NOT NULL AND q.chain_id = $1 AND q.state IN ('in_doubt', 'review')
   AND e.chain_id = $1 AND e.tx_hash = a.simulated_tx_hash AND e.canonical AND e.request_id IS NULL
   AND e.consumer = q.consumer AND e.bank_reference = q.expected_reference
 RETURNING e.request_id
@@ -304,11 +308,18 @@ _RIVALS: Final = """
 SELECT id FROM mint_request WHERE bank_reference = ANY($1::bytea[]) AND id <> ALL($2::bigint[])
 """
 
-# Mints of the new blocks that no request of ours accounts for.  $1 chain, $2 hashes of the new blocks
+# Mints of the new blocks that no request of ours accounts for.  One that a simulation of ours may just have made is left
+# until the command returns its transaction, or the request is given up.  $1 chain, $2 hashes of the new blocks
 _UNATTRIBUTED: Final = """
 SELECT e.block_hash, e.log_index, e.bank_reference
 FROM mint_execution e
 WHERE e.chain_id = $1 AND e.block_hash = ANY($2::bytea[]) AND e.request_id IS NULL
+  AND NOT EXISTS (
+      SELECT FROM mint_request q
+      JOIN frozen_request f ON f.request_id = q.id AND f.generation = q.generation AND f.mode = 'simulate'
+      JOIN attempt a ON a.request_id = q.id AND a.outcome IS NULL
+      WHERE q.chain_id = $1 AND q.expected_reference = e.bank_reference AND q.consumer = e.consumer AND q.state = 'in_doubt'
+  )
 """
 # $1 references
 _REQUESTS_WITH_REFERENCE: Final = """
@@ -329,9 +340,28 @@ FOR UPDATE
 """
 # $1 ids, in chain order
 _CANDIDATES: Final = """
-SELECT id, bank_reference, expected_reference, stablecoin, consumer, requester, beneficiary, amount, predicted_amount
-FROM mint_request WHERE id = ANY($1::bigint[]) AND state = 'seen'
-ORDER BY block_number, log_index
+SELECT
+    r.id, r.bank_reference, r.expected_reference, r.stablecoin, r.consumer, r.requester, r.beneficiary, r.amount,
+    r.predicted_amount, b.decimals
+FROM mint_request r
+LEFT JOIN basket b ON b.chain_id = r.chain_id AND b.stablecoin = r.stablecoin AND b.canonical
+WHERE r.id = ANY($1::bigint[]) AND r.state = 'seen'
+ORDER BY r.block_number, r.log_index
+"""
+# Requests that were sent, lost their block, and are not settled: whoever replaced their transaction asks a second time.
+# $1 chain, $2 candidates
+_LOOK_ALIKES: Final = """
+SELECT c.id, min(o.id) AS look_alike
+FROM (
+    SELECT id, requester, stablecoin, beneficiary FROM mint_request
+    WHERE chain_id = $1 AND chain_status = 'orphaned' AND NOT orphaned_for_good
+    UNION ALL
+    SELECT id, requester, stablecoin, beneficiary FROM mint_request
+    WHERE chain_id = $1 AND state = 'review' AND orphaned_for_good
+) o
+JOIN mint_request c ON c.requester = o.requester AND c.stablecoin = o.stablecoin AND c.beneficiary = o.beneficiary
+WHERE c.id = ANY($2::bigint[]) AND c.id <> o.id AND is_sent(o.id)
+GROUP BY c.id
 """
 # $1 bank references
 _LOCK_HOLDERS: Final = """
@@ -574,7 +604,7 @@ async def lose(
         connection,
         chain_id,
         committed,
-        "orphaned_after_send",
+        AlarmKind.ORPHANED_AFTER_SEND,
         dict.fromkeys(sent, "Its block was orphaned after it was sent to CRE; it may still be minted."),
     )
     if reports:
@@ -640,7 +670,7 @@ async def _search_in_quarantine(
     searched = None if committed.quarantine_ended else [block.hash for block in batch.blocks]
     found = await quarantine.find_lost_sends(connection, chain_id, searched, rules.nonce_of)
     committed.settled += found.settled
-    committed.alarms[quarantine.LOST_SEND_FOUND] += len({send.request_id for send in found.sends})
+    committed.alarms[AlarmKind.LOST_SEND_FOUND] += len({send.request_id for send in found.sends})
     if committed.quarantine_ended:
         await quarantine.end(connection, chain_id)
     return list(found.block_hashes)
@@ -678,7 +708,7 @@ async def _settle_outcomes(
         connection,
         chain_id,
         committed,
-        "delivered_without_mint",
+        AlarmKind.DELIVERED_WITHOUT_MINT,
         dict.fromkeys(empty, "The forwarder reports a delivery, but its transaction holds no mint of this request."),
     )
     if minted:
@@ -707,7 +737,7 @@ async def _settle_mints(connection: Connection, chain_id: int, minted: set[int],
         connection,
         chain_id,
         committed,
-        "unexpected_mint",
+        AlarmKind.UNEXPECTED_MINT,
         {
             s.request_id: f"A proven mint arrived while the request was {s.before}."
             for s in moved.values()
@@ -718,14 +748,14 @@ async def _settle_mints(connection: Connection, chain_id: int, minted: set[int],
         connection,
         chain_id,
         committed,
-        "double_mint",
+        AlarmKind.DOUBLE_MINT,
         {row["id"]: f"{row['mints']} proven mints of this request are on chain." for row in before if row["mints"] > 1},
     )
     await _alarm(
         connection,
         chain_id,
         committed,
-        "unbacked_mint",
+        AlarmKind.UNBACKED_MINT,
         {row["id"]: "Minted, but its request is orphaned for good." for row in before if row["orphaned_for_good"]},
     )
     rivals = await connection.fetch(_RIVALS, [row["bank_reference"] for row in before], sorted(minted))
@@ -751,25 +781,29 @@ async def _settle_unattributed(
         [row["id"] for row in requests],
         detail="A mint with this reference is on chain that no delivery of ours accounts for.",
     )
-    committed.alarms["unattributed_mint"] += len(foreign)
-    await connection.executemany(
-        # $1 chain, $2 sentence
-        "INSERT INTO alarm (chain_id, kind, sentence) VALUES ($1, 'unattributed_mint', $2)",
-        [
-            (
-                chain_id,
-                f"MintExecuted {row['log_index']} of block 0x{row['block_hash'].hex()} with reference 0x{row['bank_reference'].hex()} is proven for none of our requests.",
-            )
+    committed.alarms[AlarmKind.UNATTRIBUTED_MINT] += len(foreign)
+    await raise_alarm(
+        connection,
+        chain_id,
+        AlarmKind.UNATTRIBUTED_MINT,
+        *(
+            f"MintExecuted {row['log_index']} of block 0x{row['block_hash'].hex()} with reference 0x{row['bank_reference'].hex()} is proven for none of our requests."
             for row in foreign
-        ],
+        ),
     )
+
+
+def _candidate(row: asyncpg.Record) -> Candidate:
+    # The driver's decimals are rounded by arithmetic; wei are integers.
+    amounts = {name: None if row[name] is None else int(row[name]) for name in ("amount", "predicted_amount")}
+    return Candidate(**{**row, **amounts})
 
 
 async def _judge(connection: Connection, chain_id: int, height: int, rules: Rules, committed: Committed) -> None:
     locked = [row["id"] for row in await connection.fetch(_LOCK_CANDIDATES, chain_id, height, JUDGED_A_COMMIT)]
     if not locked:
         return
-    candidates = [Candidate(**row) for row in await connection.fetch(_CANDIDATES, locked)]
+    candidates = [_candidate(row) for row in await connection.fetch(_CANDIDATES, locked)]
     references = sorted({candidate.bank_reference for candidate in candidates})
     await connection.execute(_LOCK_HOLDERS, references)
     holders = {
@@ -785,6 +819,7 @@ async def _judge(connection: Connection, chain_id: int, height: int, rules: Rule
         minted={row["bank_reference"] for row in minted},
         refusals={c.id: refusal for c in candidates if (refusal := rules.policy(c)) is not None},
         contest=rules.contest,
+        look_alikes={row["id"]: row["look_alike"] for row in await connection.fetch(_LOOK_ALIKES, chain_id, locked)},
     )
     moves: list[Move] = []
     contested: set[int] = set()
@@ -827,7 +862,7 @@ async def _settle_finality(connection: Connection, chain_id: int, finality: Fina
         connection,
         chain_id,
         committed,
-        "unbacked_mint",
+        AlarmKind.UNBACKED_MINT,
         {
             s.request_id: "Its request is orphaned for good, but it was sent to CRE or minted."
             for s in settled
@@ -846,7 +881,7 @@ async def _settle_finality(connection: Connection, chain_id: int, finality: Fina
         connection,
         chain_id,
         committed,
-        "mint_mismatch",
+        AlarmKind.MINT_MISMATCH,
         {
             s.request_id: "The final mint has another amount or recipient than the request, or there are several."
             for s in ended
@@ -856,7 +891,7 @@ async def _settle_finality(connection: Connection, chain_id: int, finality: Fina
 
 
 async def _alarm(
-    connection: Connection, chain_id: int, committed: Committed, kind: str, sentences: dict[int, str]
+    connection: Connection, chain_id: int, committed: Committed, kind: AlarmKind, sentences: dict[int, str]
 ) -> None:
     committed.alarms[kind] += len(sentences)
     await raise_alarms(connection, chain_id, kind, sentences)

@@ -11,8 +11,10 @@ from uuid import UUID
 
 import asyncpg
 
+from datastore import claims
 from datastore.connection import Connection, Pool, unit
 from datastore.lifecycle import ChainStatus, State
+from datastore.pinning import Pin
 
 # Optional filters: NULL takes every row.
 # $1 chain, $2 ids, $3 states, $4 stablecoins, $5 requester, $6 recorded since, $7 bank reference, $8 held, $9 reason of the
@@ -31,7 +33,8 @@ SELECT
     (
         SELECT min(o.id) FROM mint_request o
         WHERE o.bank_reference = r.bank_reference AND o.holds_reference AND o.id <> r.id
-    ) AS rival_id
+    ) AS rival_id,
+    u.requester_in_flight, u.basket_in_flight
 FROM mint_request r
 LEFT JOIN basket b ON b.chain_id = r.chain_id AND b.stablecoin = r.stablecoin AND b.canonical
 LEFT JOIN frozen_request f ON f.request_id = r.id AND f.generation = r.generation
@@ -47,6 +50,13 @@ CROSS JOIN LATERAL (
         (array_agg(tx_hash ORDER BY block_number, log_index))[1] AS mint_tx_hash, min(proof) AS proof
     FROM mint_execution WHERE request_id = r.id AND canonical
 ) m
+CROSS JOIN LATERAL (
+    SELECT
+        count(*) FILTER (WHERE o.requester = r.requester) AS requester_in_flight,
+        count(*) FILTER (WHERE o.stablecoin = r.stablecoin) AS basket_in_flight
+    FROM mint_request o
+    WHERE o.chain_id = r.chain_id AND o.state IN ('in_doubt', 'accepted') AND o.deadline_at > clock_timestamp()
+) u
 WHERE r.chain_id = $1
   AND ($2::bigint[] IS NULL OR r.id = ANY($2))
   AND ($3::text[] IS NULL OR r.state = ANY($3))
@@ -75,25 +85,6 @@ ORDER BY 1
 LIMIT 20
 """
 
-# The order in which claims will take the waiting requests: one of each basket in turn, the basket that was served longest
-# ago first (as in claims.waiting).  $1 chain, $2 ids
-_POSITIONS: Final = """
-SELECT q.id, q.position FROM (
-    SELECT w.id, row_number() OVER (
-        ORDER BY w.round, w.last_claim_at NULLS FIRST, w.block_number, w.log_index
-    ) AS position
-    FROM (
-        SELECT r.id, r.block_number, r.log_index, t.last_claim_at, row_number() OVER (
-            PARTITION BY r.stablecoin ORDER BY r.block_number, r.log_index
-        ) AS round
-        FROM mint_request r
-        LEFT JOIN basket_turn t ON t.chain_id = r.chain_id AND t.stablecoin = r.stablecoin
-        WHERE r.chain_id = $1 AND r.state = 'confirmed' AND r.held_at IS NULL AND r.chain_status <> 'orphaned'
-    ) w
-) q
-WHERE q.id = ANY($2::bigint[])
-"""
-
 # $1 request
 _TRANSITIONS: Final = """
 SELECT from_state, to_state, actor, reason, detail, attempt_no, at FROM mint_transition WHERE request_id = $1 ORDER BY id
@@ -105,7 +96,7 @@ FROM attempt WHERE request_id = $1 ORDER BY attempt_no
 _EXECUTION_IDS: Final = (
     "SELECT execution_id, source FROM execution_id WHERE request_id = $1 ORDER BY source, execution_id"
 )
-# The places on chain where its log was found: re-mining moves a transaction by a few blocks, so the index on block
+# The places on chain where its log was found, the one that counts last: re-mining moves a transaction by a few blocks, so the index on block
 # numbers serves.  $1 request, $2 blocks to look at on both sides
 _PLACES: Final = """
 SELECT l.block_number, l.block_hash, l.log_index, l.canonical, b.timestamp
@@ -114,7 +105,7 @@ JOIN log l ON l.chain_id = r.chain_id AND l.block_number BETWEEN r.block_number 
     AND l.tx_hash = r.tx_hash AND l.address = r.emitter AND l.event = 'MintRequested'
 JOIN block b ON b.chain_id = l.chain_id AND b.hash = l.block_hash
 WHERE r.id = $1
-ORDER BY l.block_number, l.block_hash
+ORDER BY l.canonical, l.block_number, l.block_hash
 """
 # $1 request
 _DELIVERIES: Final = """
@@ -142,7 +133,9 @@ WHERE r.id = $1
 ORDER BY g.id
 """
 # $1 request
-_ACTIONS: Final = "SELECT action, reason, at FROM operator_action WHERE request_id = $1 ORDER BY id"
+_ACTIONS: Final = """
+SELECT action, operator || ': ' || reason AS sentence, at FROM operator_action WHERE request_id = $1 ORDER BY id
+"""
 _ALARMS_OF: Final = "SELECT kind, sentence, at FROM alarm WHERE request_id = $1 ORDER BY id"
 
 # $1 chain, $2 with orphaned ones, $3 an address or NULL, $4 a symbol or NULL
@@ -183,6 +176,15 @@ WHERE r.chain_id = $1 AND r.state IN ('seen', 'confirmed', 'claimed', 'in_doubt'
 GROUP BY 1, 2
 ORDER BY 1, 2
 """
+# $1 chain
+_STORED_PIN: Final = """
+SELECT chain_id, genesis_hash, factory_address, factory_code_hash, forwarder_address, secret_check
+FROM chain WHERE chain_id = $1
+"""
+_SERVER: Final = """
+SELECT current_setting('server_version') AS version, pg_is_in_recovery() AS is_standby, clock_timestamp() AS now
+"""
+
 # $1 chain, $2 signer
 _LAST_WORD_ON: Final = """
 SELECT a.outcome, a.sentence, a.answered_at
@@ -252,6 +254,8 @@ class Request:
     mint_amount: int | None
     mint_proof: str | None
     rival_id: int | None
+    requester_in_flight: int = 0
+    basket_in_flight: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -347,7 +351,7 @@ class Crossed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Noted:
-    """Something that a person did (``what`` is the action), or must know (``what`` is the alarm's kind)."""
+    """Something that a person did (``what`` is the action, the sentence begins with who), or must know (an alarm's kind)."""
 
     what: str
     sentence: str
@@ -422,6 +426,29 @@ class LastWord:
     at: datetime
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Server:
+    """The database server; ``now`` is its clock."""
+
+    version: str
+    is_standby: bool
+    now: datetime
+
+
+async def server(pool: Pool) -> Server:
+    """What the database server says of itself."""
+    async with unit(pool) as connection:
+        (row,) = await connection.fetch(_SERVER)
+    return Server(**row)
+
+
+async def stored_pin(pool: Pool, chain_id: int) -> Pin | None:
+    """What the first start pinned of a chain; ``None`` before it."""
+    async with unit(pool) as connection:
+        row = await connection.fetchrow(_STORED_PIN, chain_id)
+    return Pin(**row) if row else None
+
+
 async def chain_ids(pool: Pool) -> list[int]:
     """The chains in this database, in order."""
     async with unit(pool) as connection:
@@ -453,9 +480,9 @@ async def find(pool: Pool, chain_id: int, *, request_id: int | None, nonce: UUID
 
 async def queue_positions(pool: Pool, chain_id: int, ids: Sequence[int]) -> dict[int, int]:
     """Which of ``ids`` wait for a claim, and as the how manyth, from 1 on."""
-    async with unit(pool) as connection:
-        rows = await connection.fetch(_POSITIONS, chain_id, list(ids))
-    return {row["id"]: row["position"] for row in rows}
+    wanted = set(ids)
+    queue = await claims.queue(pool, chain_id)
+    return {request_id: place for place, request_id in enumerate(queue, start=1) if request_id in wanted}
 
 
 async def history(pool: Pool, request_id: int) -> History:
@@ -489,7 +516,7 @@ async def history(pool: Pool, request_id: int) -> History:
         deliveries=tuple(Delivery(**row) for row in deliveries),
         mints=tuple(ProvenMint(**{**row, "amount": int(row["amount"])}) for row in mints),
         reorgs=tuple(Crossed(**row) for row in reorgs_of),
-        actions=tuple(Noted(what=row["action"], sentence=row["reason"], at=row["at"]) for row in actions),
+        actions=tuple(Noted(what=row["action"], sentence=row["sentence"], at=row["at"]) for row in actions),
         alarms=tuple(Noted(what=row["kind"], sentence=row["sentence"], at=row["at"]) for row in alarms),
     )
 

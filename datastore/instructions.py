@@ -443,9 +443,9 @@ def _why_not_cancelled(standing: Standing) -> Refused:
             "If its transaction is mined again it comes back as seen, and can be cancelled then.",
         ),
         (
-            state in {State.EXECUTED, State.COMPLETED} or facts.visible_mint,
-            "A mint with its reference is on chain.",
-            "If it is the wrong mint, its tokens must be burnt.",
+            state in {State.EXECUTED, State.COMPLETED} or facts.doubtful_mint,
+            "A mint with its reference is on chain, and may be its own.",
+            "It stays as the record of that mint; a wrong one must be burnt.",
         ),
         (
             facts.sent,
@@ -488,7 +488,7 @@ def _judge_resolve(standing: Standing, to: Literal["completed", "failed"]) -> Ve
         )
     if after is not None:
         return Will(
-            sentence=_about(standing, "goes from review to failed: no mint with its reference is on chain."),
+            sentence=_about(standing, "goes from review to failed: no mint of it is on chain."),
             after=after,
             warnings=("It was sent: it stays watched, and may still mint.",) if standing.facts.sent else (),
         )
@@ -499,7 +499,9 @@ def _why_not_resolved(standing: Standing, to: Literal["completed", "failed"]) ->
     facts = standing.facts
     if to == "failed":
         return _refused(
-            standing, "A mint with its reference is on chain.", "If it is its own and final: `--as completed`."
+            standing,
+            "A mint with its reference is on chain, and may be its own.",
+            "If it is proven and final: `--as completed`.",
         )
     if facts.mints == 0:
         return _refused(

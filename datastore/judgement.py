@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Final, TypeAlias
 
 from datastore.lifecycle import State
@@ -16,11 +17,12 @@ from datastore.lifecycle import State
 DUPLICATE_BANK_REFERENCE: Final = "duplicate_bank_reference"
 CONTESTED_BANK_REFERENCE: Final = "contested_bank_reference"
 REFERENCE_ALREADY_MINTED: Final = "reference_already_minted"
+LOOK_ALIKE_OF_ORPHANED: Final = "look_alike_of_orphaned"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """A request that is final enough to be judged."""
+    """A request that is final enough to be judged; ``decimals`` of its token, once they were read."""
 
     id: int
     bank_reference: bytes
@@ -31,6 +33,7 @@ class Candidate:
     beneficiary: bytes
     amount: int
     predicted_amount: int | None
+    decimals: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +81,7 @@ def judge(
     minted: Collection[bytes],
     refusals: Mapping[int, Refused],
     contest: bool,
+    look_alikes: Mapping[int, int] = MappingProxyType({}),
 ) -> Iterable[tuple[Candidate, Verdict]]:
     """Judge ``candidates`` in the given order, which must be chain order.
 
@@ -88,10 +92,17 @@ def judge(
         refusals: What the policy refused, by request id.
         contest: Whether different beneficiaries of one unsent reference wait for a person
             (``BSKT_CONTESTED_REFERENCE=review``) or the first one wins (``first``).
+        look_alikes: By a candidate's id, a request of the same requester, token and beneficiary that was sent before its
+            block was orphaned, and may still mint: a replaced transaction must not mint twice (hard case 99).
     """
     held = dict(holders)
     for candidate in candidates:
-        verdict = _judge_one(candidate, held.get(candidate.bank_reference), minted, refusals, contest=contest)
+        verdict: Verdict
+        if candidate.id not in refusals and (look_alike := look_alikes.get(candidate.id)) is not None:
+            sentence = f"Request {look_alike} of the same requester, token and beneficiary was sent and then orphaned."
+            verdict = ForReview(code=LOOK_ALIKE_OF_ORPHANED, sentence=sentence)
+        else:
+            verdict = _judge_one(candidate, held.get(candidate.bank_reference), minted, refusals, contest=contest)
         if isinstance(verdict, Allowed):
             held[candidate.bank_reference] = Holder(
                 id=candidate.id, beneficiary=candidate.beneficiary, state=State.CONFIRMED, sent=False

@@ -103,6 +103,7 @@ class Event(StrEnum):
     REFUSED_FOR_GOOD = "refused_for_good"
     ALL_REFUSED = "all_refused"
     DEADLINE = "deadline"
+    RESEND = "resend"
     GIVE_UP = "give_up"
 
     RETRY = "retry"
@@ -128,6 +129,7 @@ class Facts:
     final_enough: bool = False
     mints: int = 0  # proven mints of this request on the current branch
     visible_mint: bool = False  # any mint with its reference on the current branch, proven or not
+    doubtful_mint: bool = False  # one of them is not proven for another request: it may be its own
     mint_is_right: bool = False  # one mint, of the requested or the predicted amount
     mint_is_final: bool = False
     rival_holds_reference: bool = False
@@ -369,6 +371,14 @@ RULES: Final[tuple[Rule, ...]] = (
         guard=lambda facts: not facts.sent and not _canonical(facts),
     ),
     Rule(event=Event.DEADLINE, actors=_INVOCATOR, sources=(_S.ACCEPTED,), target=_S.FAILED),
+    Rule(
+        event=Event.RESEND,
+        actors=_INVOCATOR,
+        sources=(_S.FAILED,),
+        target=_S.IN_DOUBT,
+        when="not delivered, sent: same id and bytes; not in quarantine, nothing speaks against it¹",
+        guard=lambda facts: facts.sent and not facts.quarantined and _may_retry(facts),
+    ),
     Rule(event=Event.GIVE_UP, actors=_INVOCATOR, sources=(_S.IN_DOUBT,), target=_S.REVIEW),
     # -- people ------------------------------------------------------------------------------------------------
     Rule(
@@ -400,8 +410,8 @@ RULES: Final[tuple[Rule, ...]] = (
         actors=_OPERATOR,
         sources=(_S.SEEN, _S.CONFIRMED, _S.REJECTED, _S.REVIEW, _S.FAILED),
         target=_S.CANCELLED,
-        when="not sent, no mint visible, not in quarantine",
-        guard=lambda facts: not facts.sent and not facts.visible_mint and not facts.quarantined,
+        when="not sent, no mint visible that may be its own, not in quarantine",
+        guard=lambda facts: not facts.sent and not facts.doubtful_mint and not facts.quarantined,
     ),
     Rule(
         event=Event.RELEASE,
@@ -444,8 +454,8 @@ RULES: Final[tuple[Rule, ...]] = (
         actors=_OPERATOR,
         sources=(_S.REVIEW,),
         target=_S.FAILED,
-        when="without a visible mint",
-        guard=lambda facts: not facts.visible_mint,
+        when="without a visible mint that may be its own",
+        guard=lambda facts: not facts.doubtful_mint,
     ),
 )
 

@@ -67,7 +67,18 @@ SELECT block_number, block_hash, finalized_number, safe_number, head_number FROM
 _STANDING: Final = """
 SELECT
     r.held_reason, r.generation, r.identity, r.nonce, r.lease_ends_at, f.mode,
-    coalesce(f.receiver = r.consumer, false) AS is_frozen_for_its_consumer,
+    coalesce(
+        coalesce(
+            f.receiver,
+            (
+                SELECT p.receiver FROM execution_id x
+                JOIN report p ON p.chain_id = x.chain_id AND p.execution_id = x.execution_id
+                WHERE x.request_id = r.id AND x.source = 'found'
+                LIMIT 1
+            )
+        ) = r.consumer,
+        false
+    ) AS is_frozen_for_its_consumer,
     clock_timestamp() AS now,
     (
         SELECT max(a.started_at) FROM attempt a
@@ -406,6 +417,7 @@ async def throw(
     *,
     deadline_seconds: float,
     dry_run: bool = False,
+    confirmed: Will | None = None,
 ) -> Answer:
     """Stop or start everything at once; the next claim and the next attempt see it.
 
@@ -416,15 +428,17 @@ async def throw(
         person: Who does it, and why.
         deadline_seconds: After which time a send does not reach the chain by itself any more.
         dry_run: Judge only; nothing is written.
+        confirmed: What the person was shown and said yes to; if it is not what would happen now, nothing is done.
 
     Raises:
+        RequestUnknown: The database does not hold this chain.
         DatastoreUnavailable: Nothing is known to be written; look, then repeat.
     """
     async with unit(pool) as connection:
         row = await connection.fetchrow(_CONTROL + "FOR UPDATE", chain_id)
         if row is None:
             raise RequestUnknown(f"the database does not hold chain {chain_id}")
-        verdict = _judge_switch(switch, row)
+        verdict = _as_confirmed(_judge_switch(switch, row), confirmed)
         before = _switches(row)
         if dry_run or not isinstance(verdict, Will):
             return Answer(verdict=verdict, before=before, after=before)

@@ -16,7 +16,8 @@ SELECT
     c.head_number, c.safe_number, c.finalized_number, c.block_number, c.block_hash, c.indexed_at,
     clock_timestamp() AS read_at,
     nullif(b.timestamp, 0) AS block_timestamp,
-    k.paused_at, k.paused_reason, k.quarantined_at, k.quarantined_reason, k.halted_at, k.halted_reason,
+    k.paused_at, k.paused_reason, k.quarantined_at, k.quarantined_reason, k.quarantined_until, k.halted_at, k.halted_reason,
+    is_this_server(k.server_identifier, k.server_timeline) AS is_home,
     (SELECT max(version) FROM schema_version) AS schema_version
 FROM cursor c
 JOIN control k ON k.chain_id = c.chain_id
@@ -44,6 +45,7 @@ FROM workflow w LEFT JOIN workflow_slot s USING (chain_id, workflow_id)
 WHERE w.chain_id = $1
 ORDER BY w.listed_at, w.workflow_id
 """
+_BASKETS: Final = "SELECT count(*) FROM basket WHERE chain_id = $1 AND canonical"
 
 # Requests that nothing moves but a person.
 # $1 chain
@@ -70,20 +72,16 @@ WHERE chain_id = $1 AND at > now() - make_interval(hours => $2)
 GROUP BY kind
 ORDER BY max(at) DESC
 """
-# What keeps every request from being sent: the latest answers, as long as all of them are this instance's own fault.  The
-# invocator that got them pauses itself; this is how every process sees it.  $1 chain, $2 how many answers
-_REFUSALS: Final = """
-SELECT outcome, sentence, answered_at
-FROM attempt a
-WHERE answered_at > now() - interval '1 day'
-  AND EXISTS (SELECT FROM mint_request r WHERE r.id = a.request_id AND r.chain_id = $1)
-ORDER BY answered_at DESC
-LIMIT $2
+# What keeps every request from being sent: CRE refuses this instance, or cannot be reached.  $1 chain
+_CLOSED: Final = """
+SELECT closed_outcome AS outcome, closed_code AS code, closed_sentence AS sentence, refusals AS answers, closed_at AS since,
+    probe_at AS next_probe_at
+FROM trigger_gate WHERE chain_id = $1 AND closed_at IS NOT NULL
 """
+# $1 chain
+_GATE: Final = "SELECT closed_at IS NOT NULL AS closed, clock_offset_seconds FROM trigger_gate WHERE chain_id = $1"
 
 ALARM_HOURS: Final = 24
-_INSTANCE_FAULTS: Final = frozenset({"instance_refused", "never_connected"})
-_ANSWERS_LOOKED_AT: Final = 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,7 +106,9 @@ class Slot:
 class Snapshot:
     """The daemon's rows at one moment; block numbers are -1 where a node does not know a tag.
 
-    ``indexed_timestamp`` is the indexed block's own time, ``None`` before the first one.  ``slots`` holds every workflow that was ever configured.
+    ``indexed_timestamp`` is the indexed block's own time, ``None`` before the first one.  ``slots`` holds every workflow that
+    was ever configured.  ``is_home``: the rows were written on this very server; after a restore or a failover nothing is
+    sent before the quarantine.
     """
 
     chain_id: int
@@ -126,13 +126,18 @@ class Snapshot:
     waiting: int
     oldest_seconds: float
     in_flight: int
+    baskets: int
     slots: tuple[Slot, ...]
     paused: str | None
     paused_at: datetime | None
     quarantined: str | None
     quarantined_at: datetime | None
+    quarantined_until: datetime | None
+    is_home: bool
     halted: str | None
     halted_at: datetime | None
+    sends_fail: bool = False
+    clock_offset_seconds: float | None = None
 
     @property
     def lag_blocks(self) -> int:
@@ -171,12 +176,17 @@ class Alarm:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SendsFail:
-    """The latest answers of CRE all say that this instance cannot send: no request pays for them."""
+    """The latest answers of CRE all say that this instance cannot send: no request pays for them.
+
+    Nothing is sent but a probe, the next one at ``next_probe_at`` or soon after.
+    """
 
     outcome: str
-    sentence: str | None
+    code: str
+    sentence: str
     answers: int
     since: datetime
+    next_probe_at: datetime
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -198,7 +208,9 @@ async def snapshot(pool: Pool, chain_id: int) -> Snapshot | None:
         by_state = await connection.fetch(_BY_STATE, chain_id)
         (queue,) = await connection.fetch(_QUEUE, chain_id)
         in_flight: int = await connection.fetchval(_IN_FLIGHT, chain_id)
+        baskets: int = await connection.fetchval(_BASKETS, chain_id)
         slots = await connection.fetch(_SLOTS, chain_id)
+        gate = await connection.fetchrow(_GATE, chain_id)
     return Snapshot(
         chain_id=chain_id,
         read_at=position["read_at"],
@@ -215,13 +227,18 @@ async def snapshot(pool: Pool, chain_id: int) -> Snapshot | None:
         waiting=queue["waiting"],
         oldest_seconds=float(queue["oldest_seconds"] or 0),
         in_flight=in_flight,
+        baskets=baskets,
         slots=tuple(Slot(workflow_id=row["workflow_id"], next_at=row["earliest_next_at"]) for row in slots),
         paused=position["paused_reason"],
         paused_at=position["paused_at"],
         quarantined=position["quarantined_reason"],
         quarantined_at=position["quarantined_at"],
+        quarantined_until=position["quarantined_until"],
+        is_home=position["is_home"],
         halted=position["halted_reason"],
         halted_at=position["halted_at"],
+        sends_fail=gate is not None and gate["closed"],
+        clock_offset_seconds=None if gate is None else gate["clock_offset_seconds"],
     )
 
 
@@ -231,21 +248,11 @@ async def attention(pool: Pool, chain_id: int) -> Attention:
         waiting = await connection.fetch(_FOR_A_PERSON, chain_id)
         held = await connection.fetch(_HELD, chain_id)
         alarms = await connection.fetch(_ALARMS, chain_id, ALARM_HOURS)
-        answers = await connection.fetch(_REFUSALS, chain_id, _ANSWERS_LOOKED_AT)
+        closed = await connection.fetchrow(_CLOSED, chain_id)
     groups = [Group(**{**row, "state": State(row["state"])}) for row in waiting]
     groups += [Group(state=None, **row) for row in held]
-    own_fault = next(
-        (number for number, row in enumerate(answers) if row["outcome"] not in _INSTANCE_FAULTS), len(answers)
-    )
     return Attention(
         groups=tuple(groups),
         alarms=tuple(Alarm(**row) for row in alarms),
-        sends_fail=SendsFail(
-            outcome=answers[0]["outcome"],
-            sentence=answers[0]["sentence"],
-            answers=own_fault,
-            since=answers[own_fault - 1]["answered_at"],
-        )
-        if own_fault
-        else None,
+        sends_fail=None if closed is None else SendsFail(**closed),
     )

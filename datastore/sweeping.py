@@ -18,13 +18,11 @@ from typing import Final
 
 import orjson
 
+from datastore.alarms import AlarmKind
 from datastore.connection import Connection, Pool, translated, unit
 from datastore.errors import CursorMoved
 from datastore.following import Committed, Rules, baskets_changed, lose, record
 from datastore.rows import Batch, BlockRef, Difference, Kind, LogRow, StoredRange
-
-REPAIRED: Final = "rows_repaired"
-DISPUTED: Final = "endpoints_disagree"
 
 _SHOWN_DIFFERENCES: Final = 3
 
@@ -213,13 +211,8 @@ async def conclude(
         committed = None
         if repair is not None:
             committed = await _repaired(connection, chain_id, differences, repair, rules)
-        await connection.execute(
-            _ALARM,
-            chain_id,
-            DISPUTED if repair is None else REPAIRED,
-            f"{_told(differences)} {sentence}",
-            repair is None,
-        )
+        kind = AlarmKind.ENDPOINTS_DISAGREE if repair is None else AlarmKind.ROWS_REPAIRED
+        await connection.execute(_ALARM, chain_id, kind.value, f"{_told(differences)} {sentence}", repair is None)
     return committed
 
 

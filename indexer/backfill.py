@@ -119,7 +119,8 @@ class Backfill:
             raise NotFinal(self.first, final)
         if self._consumer_by_token is None:
             self._consumer_by_token = dict(await following.known_baskets(self._pool, chain_id, up_to=self.first - 1))
-        read = await self._zone.read(self._node, self._done, self.last)
+        async with self._node.session(reaching=self.last) as session:
+            read = await self._zone.read(session.node, self._done, self.last)
         observation = Observation(self._sources, self._consumer_by_token)
         observation.read(read.logs, read.timestamp_by_block())
         observed = observation.observed

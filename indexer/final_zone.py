@@ -37,7 +37,7 @@ class FinalRange:
 
 
 class FinalZone:
-    """Reads final ranges, as large as the node lets us."""
+    """Reads final ranges, as large as the node lets us; each of one endpoint."""
 
     def __init__(self, sources: Sources, *, max_range_blocks: int) -> None:
         self._filters = sources.filters()

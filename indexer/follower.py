@@ -136,6 +136,7 @@ class Follower:
             )
         finality = await self._asked_finality(head)
         tags = _Tags(head=head, finalized=finality.finalized, safe=finality.safe)
+        self._say_whether_held(position.cursor.number, tags)
         if tags.finalized > position.cursor.number:
             return await self._follow_final(position, tags)
         return await self._follow_head(position, tags)
@@ -163,7 +164,7 @@ class Follower:
         ancestor = await self._ancestor(position, branch)
         if ancestor is None:
             return await self._advance_finality(position, tags)
-        headers = list(branch)[: min(BLOCKS_A_COMMIT, self._room_above(ancestor, tags))]
+        headers = list(branch)[: min(BLOCKS_A_COMMIT, self._room_above(ancestor.number, tags))]
         if not headers:
             return await self._advance_finality(position, tags)
         observation = Observation(self._sources, await self._known_baskets(ancestor, position.baskets_version))
@@ -215,22 +216,24 @@ class Follower:
             raise BlockUnknown(last)  # the node changed its branch between two answers
         return headers
 
-    def _room_above(self, ancestor: BlockRef, tags: _Tags) -> int:
-        """How many blocks may be indexed above ``ancestor``: a stalled finality holds the index, in sight of people."""
+    def _room_above(self, ancestor: int, tags: _Tags) -> int:
+        """How many blocks may be indexed above ``ancestor``: a stalled finality holds the index."""
         if tags.finalized < 0:  # the chain has none, so there is nothing to wait for
             return BLOCKS_A_COMMIT
-        room = max(0, tags.finalized + self._most_unfinalized_blocks - ancestor.number)
-        if room and self._held_because is not None:
-            log.info("index.released", finalized=tags.finalized)
-            self._held_because = None
-        elif not room and self._held_because is None:
-            unfinalized_blocks = ancestor.number - tags.finalized
-            log.error("index.held", finalized=tags.finalized, unfinalized_blocks=unfinalized_blocks)
-            self._held_because = (
-                f"chain: {unfinalized_blocks} blocks above block {tags.finalized} are not final; "
-                "indexing waits for finality"
-            )
-        return room
+        return max(0, tags.finalized + self._most_unfinalized_blocks - ancestor)
+
+    def _say_whether_held(self, cursor: int, tags: _Tags) -> None:
+        """Where people look: once in the log, and for as long as it lasts in ``troubles``."""
+        is_held = tags.head.number > cursor and not self._room_above(cursor, tags)
+        if is_held and self._held_because is None:
+            log.error("index.held", indexed=cursor, finalized=tags.finalized, head=tags.head.number)
+        elif not is_held and self._held_because is not None:
+            log.info("index.released", indexed=cursor, finalized=tags.finalized)
+        self._held_because = (
+            f"chain: block {tags.finalized} is the last final one; indexing waits at block {cursor}"
+            if is_held
+            else None
+        )
 
     async def _advance_finality(self, position: Position, tags: _Tags) -> bool:
         """Nothing new to index: what is final may have grown all the same."""

@@ -80,7 +80,14 @@ class NoAnswer:
     reason: str
 
 
-Reply: TypeAlias = HttpReply | NeverConnected | NoAnswer
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Broadcast:
+    """A simulated workflow says that this transaction delivered its report.  Its receipt decides, not this word."""
+
+    tx_hash: bytes
+
+
+Reply: TypeAlias = HttpReply | NeverConnected | NoAnswer | Broadcast
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,8 +165,25 @@ class Unknown:
     sentence: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Simulated:
+    """Delivered, it says, by ``tx_hash``: unknown until the indexer has seen the mint in that transaction."""
+
+    outcome: ClassVar[Outcome] = Outcome.UNKNOWN
+    tx_hash: bytes
+    sentence: str
+
+
 Answer: TypeAlias = (
-    Accepted | RefusedNow | RefusedForGood | InstanceRefused | NeverSent | InFlight | PayloadConflict | Unknown
+    Accepted
+    | RefusedNow
+    | RefusedForGood
+    | InstanceRefused
+    | NeverSent
+    | InFlight
+    | PayloadConflict
+    | Unknown
+    | Simulated
 )
 
 _PARSE_ERROR: Final = -32700
@@ -189,9 +213,12 @@ class _Error:
 def classify(reply: Reply, *, request_id: str, workflow_id: bytes) -> Answer:
     """Judge the reply to a call with ``request_id`` for ``workflow_id`` (32 bytes).  Never raises."""
     if isinstance(reply, NeverConnected):
-        return NeverSent(code=Code.NOT_CONNECTED, sentence=one_line(f"No connection to the gateway: {reply.reason}"))
+        return NeverSent(code=Code.NOT_CONNECTED, sentence=one_line(f"Nothing was sent: {reply.reason}"))
     if isinstance(reply, NoAnswer):
-        return Unknown(code=Code.NO_ANSWER, sentence=one_line(f"No answer from the gateway: {reply.reason}"))
+        return Unknown(code=Code.NO_ANSWER, sentence=one_line(f"No answer: {reply.reason}"))
+    if isinstance(reply, Broadcast):
+        sentence = f"The simulation names transaction 0x{reply.tx_hash.hex()}; the chain decides."
+        return Simulated(tx_hash=reply.tx_hash, sentence=sentence)
     return _judge_http(reply, request_id, workflow_id)
 
 

@@ -19,7 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, TypeAlias, cast
 
-from invocator.classification import one_line
+from invocator.classification import Broadcast, NeverConnected, NoAnswer, Reply, one_line
+from invocator.payload import workflow_input
 
 DEFAULT_TIMEOUT_SECONDS: Final = 600
 """Compiling, then the five minutes that the command itself waits for the workflow, then the broadcast."""
@@ -34,13 +35,6 @@ _KILL_SECONDS: Final = 5
 # Python's own limit of recursion may be 1000 or, once eth-account is imported, more than the C stack holds.
 _MAX_CONTAINERS: Final = 500
 _CREDENTIAL_CHARACTERS: Final = 16
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Broadcast:
-    """The workflow says that this transaction delivered its report.  Its receipt decides, not this word."""
-
-    tx_hash: bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,8 +87,29 @@ class CreCommand:
         return text
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CreSimulation:
+    """What stands in the gateway's place in mode ``simulate``: each call is one run."""
+
+    command: CreCommand
+
+    async def post(self, body: bytes, token: str, timeout_seconds: float) -> Reply:
+        """Run the workflow on the input in ``body``, once.  There is nobody to show a ``token`` to.
+
+        Cancelling ends the command; its outcome is then unknown, as after any `NoAnswer`.
+        """
+        del token
+        match await simulate(self.command, workflow_input(body), timeout_seconds):
+            case NotStarted(reason=reason):
+                return NeverConnected(reason=reason)
+            case NoResult(reason=reason):
+                return NoAnswer(reason=reason)
+            case Broadcast() as broadcast:
+                return broadcast
+
+
 async def simulate(
-    command: CreCommand, workflow_input: bytes, timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS
+    command: CreCommand, payload_json: bytes, timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS
 ) -> SimulationResult:
     """Run the workflow once and broadcast its report.
 
@@ -102,11 +117,11 @@ async def simulate(
 
     Args:
         command: What to run.
-        workflow_input: The JSON object from `payload.workflow_input`.
+        payload_json: The JSON object from `payload.workflow_input`.
         timeout_seconds: More than five minutes, which the command itself waits for the workflow.
     """
     with tempfile.NamedTemporaryFile(prefix="bskt-", suffix=".json") as payload:
-        payload.write(workflow_input)
+        payload.write(payload_json)
         payload.flush()
         # A future of its own, so that a cancelled start is waited for: half-way through it, asyncio would end the
         # command without its children.

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict, dataclass
 from typing import Final, Protocol, TypeAlias
 from uuid import uuid4
 
 import structlog
 
 from datastore import claims
-from datastore.claims import Answered, Frozen, Order, Pacing
+from datastore.claims import Answered, Frozen, Order, Pacing, Says, Swept
 from datastore.connection import Pool
 from datastore.identity import execution_id_candidates
 from invocator.classification import (
     Accepted,
     Answer,
+    Code,
     HttpReply,
     InFlight,
     InstanceRefused,
@@ -23,9 +24,12 @@ from invocator.classification import (
     PayloadConflict,
     RefusedNow,
     Reply,
+    Simulated,
+    Unknown,
     classify,
 )
 from invocator.payload import MintOrder, OrderRefused, request_body
+from invocator.preflight import WORKFLOW_DECIMALS, Contracts, Go, Never, NotNow, judge
 from invocator.signing import Signer, signed_token
 from invocator.workflow_pool import RESEND_MARGIN_SECONDS, resend_seconds, workflow_of
 
@@ -34,12 +38,18 @@ log = structlog.get_logger(__name__)
 Reached: TypeAlias = Callable[[str], None]
 """Called with the name of each boundary around a commit or a call; tests end the process there."""
 
-DECIMALS: Final = 18
+LookAt: TypeAlias = Callable[[bytes, bytes], Awaitable[Contracts | None]]
+"""What the contracts of a basket (its token, its consumer) say now; ``None`` while the node does not answer."""
+
+SIMULATED_WORKFLOW: Final = bytes(32)
+"""A simulation has no workflow id; its slot and its frozen request are under this one."""
+
 LOOKED_AT: Final = 50
 """How many waiting requests a tick looks at to find one whose workflow is free."""
+_NOTHING_SWEPT: Final = Swept(leases=0, deadlines=0, doubts=0, resends=0, holds=0)
 _ANSWER_BYTES_KEPT: Final = 4_096
-_FIRST_PAUSE_SECONDS: Final = 5.0
-_LONGEST_PAUSE_SECONDS: Final = 300.0
+_CLOCK_ROUNDING_SECONDS: Final = 5.0
+"""What a ``Date`` header and the network may add; only a real offset is corrected (hard case 82)."""
 
 
 class Gateway(Protocol):
@@ -51,7 +61,11 @@ class Gateway(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Terms:
-    """How this instance sends; times in seconds."""
+    """How this instance sends; times in seconds.
+
+    ``mode`` is `claims.GATEWAY` or `claims.SIMULATE`; what was frozen in the other one is not touched.  Without
+    ``resend_after_seconds`` a person decides about what was not delivered.
+    """
 
     gateway_url: str
     workflow_ids: tuple[bytes, ...]
@@ -62,16 +76,26 @@ class Terms:
     completion_deadline_seconds: float
     give_up_seconds: float
     resend_margin_seconds: float = RESEND_MARGIN_SECONDS
+    resend_after_seconds: float | None = None
+    max_mint_wei: int | None = None
+    mode: str = claims.GATEWAY
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pause:
-    """An open circuit breaker: nothing is sent before ``until`` (the clock's seconds)."""
-
-    code: str
-    sentence: str
-    seconds: float
-    until: float
+def mint_order(order: Order, workflow_id: bytes, currency: str) -> MintOrder:
+    """What the payload of ``order`` is made of; decimals that were never read are taken to be the workflow's."""
+    return MintOrder(
+        nonce=order.nonce,
+        workflow_id=workflow_id,
+        beneficiary=order.beneficiary,
+        amount_wei=order.amount,
+        decimals=WORKFLOW_DECIMALS if order.decimals is None else order.decimals,
+        expected_reference=order.expected_reference,
+        token=order.stablecoin,
+        consumer=order.consumer,
+        symbol=order.symbol,
+        block_timestamp=order.block_timestamp,
+        currency=currency,
+    )
 
 
 class Invocator:
@@ -83,9 +107,10 @@ class Invocator:
         pool: Pool,
         chain_id: int,
         gateway: Gateway,
-        signer: Signer,
+        signer: Signer | None,
         terms: Terms,
         clock: Callable[[], float],
+        look_at: LookAt | None = None,
         reached: Reached = lambda _: None,
     ) -> None:
         """Begin; nothing is claimed yet.
@@ -94,9 +119,10 @@ class Invocator:
             pool: The invocator's.
             chain_id: Whose requests are sent.
             gateway: Where to.
-            signer: The key that the workflow authorises.
+            signer: The key that the workflow authorises; mode ``simulate`` needs none.
             terms: How.
             clock: Unix seconds, for the token's ``iat``; leases and slots run on the database's clock.
+            look_at: Asks a basket's contracts before a first send; without it, rows alone decide.
             reached: Told each boundary around a commit or a call.
         """
         self._pool = pool
@@ -105,12 +131,12 @@ class Invocator:
         self._signer = signer
         self._terms = terms
         self._clock = clock
+        self._look_at = look_at
         self._reached = reached
         # Random for each process: a restarted one must not renew the leases of the dead one (hard case 71).
         self._worker_id = uuid4()
         self._clock_offset_seconds = 0.0
-        self._listed = False
-        self.pause: Pause | None = None
+        self._refused: Code | None = None
 
     async def tick(self) -> bool:
         """Sweep, then make at most one attempt; ``True`` if there may be more to do at once.
@@ -119,32 +145,52 @@ class Invocator:
             DatastoreUnavailable: Call again; what was sent is known from the attempt's row.
         """
         terms = self._terms
-        if not self._listed:
-            await claims.list_workflows(self._pool, self._chain_id, terms.workflow_ids)
-            self._listed = True
+        # At every tick: a failover under a running process may have lost the rows, and whoever searches needs them.
+        await claims.list_workflows(self._pool, self._chain_id, terms.workflow_ids)
         swept = await claims.sweep(
             self._pool,
             self._chain_id,
             give_up_seconds=terms.give_up_seconds,
             deadline_seconds=terms.completion_deadline_seconds,
+            # A simulation knows nothing of an earlier one: it is never run again.
+            resend_after_seconds=terms.resend_after_seconds if terms.mode == claims.GATEWAY else None,
         )
-        if swept.leases or swept.deadlines or swept.doubts:
-            log.info("requests.swept", leases=swept.leases, deadlines=swept.deadlines, doubts=swept.doubts)
-        if self.pause is not None and self._clock() < self.pause.until:
+        if swept != _NOTHING_SWEPT:
+            log.info("requests.swept", **asdict(swept))
+        gate = await claims.gate(self._pool, self._chain_id)
+        if not gate.open:
             return False
-        for order in await claims.due(self._pool, self._chain_id, limit=LOOKED_AT):
-            if order.frozen is not None and await self._attempt(order, order.frozen):
+        for order in await self._due():
+            frozen = order.frozen or await self._freeze(order)
+            if frozen is not None and await self._attempt(order, frozen):
                 return True
         free = await claims.free_workflows(self._pool, self._chain_id, terms.pacing, terms.workflow_ids)
         if not free:
             return False
-        for waiting in await claims.waiting(self._pool, self._chain_id, limit=LOOKED_AT):
+        for waiting in await claims.waiting(self._pool, self._chain_id, limit=LOOKED_AT, pacing=terms.pacing):
             if self._workflow_of(waiting) in free and await self._work(waiting.request_id):
                 return True
         return False
 
+    async def _due(self) -> list[Order]:
+        if self._terms.mode != claims.GATEWAY:
+            return []
+        due = await claims.due(self._pool, self._chain_id, limit=LOOKED_AT)
+        return [order for order in due if self._may_resend(order)]
+
+    def _may_resend(self, order: Order) -> bool:
+        if order.frozen is not None:
+            return order.frozen.signer == self._signer_address
+        return order.found_workflow_id in self._terms.workflow_ids
+
+    @property
+    def _signer_address(self) -> bytes:
+        return bytes(20) if self._signer is None else self._signer.address
+
     def _workflow_of(self, order: Order) -> bytes:
-        return order.frozen.workflow_id if order.frozen else workflow_of(order.nonce, self._terms.workflow_ids)
+        if order.frozen is not None:
+            return order.frozen.workflow_id
+        return order.found_workflow_id or workflow_of(order.nonce, self._terms.workflow_ids)
 
     async def _work(self, request_id: int) -> bool:
         """Claim one request and carry it to its first answer; ``False`` if somebody else has it."""
@@ -160,45 +206,55 @@ class Invocator:
         self._reached("invocator.after_claim")
         if order is None:
             return False
+        if not await self._passes_preflight(order):
+            return True
         frozen = order.frozen or await self._freeze(order)
         if frozen is None or not await self._may_still_mint(order, frozen):
             return True
         if not await self._attempt(order, frozen):
-            await claims.give_back(self._pool, order, reason="no_slot")
-            return False
+            # Held for the day, or no longer ours: then there may be others to send.
+            return not await claims.give_back(self._pool, order, reason="no_slot")
         return True
+
+    async def _passes_preflight(self, order: Order) -> bool:
+        """What the chain says before a first attempt; otherwise the claim has ended, with a reason."""
+        if self._look_at is None:
+            return True
+        contracts = await self._look_at(order.stablecoin, order.consumer)
+        verdict = judge(order, contracts, max_mint_wei=self._terms.max_mint_wei)
+        if contracts is not None and contracts.decimals is not None and order.decimals is None:
+            await claims.pin_decimals(self._pool, self._chain_id, order.stablecoin, contracts.decimals)
+        match verdict:
+            case Go():
+                return True
+            case NotNow():
+                await claims.hold_claim(
+                    self._pool, order, reason=verdict.reason, detail=verdict.sentence, seconds=verdict.seconds
+                )
+            case Never():
+                await claims.refuse_claim(self._pool, order, reason=verdict.reason, detail=verdict.sentence)
+        log.warning("request.not_sent", request_id=order.request_id, reason=verdict.reason, sentence=verdict.sentence)
+        return False
 
     async def _freeze(self, order: Order) -> Frozen | None:
         """Fix the bytes of this request for good; ``None`` if they must not be made."""
-        workflow_id = workflow_of(order.nonce, self._terms.workflow_ids)
+        workflow_id = self._workflow_of(order)
         try:
-            body = request_body(
-                MintOrder(
-                    nonce=order.nonce,
-                    workflow_id=workflow_id,
-                    beneficiary=order.beneficiary,
-                    amount_wei=order.amount,
-                    decimals=DECIMALS if order.decimals is None else order.decimals,
-                    expected_reference=order.expected_reference,
-                    token=order.stablecoin,
-                    consumer=order.consumer,
-                    symbol=order.symbol,
-                    block_timestamp=order.block_timestamp,
-                    currency=self._terms.currency,
-                )
-            )
+            body = request_body(mint_order(order, workflow_id, self._terms.currency))
         except OrderRefused as refused:
             await claims.refuse_claim(self._pool, order, reason=refused.code, detail=refused.sentence)
             return None
         frozen = Frozen(
-            mode="gateway",
+            mode=self._terms.mode,
             workflow_id=workflow_id,
             receiver=order.consumer,
             gateway=self._terms.gateway_url,
-            signer=self._signer.address,
+            signer=self._signer_address,
             body=body,
         )
-        candidates = execution_id_candidates(workflow_id, order.nonce.hex)
+        # A simulation's execution ids are random.
+        simulated = self._terms.mode == claims.SIMULATE
+        candidates = () if simulated else execution_id_candidates(workflow_id, order.nonce.hex)
         if not await claims.freeze(self._pool, self._chain_id, order, frozen, candidates):
             return None
         self._reached("invocator.after_freeze")
@@ -210,7 +266,9 @@ class Invocator:
             reason, detail = "consumer_changed", "The basket has another consumer than when the request was frozen."
         elif frozen.workflow_id not in self._terms.workflow_ids:
             reason, detail = "workflow_retired", "The request is frozen for a workflow that is no longer configured."
-        elif frozen.signer != self._signer.address:
+        elif frozen.mode != self._terms.mode:
+            reason, detail = "mode_changed", f"The request is frozen for mode {frozen.mode}."
+        elif frozen.signer != self._signer_address:
             reason, detail = "signer_changed", "The request is frozen for another signer."
         elif await self._is_reported(order):
             reason, detail = "already_reported", "The chain holds a report with an execution id of this request."
@@ -231,7 +289,9 @@ class Invocator:
         jti = uuid4()
         # Signed before the attempt is committed: a worker that sleeps after the commit cannot deliver once the token's
         # 300 s are over, and one that sleeps before it finds the guards closed.
-        token = signed_token(frozen.body, key=self._signer, issued_at=self._gateway_time(), jti=jti)
+        token = ""
+        if self._signer is not None:
+            token = signed_token(frozen.body, key=self._signer, issued_at=self._gateway_time(), jti=jti)
         self._reached("invocator.before_attempt")
         attempt_no = await claims.begin_attempt(
             self._pool,
@@ -252,11 +312,13 @@ class Invocator:
         reply = await self._gateway.post(frozen.body, token, terms.timeout_seconds)
         self._reached("invocator.after_answer")
         answer = classify(reply, request_id=order.nonce.hex, workflow_id=frozen.workflow_id)
-        self._learn(reply, answer)
+        if isinstance(reply, HttpReply) and reply.server_date is not None:
+            self._clock_offset_seconds = reply.server_date - self._clock()
         state = await claims.record_answer(
             self._pool, self._chain_id, order, frozen, attempt_no, self._answered(reply, answer)
         )
         self._reached("invocator.after_record")
+        self._tell(answer)
         log.info(
             "attempt.answered",
             request_id=order.request_id,
@@ -279,22 +341,22 @@ class Invocator:
             sentence=None if isinstance(answer, Accepted) else answer.sentence,
             answer=reply.body[:_ANSWER_BYTES_KEPT] if isinstance(reply, HttpReply) else None,
             execution_id=unknown_id,
+            simulated_tx_hash=answer.tx_hash if isinstance(answer, Simulated) else None,
             postpone_seconds=postpone,
             deadline_seconds=self._terms.completion_deadline_seconds,
+            says=_says(answer),
+            code=answer.code.value if isinstance(answer, InstanceRefused | NeverSent) else None,
+            clock_offset_seconds=self._clock_offset_seconds
+            if isinstance(reply, HttpReply) and reply.server_date is not None
+            else None,
         )
 
-    def _learn(self, reply: Reply, answer: Answer) -> None:
-        """Breaker and clock: what an answer says about this instance rather than about its request."""
-        if isinstance(reply, HttpReply) and reply.server_date is not None:
-            self._clock_offset_seconds = reply.server_date - self._clock()
+    def _tell(self, answer: Answer) -> None:
+        """What a person should read of an answer, beyond its outcome."""
         match answer:
             case InstanceRefused() | NeverSent():
-                last = self.pause.seconds if self.pause else _FIRST_PAUSE_SECONDS / 2
-                seconds = min(_LONGEST_PAUSE_SECONDS, last * 2)
-                self.pause = Pause(
-                    code=answer.code.value, sentence=answer.sentence, seconds=seconds, until=self._clock() + seconds
-                )
-                log.error("invocator.paused_itself", code=answer.code.value, sentence=answer.sentence, seconds=seconds)
+                self._refused = answer.code
+                log.error("invocator.paused_itself", code=answer.code.value, sentence=answer.sentence)
             case PayloadConflict():
                 log.error("attempt.conflicted", sentence=answer.sentence)
             case Accepted() if not answer.expected:
@@ -303,11 +365,21 @@ class Invocator:
                 log.info("attempt.in_flight", sentence=answer.sentence)
             case _:
                 pass
-        if not isinstance(answer, InstanceRefused | NeverSent) and self.pause is not None:
-            log.warning("invocator.resumed_itself", code=self.pause.code)
-            self.pause = None
+        if self._refused is not None and _says(answer) is Says.WORKS:
+            log.warning("invocator.resumed_itself", code=self._refused.value)
+            self._refused = None
 
     def _gateway_time(self) -> int:
-        # Small differences are the Date header's own rounding; only a real offset is corrected (hard case 82).
         offset = self._clock_offset_seconds
-        return int(self._clock() + (offset if abs(offset) > _FIRST_PAUSE_SECONDS else 0))
+        return int(self._clock() + (offset if abs(offset) > _CLOCK_ROUNDING_SECONDS else 0))
+
+
+def _says(answer: Answer) -> Says:
+    """What an answer says about this instance, rather than about its request (hard case 85)."""
+    match answer:
+        case InstanceRefused() | NeverSent():
+            return Says.REFUSED
+        case Unknown(code=Code.NO_ANSWER | Code.NOT_UNDERSTOOD) | Simulated():
+            return Says.NOTHING  # something in between may have spoken, or nobody
+        case _:
+            return Says.WORKS

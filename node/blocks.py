@@ -10,7 +10,7 @@ from __future__ import annotations
 import reprlib
 from binascii import unhexlify
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import chain, pairwise
 from operator import attrgetter
@@ -41,13 +41,17 @@ class Malformed(ValueError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Header:
-    """A mined block without its transactions."""
+    """A mined block without its transactions.
+
+    ``raw_tx_hashes`` are the hashes of these as the node wrote them, if it did: few of them are ever looked at.
+    """
 
     number: int
     hash: bytes
     parent_hash: bytes
     timestamp: int
     logs_bloom: bytes
+    raw_tx_hashes: Sequence[str] = field(default=(), repr=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -204,6 +208,7 @@ def parse_header(value: object) -> Header:
             parent_hash=parse_hash(block["parentHash"]),
             timestamp=parse_quantity(block["timestamp"]),
             logs_bloom=_octets_of_length(block["logsBloom"], BLOOM_BYTES),
+            raw_tx_hashes=_strings(block.get("transactions")),
         )
     except (KeyError, TypeError) as error:
         raise _malformed("block", value) from error
@@ -313,6 +318,27 @@ def require_block(items: Iterable[Log | Receipt], block_hash: bytes) -> None:
             )
 
 
+def require_header(items: Iterable[Log], header: Header) -> None:
+    """Check that all are from the block of that header, and from its transactions (hard cases 1, 20).
+
+    A log under another transaction's hash would be another request, and another mint.
+
+    Raises:
+        Malformed: The node answered for another block, or mixed transactions up.
+    """
+    for log in items:
+        if (log.block_hash, log.block_number) != (header.hash, header.number):
+            raise Malformed(
+                f"a log of block {header.number} says that it is of block {log.block_number}", Inconsistency.OTHER_BLOCK
+            )
+        listed = [tx_hash.lower() for tx_hash in header.raw_tx_hashes[log.tx_index : log.tx_index + 1]]
+        if header.raw_tx_hashes and listed != [to_hex(log.tx_hash)]:
+            raise Malformed(
+                f"transaction {log.tx_index} of block {header.number} is not {to_hex(log.tx_hash)}",
+                Inconsistency.OTHER_TRANSACTION,
+            )
+
+
 def parse_receipt(value: object) -> Receipt:
     """One receipt, whose logs are its own.
 
@@ -378,6 +404,11 @@ def _array(what: str, value: object) -> Sequence[object]:
     if not isinstance(value, list):
         raise _malformed(what, value)
     return value
+
+
+def _strings(value: object) -> Sequence[str]:
+    """A list of texts; nothing where it is something else."""
+    return value if isinstance(value, list) and all(isinstance(entry, str) for entry in value) else ()
 
 
 def _malformed(what: str, value: object) -> Malformed:

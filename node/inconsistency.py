@@ -14,6 +14,7 @@ class Inconsistency(StrEnum):
 
     MALFORMED = "malformed"
     OTHER_BLOCK = "other_block"
+    OTHER_TRANSACTION = "other_transaction"
     OTHER_CHAIN = "other_chain"
     DUPLICATE_LOGS = "duplicate_logs"
     UNSORTED_LOGS = "unsorted_logs"

@@ -27,6 +27,7 @@ from node.blocks import (
     parse_receipts,
     parse_transaction_hashes,
     require_block,
+    require_header,
     require_range,
     to_hex,
 )
@@ -374,56 +375,57 @@ class Node:
         Raises:
             BlockUnknown: Read the tip again.
         """
-        trust, bloom = self._endpoint.bloom, header.logs_bloom
-        if trust.is_on_trial:
-            return _matching(filters, await self._logs_on_trial(header, filters))
-        if not trust.is_proven:
-            return self._in_block(header, await self.logs_in_block(header.hash, filters))
+        trust = self._endpoint.bloom
+        if trust.is_proven:
+            logs = await self._logs_by_bloom(header, filters, believed)
+        elif trust.is_on_trial:
+            logs = _matching(filters, await self._logs_on_trial(header, filters))
+        else:
+            logs = await self.logs_in_block(header.hash, filters)
+        with self._believing(GET_LOGS):
+            require_header(logs, header)
+        return logs
+
+    async def _logs_by_bloom(
+        self, header: Header, filters: Sequence[LogFilter], believed: Sequence[LogFilter]
+    ) -> tuple[Log, ...]:
+        """What a proven bloom admits, and the receipts where the answer lacks it."""
+        bloom = header.logs_bloom
         admitted = [each for each in believed if bloom_admits(bloom, each)]
         if not admitted:
             return ()
         asked = [each for each in filters if bloom_admits(bloom, each)]
-        logs = self._in_block(header, await self.logs_in_block(header.hash, asked))
+        logs = await self.logs_in_block(header.hash, asked)
         if not all(bloom_admits_log(bloom, log) for log in logs):
             self._endpoint.caught(Inconsistency.BLOOM_MISMATCH)
-            self._endpoint.bloom = trust.caught()
+            self._endpoint.bloom = self._endpoint.bloom.caught()
             # What was not asked because of this bloom is asked now.
-            return self._in_block(header, await self.logs_in_block(header.hash, filters))
+            return await self.logs_in_block(header.hash, filters)
         if all(any(each.matches(log) for log in logs) for each in admitted):
             return logs
-        settled = _matching(asked, self._in_block(header, await self._logs_of_receipts(header.hash)))
+        settled = _matching(asked, await self._logs_of_receipts(header.hash))
         if not _are_same(settled, logs):
             self._endpoint.caught(Inconsistency.LOGS_MISSING)
         return settled
 
     async def _logs_on_trial(self, header: Header, filters: Sequence[LogFilter]) -> tuple[Log, ...]:
         """All logs of a block; the bloom must be exactly theirs, or the receipts say who is wrong."""
-        everything = self._in_block(header, await self.logs_in_block(header.hash, [LogFilter()]))
+        everything = await self.logs_in_block(header.hash, [LogFilter()])
         if bloom_of(everything) == header.logs_bloom:
             if everything:
                 self._endpoint.bloom = self._endpoint.bloom.agreed()
             return everything
-        settled = self._in_block(header, await self._logs_of_receipts(header.hash))
+        settled = await self._logs_of_receipts(header.hash)
         differ = not _are_same(_matching(filters, settled), _matching(filters, everything))
-        if differ:
-            self._endpoint.caught(Inconsistency.LOGS_MISSING)
         if bloom_of(settled) == header.logs_bloom:
+            if differ:
+                self._endpoint.caught(Inconsistency.LOGS_MISSING)
             return settled
         self._endpoint.caught(Inconsistency.BLOOM_MISMATCH)
         self._endpoint.bloom = self._endpoint.bloom.caught()
         if differ:
             raise self._invalid(GET_LOGS, "logs, receipts and bloom tell three stories", Inconsistency.LOGS_MISSING)
         return everything
-
-    def _in_block(self, header: Header, logs: tuple[Log, ...]) -> tuple[Log, ...]:
-        for log in logs:
-            if (log.block_hash, log.block_number) != (header.hash, header.number):
-                raise self._invalid(
-                    GET_LOGS,
-                    f"a log of block {header.number} says that it is of block {log.block_number}",
-                    Inconsistency.OTHER_BLOCK,
-                )
-        return logs
 
     async def _logs_of_receipts(self, block_hash: bytes) -> tuple[Log, ...]:
         return tuple(log for receipt in await self.receipts(block_hash) for log in receipt.logs)

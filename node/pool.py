@@ -13,8 +13,7 @@ Why a failover is safe, although two endpoints never know quite the same chain:
 * An endpoint whose head is behind the indexed block is not asked while another is ahead.
 * An answer is believed only after the connection it came over has shown the pinned chain id, genesis and factory.
 
-Endpoints never rest together with a tick that waits for them: ``order`` leaves out those that rest, and a pool of which
-all rest says so at once.
+What a question that is asked outside of a session finds out holds for one endpoint at one moment, no more.
 """
 
 from __future__ import annotations
@@ -39,6 +38,7 @@ from node.errors import (
     EndpointChanged,
     EndpointLags,
     EndpointOfOtherChain,
+    HistoryPruned,
     NodeAnswerInvalid,
     NodeRefused,
     NodeUnavailable,
@@ -54,7 +54,6 @@ log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 
-_FAR_FUTURE_SECONDS: Final = 3_600.0
 _USABLE: Final = frozenset({EndpointState.ALIVE, EndpointState.UNPROVEN, EndpointState.LAGGING})
 
 
@@ -135,12 +134,13 @@ class Member:
         async with self._proving:
             # Others that waited for this lock find it done.
             if self._endpoint.connections != self._proven_connections:
-                self._proven_connections = -1
+                # What is opened from here on, also by these questions, has to be looked at again.
+                connections, self._proven_connections = self._endpoint.connections, -1
                 try:
                     await require_identity(self._endpoint, identity)
                 except ChainMismatch as mismatch:
                     raise EndpointOfOtherChain(self.name, mismatch) from mismatch
-                self._proven_connections = self._endpoint.connections
+                self._proven_connections = connections
 
     def doubt(self) -> None:
         """Prove the chain again before the next answer is believed."""
@@ -189,13 +189,20 @@ class Member:
     @contextmanager
     def judged(self) -> Iterator[None]:
         """One question: it fails, or it is answered."""
-        with self.blamed():
-            try:
-                yield
-            except (BlockUnknown, RangeRefused, CallReverted):  # they are answers
-                self.health = self.health.worked(self._pool.now())
-                raise
+        before = self.health
+        try:
+            yield
+        except (BlockUnknown, RangeRefused, CallReverted, HistoryPruned):
+            # Answers, though not what was hoped for; what is too old for one endpoint says nothing about its tip.
             self.health = self.health.worked(self._pool.now())
+            raise
+        except NodeUnavailable as error:
+            self._blame(error)
+            raise
+        else:
+            self.health = self.health.worked(self._pool.now())
+        finally:
+            self._report(before)
 
     @contextmanager
     def judged_as_a_whole(self, *, caught_up: bool) -> Iterator[None]:
@@ -245,13 +252,12 @@ class Member:
     async def _spend(self, method: str, questions: int) -> None:
         if self.health.state is EndpointState.WRONG_CHAIN:
             await self.prove()  # not even a question goes to another chain
+        if self._budget is not None:
+            now = self._pool.now()
+            if wait := self._budget.wait_seconds(now):
+                raise NodeUnavailable(self.name, method, "our own budget for it is spent", retry_after_seconds=wait)
+            self._budget = self._budget.spent(questions, now)
         self.requests += questions
-        if self._budget is None:
-            return
-        now = self._pool.now()
-        if wait := self._budget.wait_seconds(now):
-            raise NodeUnavailable(self.name, method, "our own budget for it is spent", retry_after_seconds=wait)
-        self._budget = self._budget.spent(questions, now)
 
     def _report(self, before: Health) -> None:
         """Log a change of state, once."""
@@ -497,14 +503,19 @@ class EndpointPool:
             "endpoint.head_stands_still",
             endpoint=member.name,
             head=member.health.head,
-            seconds=round(min(now - member.health.head_rose_at, _FAR_FUTURE_SECONDS)),
+            seconds=round(now - member.health.head_rose_at),
         )
         await member.reconnect()
         return True
 
     def _settle_on(self, member: Member) -> None:
-        before, self._asked = self._asked, member
-        if before is None or before is member:
+        before = self._asked
+        if before is member:
+            return
+        if before is not None and before.health.is_alive and self._place(before) < self._place(member):
+            return  # a detour for one question
+        self._asked = member
+        if before is None:
             return
         if before.health.is_alive:
             log.info("endpoint.returned", endpoint=member.name, instead_of=before.name)
@@ -512,6 +523,9 @@ class EndpointPool:
         before.failovers += 1
         self.told.failover()
         log.warning("endpoint.failed_over", endpoint=member.name, instead_of=before.name, reason=before.health.reason)
+
+    def _place(self, member: Member) -> int:
+        return self.members.index(member)
 
     def _nobody(self) -> NodeUnavailable:
         rest = min(member.health.rests_until for member in self.members) - self.now()

@@ -10,7 +10,10 @@ import click
 from service.commands.backfill import backfill
 from service.commands.baskets import baskets
 from service.commands.chain import chain
+from service.commands.check import check
 from service.commands.demo import demo
+from service.commands.keys import keys
+from service.commands.operate import pause, quarantine, resume
 from service.commands.requests import requests
 from service.commands.run import run
 from service.commands.schema import schema
@@ -33,8 +36,13 @@ for command in (
     backfill,
     baskets,
     chain,
+    check,
     demo,
+    keys,
+    pause,
+    quarantine,
     requests,
+    resume,
     run,
     schema,
     status,

@@ -12,6 +12,9 @@ from datetime import UTC, datetime, timedelta
 from heapq import heapify, heappop, heappush
 from typing import Final, TypeAlias
 
+from eth_utils.address import to_checksum_address
+
+from datastore.claims import HELD_FOR_NOW
 from datastore.inspection import Request
 from datastore.lifecycle import MEANING, ChainStatus, State
 from datastore.mint_amount import MAX_DECIMALS, amount_text
@@ -39,6 +42,8 @@ class Standing:
     complete: Finality
     in_flight: int
     max_in_flight: int
+    requester_share: int
+    basket_share: int
     give_up: timedelta
     stopped: str | None
     halted: str | None
@@ -74,6 +79,9 @@ REASONS: Final = {
     # judged by the indexer
     "allowed": "It is final enough, the policy allows it, and it holds its bank reference.",
     "duplicate_bank_reference": "Another request holds the same bank reference: one deposit backs one mint.",
+    "amount_below_minimum": "It asks for less than BSKT_MIN_MINT_TOKENS.",
+    "amount_drifts": "The workflow's arithmetic would mint too different an amount (BSKT_MAX_DRIFT_TOKENS).",
+    "look_alike_of_orphaned": "A request that looks like this one was sent and then lost its block: it may still mint.",
     "contested_bank_reference": "Different beneficiaries ask for the same deposit, and none was sent.",
     "reference_already_minted": "The chain already shows a mint with this bank reference that is not ours.",
     "amount_zero": "It asks for nothing.",
@@ -87,6 +95,8 @@ REASONS: Final = {
     "re_mined": "Its transaction was mined again.",
     "report_orphaned": "A reorg took the failed delivery away.",
     "mint_orphaned": "A reorg took its mint away.",
+    "lost_send_found": "The chain holds a report of it, but no attempt is recorded: a restore lost what sent it.",
+    "rival_sent": "Another request for the same deposit was sent, as the chain shows after a restore.",
     "delivery_failed": "The forwarder reports that the delivery failed on chain; anyone may deliver it again.",
     "delivered_without_mint": "The forwarder reports a delivery, but its transaction holds no mint of this request.",
     "mint_proven": "Its mint is on chain, proven by the forwarder's report in the same transaction.",
@@ -110,6 +120,12 @@ REASONS: Final = {
     "payload_conflict": "CRE knows this id with other bytes.",
     "not_delivered": "CRE accepted it, but no delivery reached the chain before the deadline.",
     "gave_up": "No attempt got an answer that settles whether it was delivered.",
+    "resend": "It was not delivered long ago: the same bytes are sent again under the same id.",
+    "mode_changed": "It is frozen for another mode (BSKT_CRE_MODE).",
+    "order_malformed": "No payload can be made of it.",
+    "consumer_of_another_token": "The basket's consumer mints another token.",
+    "decimals_changed": "The token has other decimals than when they were first read.",
+    "decimals_not_supported": "The token does not have the 18 decimals that the workflow assumes.",
     "consumer_changed": "The basket has another consumer than when the request was frozen.",
     "workflow_retired": "It is frozen for a workflow that is no longer configured.",
     "signer_changed": "It is frozen for another signer.",
@@ -125,10 +141,15 @@ REASONS: Final = {
 """What each reason of a transition means."""
 
 HOLDS: Final = {
+    "operator": "a person holds it (the timeline says who and why)",
     "before_first_trigger_block": "its block is below BSKT_TRIGGER_FROM_BLOCK: history is not minted again by itself",
     "backfill": "it was found by `bskt backfill`",
-    "quarantine": "the database was restored, and the chain is not read again to finality yet",
+    # These end by themselves.
     "daily_cap": "the daily cap (BSKT_DAILY_CAP_TOKENS) is reached",
+    "amount_above_cap": "it asks for more than BSKT_MAX_MINT_TOKENS allows now",
+    "basket_not_canonical": "no basket of this branch has this token and this consumer",
+    "node_unavailable": "the node did not answer, so nobody knows whether the consumer may mint",
+    "not_a_minter": "the basket's consumer may not mint its token now",
 }
 """Why a request is held."""
 
@@ -150,6 +171,8 @@ _REVIEW_COMMANDS: Final = {
     "reference_already_minted": ("cancel", "retry"),
     "reference_minted": ("resolve", "cancel"),
     "rival_minted": ("resolve", "cancel"),
+    "rival_sent": ("cancel", "resolve"),
+    "lost_send_found": ("resolve",),
     "delivered_without_mint": ("resolve", "retry"),
     "mint_orphaned": ("retry", "resolve"),
     "mint_final": ("resolve",),
@@ -161,6 +184,11 @@ _REVIEW_COMMANDS: Final = {
     "consumer_changed": ("cancel",),
     "workflow_retired": ("retry", "cancel"),
     "signer_changed": ("retry", "cancel"),
+    "look_alike_of_orphaned": ("retry", "cancel"),
+    "decimals_not_supported": ("cancel",),
+    "decimals_changed": ("cancel",),
+    "consumer_of_another_token": ("cancel",),
+    "mode_changed": ("cancel", "retry"),
     "already_reported": ("resolve",),
 }
 
@@ -203,6 +231,11 @@ def amount(wei: int, decimals: int | None) -> str:
 def reference(bank_reference: bytes) -> str:
     """A bank reference as its text where it has one, as hex where not."""
     return reference_text(bank_reference) or "0x" + bank_reference.hex()
+
+
+def address(octets: bytes) -> str:
+    """An address with its checksum (EIP-55)."""
+    return str(to_checksum_address(octets))
 
 
 def block_time(timestamp: int | None) -> datetime | None:
@@ -277,6 +310,8 @@ def standing(
         complete=settings.complete_finality,
         in_flight=snapshot.in_flight,
         max_in_flight=settings.cre_max_in_flight,
+        requester_share=settings.requester_share,
+        basket_share=settings.basket_share,
         give_up=timedelta(seconds=settings.give_up_seconds),
         stopped=_stopped(snapshot, attention),
         halted=snapshot.halted,
@@ -299,11 +334,17 @@ def _stopped(snapshot: Snapshot, attention: Attention) -> str | None:
     if snapshot.paused is not None:
         return f"a person has paused the invocator ({snapshot.paused}); `bskt resume` ends that"
     if snapshot.quarantined is not None:
-        return f"the instance is in quarantine ({snapshot.quarantined})"
+        until = moment(snapshot.quarantined_until) if snapshot.quarantined_until else "finality has passed it"
+        return f"the instance is in quarantine at least until {until} ({snapshot.quarantined})"
+    if not snapshot.is_home:
+        return "these rows were written on another database server; `bskt run` puts the instance in quarantine first"
     if attention.sends_fail is not None:
         word = ANSWERS.get(attention.sends_fail.outcome, attention.sends_fail.outcome)
-        sentence = attention.sends_fail.sentence or "no further word"
-        return f"the latest {counted(attention.sends_fail.answers, 'answer')} of CRE: {word} ({sentence})"
+        answers = counted(attention.sends_fail.answers, "answer")
+        probe = moment(attention.sends_fail.next_probe_at)
+        return (
+            f"the latest {answers} of CRE: {word} ({attention.sends_fail.sentence}); the next probe is due at {probe}"
+        )
     return None
 
 
@@ -331,6 +372,8 @@ def explain(request: Request, standing: Standing) -> Explanation:
     if request.held_at is not None and request.state in {State.SEEN, State.CONFIRMED, State.IN_DOUBT}:
         why += f"  It is held since {moment(request.held_at)}: {hold(request.held_reason)}."
         following = "Nothing is sent until a person releases it."
+        if request.held_reason in HELD_FOR_NOW and request.next_attempt_at is not None:
+            following = f"It is looked at again at {moment(request.next_attempt_at)}, or when a person releases it."
     if request.chain_status is ChainStatus.ORPHANED and request.state is not State.SEEN:
         gone = " for good" if request.orphaned_for_good else ""
         why += f"  A reorg has taken its block {request.block_number} away{gone}."
@@ -361,7 +404,8 @@ def _commands(request: Request) -> tuple[str, ...]:
         verbs = ("release",)
     # A request that was sent can never be cancelled: it may still be minted.
     verbs = [verb for verb in verbs if not (verb == "cancel" and request.sent)]
-    return tuple(f"bskt requests {verb} {request.id} --reason …" for verb in verbs)
+    options = {"resolve": " --as completed|failed"}
+    return tuple(f"bskt requests {verb} {request.id}{options.get(verb, '')} --reason …" for verb in verbs)
 
 
 def _seen(request: Request, standing: Standing) -> _Said:
@@ -390,6 +434,16 @@ def _confirmed(request: Request, standing: Standing) -> _Said:
             f"{standing.in_flight} requests are undelivered and no more than {standing.max_in_flight} may be "
             "(BSKT_CRE_MAX_IN_FLIGHT): it goes on when one of them is delivered or its deadline passes."
         )
+    elif request.requester_in_flight >= standing.requester_share:
+        following = (
+            f"{request.requester_in_flight} requests of its requester are undelivered and no more than "
+            f"{standing.requester_share} may be (BSKT_REQUESTER_MAX_IN_FLIGHT): others go first."
+        )
+    elif request.basket_in_flight >= standing.basket_share:
+        following = (
+            f"{request.basket_in_flight} requests of its basket are undelivered and no more than "
+            f"{standing.basket_share} may be (BSKT_BASKET_MAX_IN_FLIGHT): others go first."
+        )
     elif request.next_attempt_at is not None and request.next_attempt_at > standing.now:
         following = f"CRE had no room for it; it is tried again from {moment(request.next_attempt_at)} on."
     else:
@@ -417,10 +471,8 @@ def _in_doubt(request: Request, standing: Standing) -> _Said:
     if standing.stopped is not None:
         return why, f"Nothing is sent now: {standing.stopped}.  A mint of it is still watched for."
     due = moment(request.next_attempt_at) if request.next_attempt_at else "the next tick"
-    following = f"The same bytes are sent again, under the same id, from {due} on"
-    if request.first_attempt_at is not None:
-        following += f"; after {moment(request.first_attempt_at + standing.give_up)} a person decides"
-    return why, following + "."
+    given_up = moment(request.state_changed_at + standing.give_up)
+    return why, f"The same bytes are sent again, under the same id, from {due} on; after {given_up} a person decides."
 
 
 def _accepted(request: Request, _: Standing) -> _Said:
@@ -435,10 +487,7 @@ def _accepted(request: Request, _: Standing) -> _Said:
 
 
 def _executed(request: Request, standing: Standing) -> _Said:
-    why = (
-        f"{tokens(request, request.mint_amount)} were minted in block {request.mint_block_number}, proven; not final "
-        f"enough yet ({standing.complete})."
-    )
+    why = f"{_minted(request)}, proven; not final enough yet ({standing.complete})."
     return why, "It is completed when request and mint are final and the amount is right."
 
 
@@ -446,11 +495,12 @@ def _completed(request: Request, _: Standing) -> _Said:
     if request.state_reason == "resolve_completed":
         return reason(request.state_reason, request.state_detail), "Nothing."
     how = "by the transaction that the simulation returned" if request.mint_proof == "simulated" else "by its report"
-    why = (
-        f"{tokens(request, request.mint_amount)} were minted in block {request.mint_block_number}, proven {how}; "
-        "request and mint are final."
-    )
-    return why, "Nothing."
+    return f"{_minted(request)}, proven {how}; request and mint are final.", "Nothing."
+
+
+def _minted(request: Request) -> str:
+    where = "" if request.mint_block_number is None else f" in block {request.mint_block_number}"
+    return f"Minted {tokens(request, request.mint_amount)}{where}"
 
 
 def _rejected(request: Request, _: Standing) -> _Said:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from importlib.metadata import version
 from typing import Final, TypeAlias
 
@@ -17,9 +19,10 @@ from datastore.errors import DatastoreUnavailable
 from datastore.schema import SCHEMA_VERSION
 from datastore.status import Attention, Snapshot
 from datastore.tally import Totals
+from node.pool import EndpointReport
 from service import shapes
 from service.explanation import counted, is_lagging, span
-from service.metrics import exposition
+from service.metrics import endpoint_families, exposition
 
 LONGEST_TURN_SECONDS: Final = 150.0
 """A tick may wait for CRE's answer for 90 s; a part that has not turned for longer than this is stuck."""
@@ -27,9 +30,14 @@ LONGEST_TURN_SECONDS: Final = 150.0
 Read: TypeAlias = Callable[[], Awaitable[Snapshot | None]]
 
 
-def stuck_parts(last_turn_at: Mapping[str, float], now: float, halted: Mapping[str, str]) -> list[str]:
+def stuck_parts(
+    last_turn_at: Mapping[str, float],
+    now: float,
+    halted: Mapping[str, str],
+    longest_seconds: float = LONGEST_TURN_SECONDS,
+) -> list[str]:
     """The parts whose loop has not turned for too long; one that halted for a person is not stuck."""
-    return sorted(name for name, at in last_turn_at.items() if name not in halted and now - at > LONGEST_TURN_SECONDS)
+    return sorted(name for name, at in last_turn_at.items() if name not in halted and now - at > longest_seconds)
 
 
 def unready_reasons(snapshot: Snapshot | None, halted: Mapping[str, str], failing: Mapping[str, str]) -> list[str]:
@@ -65,9 +73,10 @@ def application(
     clock: Callable[[], float],
     look: Callable[[], Awaitable[Attention]],
     failing: Mapping[str, str],
-    endpoints: Callable[[], Sequence[Mapping[str, object]]] = tuple,
+    endpoints: Callable[[], Sequence[EndpointReport]] = tuple,
     troubles: Callable[[], Sequence[str]] = tuple,
-    in_process: Sequence[CollectorRegistry] = (),
+    measured: Sequence[CollectorRegistry] = (),
+    longest_turn_seconds: float = LONGEST_TURN_SECONDS,
 ) -> FastAPI:
     """The endpoints; no page loads anything from elsewhere, so there are no interactive docs.
 
@@ -82,14 +91,15 @@ def application(
         failing: What went wrong last, by the name of each part whose latest tick failed.
         endpoints: The nodes that are asked, as ``/status`` shows them; never their URLs.
         troubles: Why the chain cannot be followed well, a sentence each, for ``/readyz``.
-        in_process: Metrics that are counted in this process and not from rows.
+        measured: Metrics of this process, which are no rows.
+        longest_turn_seconds: A part that has not turned for longer is stuck.
     """
     program = version("bskt")
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
 
     @app.get("/livez")
     async def livez() -> JSONResponse:
-        stuck = stuck_parts(last_turn_at, clock(), halted)
+        stuck = stuck_parts(last_turn_at, clock(), halted, longest_turn_seconds)
         return JSONResponse({"stuck": stuck}, status_code=503 if stuck else 200)
 
     @app.get("/readyz")
@@ -107,7 +117,9 @@ def application(
             snapshot = await read()
             if snapshot is None:
                 return JSONResponse({"error": "the chain is not pinned yet"}, status_code=503)
-            shape = shapes.status(snapshot, await look(), version=program, endpoints=endpoints())
+            shape = shapes.status(
+                snapshot, await look(), version=program, endpoints=[asdict(report) for report in endpoints()]
+            )
         except DatastoreUnavailable as error:
             return JSONResponse({"error": f"database: {error}"}, status_code=503)
         return Response(shapes.as_json(shape), media_type="application/json")
@@ -115,7 +127,8 @@ def application(
     @app.get("/metrics")
     async def metrics() -> Response:
         try:
-            text = exposition(await read(), await count(), chain_id, *in_process)
+            live = endpoint_families(endpoints(), troubles(), chain_id)
+            text = exposition(await read(), await count(), chain_id, live=live, measured=measured)
         except DatastoreUnavailable as error:
             return Response(f"# database: {error}\n", status_code=503, media_type=CONTENT_TYPE_LATEST)
         return Response(text, media_type=CONTENT_TYPE_LATEST)
@@ -142,4 +155,10 @@ async def serve(app: FastAPI, *, host: str, port: int) -> None:
     )
     # Bound here: on an address in use, uvicorn would end the process by itself, without the other parts' leave.
     with socket.create_server((host, port)) as listening:
-        await _Server(config).serve(sockets=[listening])
+        server = _Server(config)
+        try:
+            await server.serve(sockets=[listening])
+        except asyncio.CancelledError:
+            # uvicorn would leave its socket with the loop, and who gets its number next would wait for ever.
+            await server.shutdown(sockets=[listening])
+            raise

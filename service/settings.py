@@ -8,7 +8,7 @@ and is never repeated in a message.
 import ipaddress
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
@@ -59,11 +59,12 @@ class Listen:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Documented:
-    """One row of the README's table and of ``--help``; ``default`` is empty where there is none."""
+    """One row of the README's table; ``default`` and ``needed_by`` are empty where there is none."""
 
     name: str
     default: str
     description: str
+    needed_by: str
     is_secret: bool
 
 
@@ -298,12 +299,38 @@ class Settings(BaseModel):
     cre_signer_key: Annotated[SecretStr | None, BeforeValidator(_signer_key)] = Field(
         default=None, description="private key that the workflow authorises, 64 hex digits"
     )
+    cre_command: str = Field(
+        default="cre", min_length=1, description="mode simulate: the cre command line, name or path"
+    )
+    cre_project_dir: Path | None = Field(default=None, description="mode simulate: directory of the CRE project")
+    cre_workflow_folder: str | None = Field(
+        default=None, description="mode simulate: folder of the workflow inside the project"
+    )
+    cre_target: str | None = Field(default=None, description="mode simulate: target of the project's settings")
+    cre_api_key: SecretStr | None = Field(
+        default=None, description="mode simulate: what the cre command gets as CRE_API_KEY"
+    )
+    cre_eth_private_key: SecretStr | None = Field(
+        default=None, description="mode simulate: what the cre command gets as CRE_ETH_PRIVATE_KEY, to broadcast with"
+    )
     cre_seconds_per_trigger: float = Field(
         default=60, ge=0, le=86_400, allow_inf_nan=False, description="pace of one workflow, seconds; 0: no pacing"
     )
     cre_burst: int = Field(default=1, ge=1, le=1_000, description="triggers of one workflow allowed at once")
     cre_max_in_flight: int = Field(
         default=5, ge=1, le=10_000, description="undelivered requests at a time, over all workflows"
+    )
+    requester_max_in_flight: int | None = Field(
+        default=None,
+        ge=1,
+        le=10_000,
+        description="of them, those of one requester; default: three fifths of BSKT_CRE_MAX_IN_FLIGHT, at least 1",
+    )
+    basket_max_in_flight: int | None = Field(
+        default=None,
+        ge=1,
+        le=10_000,
+        description="of them, those of one basket; default: four fifths of BSKT_CRE_MAX_IN_FLIGHT, at least 1",
     )
     cre_timeout_seconds: float = Field(
         default=90, ge=1, le=280, description="longest wait for the gateway's answer, seconds; a token lives 300"
@@ -328,8 +355,17 @@ class Settings(BaseModel):
     )
     currency: str = Field(default="USD", pattern=r"^[A-Z]{3}$", description="currency of the deposits, ISO 4217")
     max_mint_tokens: Tokens | None = Field(default=None, description="largest single mint, tokens; default: no cap")
+    min_mint_tokens: Tokens | None = Field(
+        default=None, description="smallest single mint, tokens; default: anything above nothing"
+    )
+    max_drift_tokens: Annotated[Decimal, Field(ge=0, max_digits=78, decimal_places=WEI_DIGITS)] = Field(
+        default=Decimal("0.000001"),
+        description="largest difference between the amount asked for and what the workflow's floating-point arithmetic"
+        " makes of it, tokens",
+    )
     daily_cap_tokens: Tokens | None = Field(
-        default=None, description="most that is triggered within 24 hours, tokens; default: no cap"
+        default=None,
+        description="most that is sent in one UTC day, tokens; what is more waits for the next day; default: no cap",
     )
     listen: Annotated[Listen, BeforeValidator(_listen)] = Field(
         default=Listen(host="127.0.0.1", port=9464), description="HOST:PORT of /livez, /readyz, /status and /metrics"
@@ -341,7 +377,7 @@ class Settings(BaseModel):
         Raises:
             SettingsError: Names what is not set.
         """
-        _require(self, ["chain_id", "rpc_url", "factory_address", "forwarder_address", "start_block"])
+        _require(self, CHAIN_FIELDS)
 
     def require_invocator(self) -> None:
         """Everything that a part which sends, or derives ids for sending, needs.
@@ -349,24 +385,56 @@ class Settings(BaseModel):
         Raises:
             SettingsError: Names what is not set.
         """
-        names = ["cre_gateway_url", "cre_workflow", "cre_signer_key"] if self.cre_mode == "gateway" else []
-        if self.database_url is not None:
-            names.append("instance_secret")
-        _require(self, names)
+        secret = () if self.database_url is None else ("instance_secret",)
+        _require(self, (*SENDING_FIELDS[self.cre_mode], *secret))
+
+    @property
+    def requester_share(self) -> int:
+        """How many undelivered requests one requester may have at a time."""
+        return self.requester_max_in_flight or max(1, self.cre_max_in_flight * 3 // 5)
+
+    @property
+    def basket_share(self) -> int:
+        """How many undelivered requests one basket may have at a time."""
+        return self.basket_max_in_flight or max(1, self.cre_max_in_flight * 4 // 5)
 
     def secret_texts(self) -> tuple[str, ...]:
         """Every text that no log line may hold."""
-        single = (self.database_url, self.ws_url, self.cre_signer_key)
+        keys = (self.cre_signer_key, self.cre_eth_private_key)
+        single = (self.database_url, self.ws_url, self.cre_api_key, *keys)
         texts = [secret.get_secret_value() for secret in (*single, *self.rpc_url) if secret is not None]
-        if self.cre_signer_key is not None:
-            texts.append(self.cre_signer_key.get_secret_value().removeprefix("0x"))
+        texts += [key.get_secret_value().removeprefix("0x") for key in keys if key is not None]
         if self.instance_secret is not None:
             secret = self.instance_secret.get_secret_value()
             texts += [secret.hex(), secret.decode(errors="backslashreplace")]
         return tuple(texts)
 
 
-SECRET_FIELDS: Final = frozenset({"database_url", "rpc_url", "ws_url", "instance_secret", "cre_signer_key"})
+CHAIN_FIELDS: Final = ("chain_id", "rpc_url", "factory_address", "forwarder_address", "start_block")
+SENDING_FIELDS: Final = {
+    "gateway": ("cre_gateway_url", "cre_workflow", "cre_signer_key"),
+    "simulate": ("cre_project_dir", "cre_workflow_folder", "cre_target", "cre_api_key", "cre_eth_private_key"),
+    "dry-run": ("cre_workflow",),
+}
+"""By mode."""
+SECRET_FIELDS: Final = frozenset(
+    {"database_url", "rpc_url", "ws_url", "instance_secret", "cre_signer_key", "cre_api_key", "cre_eth_private_key"}
+)
+
+
+def cre_environment(settings: Settings, environ: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The whole environment of the ``cre`` command: where it finds programs and its home, and its two credentials.
+
+    Args:
+        settings: Checked for mode ``simulate``.
+        environ: The environment; the process's own when not given.
+    """
+    environment = os.environ if environ is None else environ  # noqa: TID251 - this module is the place
+    child = {name: environment[name] for name in ("PATH", "HOME") if name in environment}
+    for name, secret in (("CRE_API_KEY", settings.cre_api_key), ("CRE_ETH_PRIVATE_KEY", settings.cre_eth_private_key)):
+        if secret is not None:
+            child[name] = secret.get_secret_value()
+    return child
 
 
 def wei(tokens: Decimal) -> int:
@@ -411,6 +479,23 @@ def load(
     return settings
 
 
+def secret_files(env_file: Path | None = None, environ: Mapping[str, str] | None = None) -> dict[str, Path]:
+    """The files that secrets are read from, by the setting's name.
+
+    Raises:
+        SettingsError: The env file cannot be read.
+    """
+    environment = os.environ if environ is None else environ  # noqa: TID251 - this module is the place
+    files: dict[str, Path] = {}
+    for texts in (env_file_texts(env_file), environment):
+        for name in map(_name, SECRET_FIELDS):
+            if path := (texts.get(f"{name}_FILE") or "").strip():
+                files[name] = Path(path)
+            elif (texts.get(name) or "").strip():
+                files.pop(name, None)
+    return files
+
+
 def documented() -> Iterator[Documented]:
     """Every setting in the order of this file."""
     for field, info in Settings.model_fields.items():
@@ -419,8 +504,27 @@ def documented() -> Iterator[Documented]:
             name=_name(field),
             default="" if absent else str(info.default),
             description=info.description or "",
+            needed_by=_needed_by(field),
             is_secret=field in SECRET_FIELDS,
         )
+
+
+def _needed_by(field: str) -> str:
+    if field in CHAIN_FIELDS:
+        return "`run`, `backfill`"
+    if modes := [f"`{mode}`" for mode, fields in SENDING_FIELDS.items() if field in fields]:
+        return f"`run` in mode {', '.join(modes)}"
+    return "everything, with `BSKT_DATABASE_URL`" if field == "instance_secret" else ""
+
+
+def markdown_table() -> str:
+    """The settings as the README shows them."""
+    lines = ["| name | default | meaning | needed by |", "| --- | --- | --- | --- |"]
+    for row in documented():
+        meaning = row.description.replace("|", "\\|") + ("; a secret" if row.is_secret else "")
+        default = f"`{row.default}`" if row.default else ""
+        lines.append(f"| `{row.name}` | {default} | {meaning} | {row.needed_by} |")
+    return "\n".join(lines)
 
 
 def _name(field: str) -> str:
@@ -431,7 +535,7 @@ def _problem(field: str, wrong: str) -> str:
     return f"{_name(field)}: {wrong} ({Settings.model_fields[field].description})"
 
 
-def _require(settings: Settings, fields: list[str]) -> None:
+def _require(settings: Settings, fields: Sequence[str]) -> None:
     missing = [field for field in fields if getattr(settings, field) in (None, ())]
     if missing:
         raise SettingsError([_problem(field, f"not set; set it{_or_file(field)}") for field in missing])

@@ -78,16 +78,25 @@ def status(
             "slots": [{"workflow_id": slot.workflow_id, "next_at": slot.next_at} for slot in snapshot.slots],
         },
         "paused": _switch(snapshot.paused, snapshot.paused_at),
-        "quarantined": _switch(snapshot.quarantined, snapshot.quarantined_at),
+        "quarantined": None
+        if snapshot.quarantined is None
+        else {
+            "reason": snapshot.quarantined,
+            "since": snapshot.quarantined_at,
+            "until": snapshot.quarantined_until,
+        },
         "halted": _switch(snapshot.halted, snapshot.halted_at),
         "sends_fail": None
         if attention.sends_fail is None
         else {
             "outcome": attention.sends_fail.outcome,
+            "code": attention.sends_fail.code,
             "sentence": attention.sends_fail.sentence,
             "answers": attention.sends_fail.answers,
             "since": attention.sends_fail.since,
+            "next_probe_at": attention.sends_fail.next_probe_at,
         },
+        "clock_offset_seconds": snapshot.clock_offset_seconds,
         "for_a_person": [_group(group) for group in attention.groups],
         "alarms": [_alarm(alarm) for alarm in attention.alarms],
     }

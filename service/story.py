@@ -9,7 +9,8 @@ from enum import IntEnum
 from typing import TypeAlias
 
 from datastore.inspection import History, Request
-from service.explanation import ANSWERS, block_time, counted, reason, reference, tokens
+from datastore.lifecycle import State
+from service.explanation import ANSWERS, address, block_time, counted, reason, reference, tokens
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,28 +38,32 @@ _Told: TypeAlias = tuple[datetime, _Order, Happening]
 def story(request: Request, history: History) -> list[Happening]:
     """What happened, in order; the last line is the latest thing that the rows know.
 
-    Times are the database's.  What only the chain knows has its block's time, but is never told after the transition
-    that it led to: a chain's clock may be off.
+    Times are the database's; what only the chain knows has its block's time.  A chain's clock may be off, so such a
+    line is told where it belongs, whatever its time says: before what it led to, and after what must have come first.
     """
     told = [*_asked(request, history), *_delivered(request, history), *_moved(history), *_attempted(history)]
     return [happening for _, _, happening in sorted(told, key=lambda each: each[:2])]
 
 
 def _asked(request: Request, history: History) -> Iterable[_Told]:
-    recorded_at = request.recorded_at
-    asked = f"{tokens(request)} for 0x{request.beneficiary.hex()}, reference {reference(request.bank_reference)}"
+    asked = f"{tokens(request)} for {address(request.beneficiary)}, reference {reference(request.bank_reference)}"
+    first_reorg_at = min((reorg.at for reorg in history.reorgs), default=request.recorded_at)
     for number, place in enumerate(history.places):
         left = "" if place.canonical else " (orphaned later)"
         sentence = f"Asked for on chain in block {place.block_number}{left}: {asked}."
-        # Of several blocks, at least the lowest was there when it was recorded.
-        at = _earliest(block_time(place.timestamp), recorded_at if number == 0 else None, otherwise=recorded_at)
-        yield _told(at, _Order.ON_CHAIN, "chain", sentence)
+        at = block_time(place.timestamp) or request.recorded_at
+        if number == 0:
+            yield _told(at, _Order.ON_CHAIN, "chain", sentence, before=request.recorded_at)
+        else:
+            yield _told(at, _Order.DONE, "chain", sentence, after=first_reorg_at)
     for reorg in history.reorgs:
         sentence = f"A reorg of {counted(reorg.orphaned_blocks, 'block')} above block {reorg.ancestor_number}."
         yield _told(reorg.at, _Order.REORG, "chain", sentence)
 
 
 def _delivered(request: Request, history: History) -> Iterable[_Told]:
+    # A block's time has whole seconds: what was sent in the same second came first all the same.
+    sent_at = min((t.at for t in history.transitions if t.after is State.IN_DOUBT), default=request.recorded_at)
     for delivery in history.deliveries:
         word = "succeeded" if delivery.result else "failed"
         left = "" if delivery.canonical else " (orphaned later)"
@@ -67,16 +72,17 @@ def _delivered(request: Request, history: History) -> Iterable[_Told]:
             f"execution id 0x{delivery.execution_id.hex()}."
         )
         led_to = _first(history, "mint_proven" if delivery.result else "delivery_failed", "delivered_without_mint")
-        at = _earliest(block_time(delivery.timestamp), led_to, otherwise=request.recorded_at)
-        yield _told(at, _Order.ON_CHAIN, "chain", sentence)
+        at = block_time(delivery.timestamp) or led_to or sent_at
+        yield _told(at, _Order.ON_CHAIN, "chain", sentence, after=sent_at, before=led_to)
     for mint in history.mints:
         left = "" if mint.canonical else " (orphaned later)"
         sentence = (
-            f"{tokens(request, mint.amount)} minted for 0x{mint.recipient.hex()} in block {mint.block_number}{left}: "
+            f"{tokens(request, mint.amount)} minted for {address(mint.recipient)} in block {mint.block_number}{left}: "
             f"transaction 0x{mint.tx_hash.hex()}, proof: {mint.proof}."
         )
-        at = _earliest(block_time(mint.timestamp), _first(history, "mint_proven"), otherwise=request.recorded_at)
-        yield _told(at, _Order.ON_CHAIN, "chain", sentence)
+        led_to = _first(history, "mint_proven")
+        at = block_time(mint.timestamp) or led_to or sent_at
+        yield _told(at, _Order.ON_CHAIN, "chain", sentence, after=sent_at, before=led_to)
 
 
 def _moved(history: History) -> Iterable[_Told]:
@@ -88,7 +94,7 @@ def _moved(history: History) -> Iterable[_Told]:
             sentence = f"{said}  {transition.before} → {transition.after}."
         yield _told(transition.at, _Order.MOVED, transition.actor, sentence)
     for action in history.actions:
-        yield _told(action.at, _Order.DONE, "operator", f"{action.what}: {action.sentence}")
+        yield _told(action.at, _Order.DONE, "operator", f"{action.what}, by {action.sentence}")
     for alarm in history.alarms:
         yield _told(alarm.at, _Order.ALARM, "alarm", f"{alarm.what}: {alarm.sentence}")
 
@@ -109,12 +115,21 @@ def _attempted(history: History) -> Iterable[_Told]:
         yield _told(attempt.answered_at, _Order.DONE, "gateway", sentence)
 
 
-def _told(at: datetime, order: _Order, source: str, sentence: str) -> _Told:
-    return at, order, Happening(at=at, source=source, sentence=sentence)
-
-
-def _earliest(*times: datetime | None, otherwise: datetime) -> datetime:
-    return min((at for at in times if at is not None), default=otherwise)
+def _told(
+    at: datetime,
+    order: _Order,
+    source: str,
+    sentence: str,
+    *,
+    after: datetime | None = None,
+    before: datetime | None = None,
+) -> _Told:
+    place = at
+    if after is not None and at < after:
+        place = before or after
+    elif before is not None:
+        place = min(at, before)
+    return place, order, Happening(at=at, source=source, sentence=sentence)
 
 
 def _first(history: History, *reasons: str) -> datetime | None:

@@ -8,17 +8,18 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal, TypeAlias, TypeVar
 
+import click
 import structlog
 
-from datastore import pinning, quarantine, schema, status
+from datastore import claims, listening, pinning, quarantine, schema, status
 from datastore.claims import Pacing
 from datastore.connection import Pool, Role, check_server, open_pool
 from datastore.errors import DatastoreUnavailable, DatastoreUnsuitable, FinalityViolated
-from datastore.following import Rules
+from datastore.following import CONFIRMED_CHANNEL, Rules
 from datastore.identity import derive_nonce, secret_check_value
 from datastore.rows import Block
 from datastore.tally import Tally
@@ -29,7 +30,10 @@ from indexer.observation import Sources
 from indexer.policy import Policy
 from indexer.sweep import Examiner, Sweep
 from invocator.cre_gateway import CreGateway
-from invocator.invocation import Invocator, Terms
+from invocator.cre_simulate import DEFAULT_TIMEOUT_SECONDS as SIMULATION_SECONDS
+from invocator.cre_simulate import CreCommand, CreSimulation
+from invocator.dry_run import DryRun
+from invocator.invocation import SIMULATED_WORKFLOW, Invocator, Terms
 from invocator.signing import Signer
 from node.endpoint import RpcEndpoint
 from node.errors import BlockUnknown, NodeUnavailable, RangeRefused
@@ -41,8 +45,9 @@ from node.watchdog import Limits
 from service import http, logs
 from service.embedded_postgres import EmbeddedPostgres
 from service.metrics import RpcMetrics
-from service.settings import Finality, Settings, SettingsError, wei
-from service.supervision import Companion, Part, Stop, Supervisor
+from service.preflight import read_contracts
+from service.settings import Finality, Settings, SettingsError, cre_environment, wei
+from service.supervision import Companion, Part, Stop, Supervisor, wait
 
 log = structlog.get_logger(__name__)
 
@@ -72,6 +77,7 @@ async def run(
     log_level: str = "info",
     log_format: Literal["text", "json"] = "text",
     reached: Reached = lambda _: None,
+    show: Callable[[str], None] = click.echo,
 ) -> int:
     """Run the daemon until it is asked to stop; the exit code.
 
@@ -82,6 +88,7 @@ async def run(
         log_level: The least level that is logged.
         log_format: For people or for machines.
         reached: Told each boundary around a commit or a call; tests end the process there.
+        show: Gets what mode ``dry-run`` would send, a line a request.
 
     Raises:
         SettingsError, DatastoreUnsuitable, ChainMismatch: Do not run; the message has the remedy.
@@ -90,7 +97,6 @@ async def run(
     logs.configure(level=log_level, fmt=log_format, secrets=settings.secret_texts())
     settings.require_chain()
     settings.require_invocator()
-    _require_supported(settings)
     async with AsyncExitStack() as stack:
         # From here on: a signal during the start is as graceful as one later.
         stack.enter_context(stop.on_signals())
@@ -120,10 +126,12 @@ async def run(
             troubles = _troubles(node, follower)
             await pinning.clear_halt(pool, sources.chain_id)
         if INVOCATOR in parts:
-            invocator = _invocator(settings, await _opened(stack, dsn, Role.INVOCATOR), reached)
-            running.append(_part(INVOCATOR, invocator.tick, settings))
+            role = Role.READER if settings.cre_mode == "dry-run" else Role.INVOCATOR
+            tick = _invocation(settings, await _opened(stack, dsn, role), node, reached, show)
+            running.append(_part(INVOCATOR, tick, settings))
         log.info("daemon.started", parts=[part.name for part in running], chain_id=settings.chain_id)
         reader = await _opened(stack, dsn, Role.READER)
+        companions += [_ear(dsn, sources.chain_id, part) for part in running if part.name == INVOCATOR]
         supervisor = Supervisor(running, companions, stop=stop)
         companions.append(
             _server(settings, reader, sources.chain_id, supervisor, node=node, troubles=troubles, rpc=rpc_metrics)
@@ -133,39 +141,39 @@ async def run(
         return code
 
 
-def _require_supported(settings: Settings) -> None:
-    problems = []
-    if settings.cre_mode != "gateway":
-        problems.append(f"BSKT_CRE_MODE={settings.cre_mode} is not wired into `bskt run` yet; use gateway")
-    if settings.daily_cap_tokens is not None:
-        problems.append("BSKT_DAILY_CAP_TOKENS is not enforced yet; leave it unset, so that nobody relies on it")
-    if settings.resend_after_seconds is not None:
-        problems.append("BSKT_RESEND_AFTER_SECONDS is not carried out yet; leave it unset")
-    if problems:
-        raise SettingsError(problems)
-
-
 @asynccontextmanager
 async def _datastore(settings: Settings) -> AsyncIterator[tuple[str, bytes]]:
     """The database's DSN and the instance secret; without a configured database, an embedded one of our own."""
     if settings.database_url is not None:
         dsn = settings.database_url.get_secret_value()
         await schema.check(dsn)
-        yield dsn, _secret(settings)
+        yield dsn, instance_secret(settings)
         return
     async with EmbeddedPostgres(settings.data_dir / "postgres") as postgres:
         log.info("datastore.embedded", sentence=postgres.sentence)
         await schema.apply(postgres.dsn)
-        yield postgres.dsn, _secret(settings)
+        yield postgres.dsn, instance_secret(settings)
 
 
-def _secret(settings: Settings) -> bytes:
-    """The configured instance secret; or, with the embedded database only, the one that is kept beside it."""
+def instance_secret(settings: Settings, *, make: bool = True) -> bytes:
+    """The configured instance secret; or, with the embedded database only, the one that is kept beside it.
+
+    Raises:
+        SettingsError: There is none, and none may be made.
+    """
     if settings.instance_secret is not None:
         return settings.instance_secret.get_secret_value()
     if settings.database_url is not None:
         raise SettingsError(["BSKT_INSTANCE_SECRET is needed with BSKT_DATABASE_URL"])
+    kept = kept_secret_path(settings.data_dir)
+    if not make and not kept.exists():
+        raise SettingsError([f"{kept} is missing: put the daemon's secret back from a backup"])
     return _kept_secret(settings.data_dir)
+
+
+def kept_secret_path(data_dir: Path) -> Path:
+    """Where the secret of an embedded database is kept."""
+    return data_dir / "instance-secret"
 
 
 def _kept_secret(data_dir: Path) -> bytes:
@@ -173,7 +181,7 @@ def _kept_secret(data_dir: Path) -> bytes:
 
     Written under another name and renamed: a crash leaves either no secret or a whole one.
     """
-    path = data_dir / "instance-secret"
+    path = kept_secret_path(data_dir)
     if not path.exists():
         # A draft that a crash left is overwritten; the embedded server lets only one daemon come here.
         draft = path.with_suffix(".draft")
@@ -235,12 +243,13 @@ def _sources(settings: Settings, secret: bytes) -> Sources:
         chain_id=_present(settings.chain_id),
         factory=_present(settings.factory_address),
         forwarder=_present(settings.forwarder_address),
-        catalog=EventCatalog(load_abis(settings.abi_dir or _packaged_abis())),
+        catalog=EventCatalog(load_abis(settings.abi_dir or packaged_abis())),
         secret=secret,
     )
 
 
-def _packaged_abis() -> Path:
+def packaged_abis() -> Path:
+    """The directory of the ABI files that come with the program."""
     here = Path(__file__).parents[1]
     installed = here / "indexer" / "abi"
     return installed if installed.is_dir() else here / "abi"
@@ -269,11 +278,11 @@ async def indexing(settings: Settings, dsn: str) -> AsyncIterator[Indexing]:
     settings.require_chain()
     async with AsyncExitStack() as stack:
         await schema.check(dsn)
-        node = _node(settings)
+        node = _node(settings, RpcMetrics(_present(settings.chain_id)))
         stack.push_async_callback(node.close)
         pool = await _opened(stack, dsn, Role.INDEXER)
         await check_server(pool)
-        sources = _sources(settings, _secret(settings))
+        sources = _sources(settings, instance_secret(settings))
         pinned = await pinning.pinned(pool, await _shown(pool, node, sources))
         if pinned is None:
             raise DatastoreUnsuitable(
@@ -397,10 +406,12 @@ def _sweep(
 
 
 def _rules(settings: Settings, sources: Sources, pinned: pinning.Pinned) -> Rules:
-    cap = settings.max_mint_tokens
+    cap, minimum = settings.max_mint_tokens, settings.min_mint_tokens
     return Rules(
         policy=Policy(
             max_mint_wei=None if cap is None else wei(cap),
+            min_mint_wei=None if minimum is None else wei(minimum),
+            max_drift_wei=wei(settings.max_drift_tokens),
             forbidden_beneficiaries=frozenset({sources.factory, sources.forwarder}),
         ),
         contest=settings.contested_reference == "review",
@@ -414,29 +425,73 @@ def _finality(finality: Finality) -> FinalityRule:
     return FinalityRule(tag=finality.kind, depth=finality.depth_blocks or 0)
 
 
-def _invocator(settings: Settings, pool: Pool, reached: Reached) -> Invocator:
-    url = _present(settings.cre_gateway_url)
+def _invocation(
+    settings: Settings, pool: Pool, node: Node, reached: Reached, show: Callable[[str], None]
+) -> Callable[[], Awaitable[bool]]:
+    """The invocator's tick in the configured mode."""
+    chain_id = _present(settings.chain_id)
+    if settings.cre_mode == "dry-run":
+        return DryRun(
+            pool=pool, chain_id=chain_id, workflow_ids=settings.cre_workflow, currency=settings.currency, show=show
+        ).tick
+    simulated = settings.cre_mode == "simulate"
+    daily_cap, max_mint = settings.daily_cap_tokens, settings.max_mint_tokens
+    gateway = _simulation(settings) if simulated else CreGateway.at(_present(settings.cre_gateway_url))
+    terms = Terms(
+        mode=claims.SIMULATE if simulated else claims.GATEWAY,
+        gateway_url="cre workflow simulate" if simulated else _present(settings.cre_gateway_url),
+        workflow_ids=(SIMULATED_WORKFLOW,) if simulated else settings.cre_workflow,
+        currency=settings.currency,
+        pacing=Pacing(
+            seconds_per_trigger=settings.cre_seconds_per_trigger,
+            burst=settings.cre_burst,
+            max_in_flight=settings.cre_max_in_flight,
+            requester_max_in_flight=settings.requester_share,
+            basket_max_in_flight=settings.basket_share,
+            daily_cap_wei=None if daily_cap is None else wei(daily_cap),
+        ),
+        timeout_seconds=SIMULATION_SECONDS if simulated else settings.cre_timeout_seconds,
+        lease_seconds=settings.claim_lease_seconds,
+        completion_deadline_seconds=settings.completion_deadline_seconds,
+        give_up_seconds=settings.give_up_seconds,
+        resend_after_seconds=settings.resend_after_seconds,
+        max_mint_wei=None if max_mint is None else wei(max_mint),
+    )
     return Invocator(
         pool=pool,
-        chain_id=_present(settings.chain_id),
-        gateway=CreGateway.at(url),
-        signer=Signer.from_text(_present(settings.cre_signer_key).get_secret_value()),
-        terms=Terms(
-            gateway_url=url,
-            workflow_ids=settings.cre_workflow,
-            currency=settings.currency,
-            pacing=Pacing(
-                seconds_per_trigger=settings.cre_seconds_per_trigger,
-                burst=settings.cre_burst,
-                max_in_flight=settings.cre_max_in_flight,
-            ),
-            timeout_seconds=settings.cre_timeout_seconds,
-            lease_seconds=settings.claim_lease_seconds,
-            completion_deadline_seconds=settings.completion_deadline_seconds,
-            give_up_seconds=settings.give_up_seconds,
-        ),
+        chain_id=chain_id,
+        gateway=gateway,
+        signer=None if simulated else Signer.from_text(_present(settings.cre_signer_key).get_secret_value()),
+        terms=terms,
         clock=time.time,  # noqa: TID251 - a token's iat is wall-clock time; nothing else uses it
+        look_at=lambda token, consumer: read_contracts(node, token=token, consumer=consumer),
         reached=reached,
+    ).tick
+
+
+def _simulation(settings: Settings) -> CreSimulation:
+    return CreSimulation(
+        command=CreCommand(
+            executable=settings.cre_command,
+            project_root=_present(settings.cre_project_dir),
+            workflow_folder=_present(settings.cre_workflow_folder),
+            target=_present(settings.cre_target),
+            environment=cre_environment(settings),
+        )
+    )
+
+
+def _ear(dsn: str, chain_id: int, part: Part) -> Companion:
+    """Wake the invocator when the indexer confirmed a request: it only shortens the pause."""
+
+    def heard(told: str) -> None:
+        if told == str(chain_id):
+            part.wake.set()
+
+    return Companion(
+        name="listener",
+        run=lambda: listening.listen(dsn, CONFIRMED_CHANNEL, heard=heard, wait=wait),
+        forgives=(DatastoreUnavailable,),
     )
 
 
@@ -473,9 +528,11 @@ def _server(
         clock=time.monotonic,
         look=lambda: status.attention(reader, chain_id),
         failing=supervisor.failing,
-        endpoints=lambda: [asdict(report) for report in node.reports()],
+        endpoints=node.reports,
         troubles=troubles,
-        in_process=(rpc.registry,),
+        measured=(rpc.registry,),
+        # A simulation may take its whole time inside one turn.
+        longest_turn_seconds=http.LONGEST_TURN_SECONDS + (SIMULATION_SECONDS if settings.cre_mode == "simulate" else 0),
     )
     listen = settings.listen
     return Companion(name="http", run=lambda: http.serve(app, host=listen.host, port=listen.port))
@@ -513,6 +570,7 @@ def _part(name: str, tick: Callable[[], Awaitable[bool]], settings: Settings) ->
         pause_seconds=settings.poll_interval_seconds,
         wake=asyncio.Event(),
         forgives=(DatastoreUnavailable, NodeUnavailable, RangeRefused, BlockUnknown),
+        hurries_after=(DatastoreUnavailable,),
         halts_on=(FinalityViolated,),
     )
 

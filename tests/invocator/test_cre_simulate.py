@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from invocator.classification import Broadcast
 from invocator.cre_simulate import (
-    Broadcast,
     CreCommand,
     NoResult,
     NotStarted,

@@ -92,7 +92,7 @@ async def world(
     identity: ChainIdentity | None = IDENTITY,
     requests_per_second: float | None = None,
     limits: Limits | None = None,
-    timeout_seconds: float = 5.0,
+    timeout_seconds: float = 30.0,
 ) -> AsyncIterator[World]:
     now, failovers = [1_000.0], list[None]()
     inconsistencies: Counter[Inconsistency] = Counter()
@@ -159,7 +159,7 @@ async def test_whatever_goes_wrong_with_one_endpoint_the_next_one_answers_at_onc
 ) -> None:
     """Hard cases 24, 28, 30."""
     first, second = pair()
-    async with world(first, second, timeout_seconds=0.3) as w:
+    async with world(first, second, timeout_seconds=1.0) as w:
         assert await w.tick() == "0"
         first.interfere = interfere  # type: ignore[assignment]  # each is one
         assert await w.tick() == "1"
@@ -373,6 +373,20 @@ async def test_what_a_new_connection_says_is_not_believed_before_it_has_shown_it
         assert w.states == [ALIVE]
 
 
+async def test_after_a_failure_the_chain_is_shown_again_even_over_the_same_connection() -> None:
+    """Hard case 27: a proxy keeps our connection and puts another server behind it."""
+    server = RpcStandIn(chain=CHAIN)
+    async with world(server) as w:
+        await w.tick()
+        server.interfere = refused(502)
+        with pytest.raises(NodeUnavailable, match="502"):
+            await w.tick()
+        server.interfere, server.chain = None, mined(genesis("another"), *[[]] * 99)
+        with pytest.raises(NodeUnavailable, match="genesis hash"):
+            await w.tick()
+        assert len(server.connections) == 1
+
+
 async def test_an_endpoint_that_has_no_factory_yet_lags_and_is_not_of_another_chain() -> None:
     async with world(RpcStandIn(chain=CHAIN, code=b""), RpcStandIn(chain=CHAIN)) as w:
         assert await w.tick() == "1"
@@ -475,8 +489,13 @@ async def test_a_question_outside_of_a_session_is_answered_by_the_first_endpoint
     first, second = pair()
     first.tampers["eth_getBlockByNumber"] = pruned
     async with world(first, second) as w:
+        assert await w.tick() == "0"
         assert (await w.node.header_by_number(3)).hash == CHAIN[3].hash
         assert w.exchanges[1] > 0
+        # That says nothing about its tip.
+        assert await w.tick() == "0"
+        assert w.states == [ALIVE, ALIVE]
+        assert w.failovers == []
         second.tampers["eth_getBlockByNumber"] = pruned
         with pytest.raises(HistoryPruned, match="block 3 "):
             await w.node.header_by_number(3)

@@ -9,7 +9,7 @@ from uuid import uuid4
 from click.testing import CliRunner, Result
 
 from datastore import claims, following
-from datastore.claims import Answered, Frozen, Pacing
+from datastore.claims import Answered, Frozen, Pacing, Says
 from datastore.connection import Pool
 from datastore.rows import Basket, Batch, Block, Finality, LogRow, Request
 from service.cli import main
@@ -108,6 +108,10 @@ class Chain:
         assert claimed is not None
         return claimed
 
+    async def let_probe(self) -> None:
+        """As if the pause of the breaker were over."""
+        await self.invocator.execute("UPDATE trigger_gate SET probe_at = clock_timestamp()")
+
     async def send(self, outcome: str | None, sentence: str | None = None) -> int:
         """Claim the next waiting request and call CRE for it; without an outcome its answer is never known."""
         order = await self.claim()
@@ -135,7 +139,16 @@ class Chain:
         )
         assert number is not None
         if outcome is not None:
-            answered = Answered(outcome=outcome, http_status=200, sentence=sentence, answer=None, deadline_seconds=2400)
+            refused = outcome in {"instance_refused", "never_connected"}
+            answered = Answered(
+                outcome=outcome,
+                http_status=200,
+                sentence=sentence,
+                answer=None,
+                deadline_seconds=2400,
+                says=Says.REFUSED if refused else Says.WORKS,
+                code="signer_not_authorized" if refused else None,
+            )
             await claims.record_answer(self.invocator, CHAIN, order, frozen, number, answered)
         return order.request_id
 

@@ -1,10 +1,14 @@
+import json
+import re
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from datastore.connection import Pool
 from service.console import Exit
-from tests.datastore.builders import ALICE, BOB, ETHER, batch, block, hash_of, mint, report, request
+from tests.datastore.builders import BOB, ETHER, batch, block, hash_of, mint, report, request
 from tests.service.rows import CHAIN, Chain, asked_for, basket, bskt, execution_id
 
 
@@ -213,24 +217,24 @@ async def test_the_timeline_reads_like_a_story(chain: Chain, dsn: str) -> None:
     story = (await bskt(dsn, "--output", "json", "requests", "timeline", "1")).json
     assert [(line["source"], line["sentence"].partition(".")[0].partition(":")[0]) for line in story] == [
         ("chain", "Asked for on chain in block 1 (orphaned later)"),
-        ("chain", "Asked for on chain in block 1"),
-        ("chain", "CRE's delivery succeeded in block 3"),
-        ("chain", "1 AUD minted for 0x" + ALICE.hex() + " in block 3"),
         ("indexer", "Recorded"),
         ("chain", "A reorg of 1 block above block 0"),
+        ("chain", "Asked for on chain in block 1"),
         ("indexer", "It is final enough, the policy allows it, and it holds its bank reference"),
         ("invocator", "A worker took it"),
         ("invocator", f"Attempt 1 is sent by worker {str(chain.worker)[:8]}"),
         ("invocator", "An attempt begins; from here on it may have been delivered"),
-        ("gateway", story[10]["sentence"].partition(".")[0]),
+        ("gateway", story[8]["sentence"].partition(".")[0]),
         ("invocator", "CRE accepted it"),
+        ("chain", "CRE's delivery succeeded in block 3"),
+        ("chain", "1 AUD minted for 0xA1A1a1a1A1A1A1A1A1a1a1a1a1a1A1A1a1A1a1a1 in block 3"),
         ("indexer", "Its mint is on chain, proven by the forwarder's report in the same transaction"),
         ("indexer", "Request and mint are final"),
     ]
-    assert story[10]["sentence"].endswith("s, HTTP 200: accepted.")
+    assert story[8]["sentence"].endswith("s, HTTP 200: accepted.")
     told = await bskt(dsn, "requests", "timeline", "1")
     assert "executed → completed" in told.stdout
-    assert "Now: 1 AUD were minted in block 3, proven by its report" in told.stderr
+    assert "Now: Minted 1 AUD in block 3, proven by its report" in told.stderr
 
 
 async def test_a_basket_is_listed_with_its_requests_and_its_mints(chain: Chain, dsn: str) -> None:
@@ -271,3 +275,58 @@ async def test_another_chain_than_the_stored_one_is_refused_with_the_stored_ones
     answer = await bskt(dsn, "requests", "list", BSKT_CHAIN_ID="1")
     assert answer.code == Exit.ERROR
     assert f"does not hold chain 1, only {CHAIN}" in answer.stderr
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# docs/cli.md
+# ---------------------------------------------------------------------------------------------------------------------
+def documented(heading: str) -> list[Any]:
+    """The JSON examples under a heading of docs/cli.md."""
+    text = (Path(__file__).parents[2] / "docs" / "cli.md").read_text(encoding="utf-8")
+    section = text.partition(f"### {heading}")[2].partition("\n### ")[0]
+    return [json.loads(example) for example in re.findall(r"```json\n(.*?)```", section, re.DOTALL)]
+
+
+def names(value: Any, below: str = "") -> set[str]:
+    """The members of a shape, dotted; a list is what its first item is."""
+    if isinstance(value, list):
+        return names(value[0], below) if value else set()
+    if not isinstance(value, dict):
+        return set()
+    return {below + name for name in value} | {each for name in value for each in names(value[name], f"{below}{name}.")}
+
+
+async def test_the_documented_shapes_are_those_that_are_written(chain: Chain, dsn: str) -> None:
+    one = chain.next()
+    asked = request("DEP-1", one)
+    rivals = [request(f"rival {n}", one, log_index=1 + n, bank="DEP-2", beneficiary=bytes([n]) * 20) for n in (1, 2)]
+    waiting = request("DEP-3", one, log_index=9)
+    await chain.grow(baskets=(basket(one),), requests=(asked, *rivals, waiting))
+    await chain.grow(final=1)
+    await chain.send("accepted")
+    after = chain.next()
+    await chain.grow(mints=(mint(after, of=asked),), reports=(report(after, execution_id=execution_id(1)),), final=1)
+
+    async def written(*arguments: str) -> set[str]:
+        return names((await bskt(dsn, "--output", "json", *arguments)).json)
+
+    optional = {"held.reason", "held.since"}
+    listed, added = documented("`bskt requests list`")
+    (shown, waits) = [(await bskt(dsn, "--output", "json", "requests", "show", name)).json for name in ("1", "4")]
+    assert names(shown) | names(waits) == (names(listed) | names(added)) - optional
+    rows = (await bskt(dsn, "--output", "json", "requests", "list")).json
+    assert set().union(*map(names, rows)) == names(listed) - optional
+    (line,) = documented("`bskt requests timeline`")
+    assert await written("requests", "timeline", "1") == names(line)
+    (listed_basket,) = documented("`bskt baskets list`")
+    assert {each.partition(".")[0] for each in await written("baskets", "list")} == set(listed_basket)
+    (status,) = documented("`bskt status`")
+    seen = await written("status")
+    missing = {each for each in names(status) if not each.startswith(("requests.",))} - seen
+    assert {each for each in seen if not each.startswith("requests.")} <= names(status)
+    assert all(
+        each.startswith(("chain.last_reorg.", "chain.endpoints.", "paused.", "quarantined.", "sends_fail.", "alarms."))
+        for each in missing
+    )
+    (finding,) = documented("`bskt check`")
+    assert await written("keys", "check") == names(finding)

@@ -4,7 +4,18 @@ from pathlib import Path
 
 import pytest
 
-from service.settings import Finality, Listen, Settings, SettingsError, documented, load, wei
+from service.settings import (
+    Finality,
+    Listen,
+    Settings,
+    SettingsError,
+    cre_environment,
+    documented,
+    load,
+    markdown_table,
+    secret_files,
+    wei,
+)
 
 SIGNER_KEY = "ac0974bec39a17e36ba4a6b4d238ff944bacb478cbed5efcae784d7bf4f2ff80"  # anvil's first account
 FACTORY = "0x5FbDB2315678afecb367f032d93F642f64180aa3"
@@ -121,6 +132,9 @@ def test_a_dollar_sign_in_the_env_file_is_kept(tmp_path: Path) -> None:
         ("CLAIM_LEASE_SECONDS", "90"),
         ("GIVE_UP_SECONDS", "1200"),
         ("POLL_INTERVAL_SECONDS", "nan"),
+        ("HEAD_TIMEOUT_SECONDS", "-1"),
+        ("FINALITY_TIMEOUT_SECONDS", "inf"),
+        ("RPC_REQUESTS_PER_SECOND", "0"),
         ("MAX_MINT_TOKENS", "0"),
         ("MAX_MINT_TOKENS", "1.0000000000000000001"),
         ("CURRENCY", "usd"),
@@ -176,7 +190,36 @@ def test_what_a_command_needs_is_named_when_it_is_missing() -> None:
 
 
 def test_only_the_gateway_mode_needs_a_gateway() -> None:
-    read({"BSKT_CRE_MODE": "dry-run"}).require_invocator()
+    read({"BSKT_CRE_MODE": "dry-run", "BSKT_CRE_WORKFLOW": "01" * 32}).require_invocator()
+
+
+def test_the_simulate_mode_names_what_it_needs() -> None:
+    with pytest.raises(SettingsError) as missing:
+        read({"BSKT_CRE_MODE": "simulate"}).require_invocator()
+    assert [line.partition(":")[0] for line in missing.value.problems] == [
+        "BSKT_CRE_PROJECT_DIR",
+        "BSKT_CRE_WORKFLOW_FOLDER",
+        "BSKT_CRE_TARGET",
+        "BSKT_CRE_API_KEY",
+        "BSKT_CRE_ETH_PRIVATE_KEY",
+    ]
+
+
+def test_the_cre_command_gets_its_own_environment_and_none_of_ours() -> None:
+    """Hard case 116."""
+    environment = COMPLETE | {
+        "PATH": "/bin",
+        "HOME": "/home/bskt",
+        "AWS_SECRET_ACCESS_KEY": "not for cre",
+        "BSKT_CRE_API_KEY": "an-api-key",
+        "BSKT_CRE_ETH_PRIVATE_KEY": "0x" + "11" * 32,
+    }
+    assert cre_environment(read(environment), environment) == {
+        "PATH": "/bin",
+        "HOME": "/home/bskt",
+        "CRE_API_KEY": "an-api-key",
+        "CRE_ETH_PRIVATE_KEY": "0x" + "11" * 32,
+    }
 
 
 def test_an_external_database_needs_an_instance_secret() -> None:
@@ -201,7 +244,35 @@ def test_every_setting_is_documented_in_a_sentence() -> None:
         "BSKT_WS_URL",
         "BSKT_INSTANCE_SECRET",
         "BSKT_CRE_SIGNER_KEY",
+        "BSKT_CRE_API_KEY",
+        "BSKT_CRE_ETH_PRIVATE_KEY",
     }
+
+
+def test_the_readme_has_the_table_of_the_settings() -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    _, _, rest = readme.partition("| name | default | meaning | needed by |")
+    written = "| name | default | meaning | needed by |" + rest.partition("\n\n")[0]
+    assert written == markdown_table(), "python -c 'from service.settings import *; print(markdown_table())'"
+
+
+def test_what_is_needed_is_what_the_table_says() -> None:
+    needed = {row.name for row in documented() if row.needed_by}
+    with pytest.raises(SettingsError) as chain:
+        read({}).require_chain()
+    with pytest.raises(SettingsError) as invocator:
+        read({"BSKT_DATABASE_URL": "postgresql:///bskt", "BSKT_CRE_MODE": "simulate"}).require_invocator()
+    with pytest.raises(SettingsError) as gateway:
+        read({}).require_invocator()
+    refused = [*chain.value.problems, *invocator.value.problems, *gateway.value.problems]
+    assert {line.partition(":")[0] for line in refused} == needed
+
+
+def test_secret_files_are_those_that_are_read(tmp_path: Path) -> None:
+    env_file = tmp_path / "env"
+    env_file.write_text("BSKT_WS_URL_FILE=/old\nBSKT_CRE_SIGNER_KEY_FILE=/key\n", encoding="utf-8")
+    files = secret_files(env_file, {"BSKT_WS_URL": "ws://new.example", "BSKT_RPC_URL_FILE": "/rpc"})
+    assert files == {"BSKT_CRE_SIGNER_KEY": Path("/key"), "BSKT_RPC_URL": Path("/rpc")}
 
 
 def test_an_unknown_flag_is_refused() -> None:

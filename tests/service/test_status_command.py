@@ -65,7 +65,7 @@ async def test_a_chain_in_order_is_well(chain: Chain, dsn: str) -> None:
         code, shown = await status(dsn, BSKT_RPC_URL=url)
         table = await bskt(dsn, "status", BSKT_RPC_URL=url)
     assert code == Exit.DONE
-    assert shown["chain"]["endpoints"] == [{"name": "0", "state": "alive", "head": 1, "problem": None}]
+    assert shown["chain"]["endpoints"] == [{"name": "0", "state": "alive", "head": 1, "reason": None}]
     assert shown["requests"]["seen"] == 1
     assert shown["queue"]["slots"] == [{"workflow_id": "0x" + WORKFLOW.hex(), "next_at": None}]
     assert (table.code, "chain 31337: following" in table.stdout) == (Exit.DONE, True)
@@ -127,6 +127,7 @@ async def test_refusals_of_this_instance_are_told_and_explain_every_waiting_requ
     assert (code, shown["sends_fail"]["answers"]) == (Exit.NOT_READY, 1)
     (last, *_) = (await bskt(dsn, "--output", "json", "requests", "list")).json
     assert "signer is not authorized" in last["next"]
+    await chain.let_probe()
     await chain.send("accepted")
     async with node(head=2) as url:
         code, shown = await status(dsn, BSKT_RPC_URL=url)

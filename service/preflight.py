@@ -1,0 +1,43 @@
+"""Ask a basket's contracts what the invocator wants to know before a first send."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from eth_hash.auto import keccak
+
+from invocator.preflight import Contracts
+from node.errors import BlockUnknown, CallReverted, NodeUnavailable
+from node.node import Node
+
+_WORD_BYTES: Final = 32
+_ADDRESS_BYTES: Final = 20
+_MOST_DECIMALS: Final = 255  # a uint8, whatever a token says
+
+
+async def read_contracts(node: Node, *, token: bytes, consumer: bytes) -> Contracts | None:
+    """What the contracts say at the node's head; ``None`` if the node does not answer."""
+    try:
+        is_minter = _number(await _asked(node, token, "isMinter(address)", consumer))
+        stablecoin = _number(await _asked(node, consumer, "getStablecoin()"))
+        decimals = _number(await _asked(node, token, "decimals()"))
+    except (NodeUnavailable, BlockUnknown):
+        return None
+    return Contracts(
+        is_minter=None if is_minter is None else is_minter != 0,
+        stablecoin=None if stablecoin is None else stablecoin.to_bytes(_WORD_BYTES, "big")[-_ADDRESS_BYTES:],
+        decimals=None if decimals is None else min(decimals, _MOST_DECIMALS),
+    )
+
+
+async def _asked(node: Node, contract: bytes, signature: str, argument: bytes = b"") -> bytes:
+    """What a view function returns; empty where the contract has none of this name (it reverts, or says nothing)."""
+    data = keccak(signature.encode())[:4] + (argument.rjust(_WORD_BYTES, b"\0") if argument else b"")
+    try:
+        return await node.call(contract, data)
+    except CallReverted:
+        return b""
+
+
+def _number(answer: bytes) -> int | None:
+    return int.from_bytes(answer, "big") if len(answer) == _WORD_BYTES else None

@@ -1,0 +1,407 @@
+"""The invocator driven tick by tick over real rows; what CRE answers is planned."""
+
+import base64
+import json
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field, replace
+
+import orjson
+import pytest
+
+from datastore import claims, following
+from datastore.claims import Pacing
+from datastore.connection import Pool, Role, open_pool
+from datastore.identity import execution_id_candidates
+from datastore.rows import Basket, Block, Request
+from indexer.policy import Policy
+from invocator.classification import Broadcast, HttpReply, NeverConnected, NoAnswer, Reply
+from invocator.dry_run import DryRun
+from invocator.invocation import SIMULATED_WORKFLOW, Invocator, Terms
+from invocator.preflight import Contracts
+from invocator.signing import Signer
+from tests.datastore.builders import ALICE, CHAIN, CONSUMER, RULES, TOKEN, batch, block, mint, pin_chain, request
+from tests.datastore.workers import let_pass, states
+
+KEY = "0xac0974bec39a17e36ba4a6b4d238ff944bacb478cbed5efcae784d7bf4f2ff80"  # the first well-known anvil key
+SIGNER = Signer.from_text(KEY)
+WORKFLOW_ID = bytes(range(32))
+RIGHT = Contracts(is_minter=True, stablecoin=TOKEN, decimals=18)
+TERMS = Terms(
+    gateway_url="https://gateway.example/",
+    workflow_ids=(WORKFLOW_ID,),
+    currency="USD",
+    pacing=Pacing(seconds_per_trigger=0, burst=1, max_in_flight=100),
+    timeout_seconds=90,
+    lease_seconds=120,
+    completion_deadline_seconds=2400,
+    give_up_seconds=86_400,
+)
+SIMULATING = replace(TERMS, mode=claims.SIMULATE, workflow_ids=(SIMULATED_WORKFLOW,), gateway_url="cre")
+
+
+def accepted(body: bytes) -> Reply:
+    request_id = orjson.loads(body)["id"]
+    answer = {
+        "jsonrpc": "2.0",
+        "id": request_id,
+        "method": "workflows.execute",
+        "result": {
+            "workflow_id": "0x" + WORKFLOW_ID.hex(),
+            "workflow_execution_id": "0x" + execution_id_candidates(WORKFLOW_ID, request_id)[1].hex(),
+            "status": "ACCEPTED",
+        },
+    }
+    return HttpReply(status=200, body=json.dumps(answer).encode())
+
+
+@dataclass(kw_only=True)
+class Cre:
+    """Answers with what is planned, else ACCEPTED; keeps what it got."""
+
+    planned: list[Reply | Callable[[bytes], Reply]] = field(default_factory=list)
+    bodies: list[bytes] = field(default_factory=list)
+    tokens: list[str] = field(default_factory=list)
+
+    async def post(self, body: bytes, token: str, timeout_seconds: float) -> Reply:
+        assert timeout_seconds > 0
+        self.bodies.append(body)
+        self.tokens.append(token)
+        planned = self.planned.pop(0) if self.planned else accepted
+        return planned(body) if callable(planned) else planned
+
+
+@dataclass(kw_only=True)
+class Chain:
+    """What the contracts of every basket say."""
+
+    contracts: Contracts | None = RIGHT
+
+    async def look_at(self, token: bytes, consumer: bytes) -> Contracts | None:
+        assert (token, consumer) == (TOKEN, CONSUMER)
+        return self.contracts
+
+
+Make = Callable[..., Invocator]
+
+
+@pytest.fixture
+def cre() -> Cre:
+    return Cre()
+
+
+@pytest.fixture
+def chain() -> Chain:
+    return Chain()
+
+
+@pytest.fixture
+def make(invocator_pool: Pool, cre: Cre, chain: Chain) -> Make:
+    def made(terms: Terms = TERMS, *, clock: Callable[[], float] = lambda: 1_700_000_000.0) -> Invocator:
+        return Invocator(
+            pool=invocator_pool,
+            chain_id=CHAIN,
+            gateway=cre,
+            signer=None if terms.mode == claims.SIMULATE else SIGNER,
+            terms=terms,
+            clock=clock,
+            look_at=chain.look_at,
+        )
+
+    return made
+
+
+def announced(at: Block) -> Basket:
+    return Basket(
+        block_number=at.number,
+        block_hash=at.hash,
+        log_index=0,
+        stablecoin=TOKEN,
+        consumer=CONSUMER,
+        creator=ALICE,
+        admin=ALICE,
+        name_raw=b"Test Dollar",
+        symbol_raw=b"TUSD",
+        name="Test Dollar",
+        symbol="TUSD",
+    )
+
+
+@pytest.fixture
+def ask(indexer_pool: Pool) -> Callable[..., Awaitable[Block]]:
+    """Record a basket and requests, all confirmed; the tip."""
+
+    async def asked(*names: str) -> Block:
+        genesis, one = await pin_chain(indexer_pool), block(1)
+        requests = tuple(asked_for(name, one, number) for number, name in enumerate(names))
+        made = replace(batch(one, on=genesis, requests=requests, final=1), baskets=(announced(one),))
+        await following.commit(indexer_pool, CHAIN, made, RULES)
+        return one
+
+    return asked
+
+
+def asked_for(name: str, at: Block, number: int = 0) -> Request:
+    return request(name, at, log_index=number + 1)
+
+
+async def run(invocator: Invocator) -> None:
+    while await invocator.tick():
+        pass
+
+
+Ask = Callable[..., Awaitable[Block]]
+
+
+# -- pre-flight ------------------------------------------------------------------------------------------------------
+
+
+async def test_a_request_that_passes_is_sent_and_its_token_s_decimals_are_remembered(
+    ask: Ask, make: Make, cre: Cre, indexer_pool: Pool
+) -> None:
+    await ask("d1", "d2")
+    await run(make())
+    assert await states(indexer_pool) == ["accepted", "accepted"]
+    assert len(cre.bodies) == 2
+    assert await indexer_pool.fetchval("SELECT decimals FROM basket") == 18
+
+
+@pytest.mark.parametrize(
+    ("contracts", "reason"),
+    [(None, "node_unavailable"), (replace(RIGHT, is_minter=False), "not_a_minter")],
+)
+async def test_not_now_is_a_hold_with_a_reason_that_ends_when_it_is_put_right(
+    ask: Ask, make: Make, cre: Cre, chain: Chain, indexer_pool: Pool, contracts: Contracts | None, reason: str
+) -> None:
+    """Hard case 41."""
+    await ask("d1")
+    chain.contracts = contracts
+    invocator = make()
+    await run(invocator)
+    assert (await states(indexer_pool), cre.bodies) == (["confirmed"], [])
+    assert await indexer_pool.fetchval("SELECT held_reason FROM mint_request") == reason
+    assert await indexer_pool.fetchval("SELECT detail FROM mint_transition ORDER BY id DESC LIMIT 1") is not None
+    chain.contracts = RIGHT
+    await let_pass(indexer_pool, 1, next_attempt_at=601)
+    await run(invocator)
+    assert await states(indexer_pool) == ["accepted"]
+
+
+async def test_never_goes_to_a_person_and_nothing_is_frozen(
+    ask: Ask, make: Make, cre: Cre, chain: Chain, indexer_pool: Pool
+) -> None:
+    """Hard case 52."""
+    await ask("d1")
+    chain.contracts = replace(RIGHT, decimals=6)
+    await run(make())
+    assert (await states(indexer_pool), cre.bodies) == (["review"], [])
+    assert await indexer_pool.fetchval("SELECT state_reason FROM mint_request") == "decimals_not_supported"
+    assert await indexer_pool.fetchval("SELECT count(*) FROM frozen_request") == 0
+    assert await indexer_pool.fetchval("SELECT decimals FROM basket") == 6
+    # From now on the policy knows it too.
+    two = block(2)
+    judging = replace(RULES, policy=Policy(max_mint_wei=None))
+    later = batch(two, on=block(1), requests=(asked_for("d2", two),), final=2)
+    await following.commit(indexer_pool, CHAIN, later, judging)
+    assert await states(indexer_pool) == ["review", "rejected"]
+
+
+async def test_a_basket_that_no_branch_announces_is_waited_for(make: Make, cre: Cre, indexer_pool: Pool) -> None:
+    """Hard case 38."""
+    genesis, one = await pin_chain(indexer_pool), block(1)
+    await following.commit(
+        indexer_pool, CHAIN, batch(one, on=genesis, requests=(asked_for("d1", one),), final=1), RULES
+    )
+    await run(make())
+    assert await indexer_pool.fetchval("SELECT held_reason FROM mint_request") == "basket_not_canonical"
+    assert cre.bodies == []
+
+
+# -- mode simulate ---------------------------------------------------------------------------------------------------
+
+
+async def test_a_simulation_is_run_once_and_ends_proven_by_its_transaction(
+    ask: Ask, make: Make, cre: Cre, indexer_pool: Pool
+) -> None:
+    one = await ask("d1")
+    two = block(2)
+    minted = mint(two, of=asked_for("d1", one), tx="broadcast")
+    cre.planned = [Broadcast(tx_hash=minted.tx_hash)]
+    invocator = make(SIMULATING)
+    await run(invocator)
+    assert (await states(indexer_pool), cre.tokens) == (["in_doubt"], [""])
+    assert await indexer_pool.fetchval("SELECT count(*) FROM execution_id") == 0
+    await following.commit(indexer_pool, CHAIN, batch(two, on=one, mints=(minted,), final=2), RULES)
+    await following.commit(indexer_pool, CHAIN, batch(block(3), on=two, final=3), RULES)
+    assert await states(indexer_pool) == ["completed"]
+
+
+async def test_a_simulation_without_a_result_is_never_run_again(
+    ask: Ask, make: Make, cre: Cre, indexer_pool: Pool
+) -> None:
+    """Hard case 77."""
+    await ask("d1")
+    cre.planned = [NoAnswer(reason="cre was ended")]
+    invocator = make(replace(SIMULATING, resend_after_seconds=1))
+    await run(invocator)
+    await let_pass(indexer_pool, 1, next_attempt_at=5_000, state_changed_at=2_000)
+    await run(invocator)
+    # Nor by an invocator of the other mode, over the same rows.
+    await run(make())
+    assert (await states(indexer_pool), len(cre.bodies)) == (["in_doubt"], 1)
+    await let_pass(indexer_pool, 1, state_changed_at=401)
+    await run(invocator)
+    assert (await states(indexer_pool), len(cre.bodies)) == (["review"], 1)
+
+
+async def test_a_command_that_did_not_start_sent_nothing(ask: Ask, make: Make, cre: Cre, indexer_pool: Pool) -> None:
+    await ask("d1")
+    cre.planned = [NeverConnected(reason="cre did not start: FileNotFoundError")]
+    await run(make(SIMULATING))
+    assert await states(indexer_pool) == ["confirmed"]
+    assert await indexer_pool.fetchval("SELECT outcome FROM attempt") == "never_connected"
+
+
+async def test_what_one_mode_left_in_doubt_the_other_does_not_touch(
+    ask: Ask, make: Make, cre: Cre, indexer_pool: Pool
+) -> None:
+    await ask("d1")
+    cre.planned = [NoAnswer(reason="timed out")]
+    await run(make())
+    await let_pass(indexer_pool, 1, next_attempt_at=10_000)
+    await run(make(SIMULATING))
+    assert (await states(indexer_pool), len(cre.bodies)) == (["in_doubt"], 1)
+    await run(make())
+    assert (await states(indexer_pool), len(cre.bodies)) == (["accepted"], 2)
+
+
+# -- mode dry-run ----------------------------------------------------------------------------------------------------
+
+
+async def test_a_dry_run_shows_each_request_once_with_its_very_bytes_and_writes_nothing(
+    ask: Ask, make: Make, cre: Cre, dsn: str, indexer_pool: Pool
+) -> None:
+    one = await ask("d1", "d2")
+    shown: list[str] = []
+    async with await open_pool(dsn, Role.READER) as reader:
+        dry = DryRun(pool=reader, chain_id=CHAIN, workflow_ids=(WORKFLOW_ID,), currency="USD", show=shown.append)
+        assert await dry.tick() is False
+        assert await dry.tick() is False
+        written = "SELECT (SELECT count(*) FROM workflow) + (SELECT count(*) FROM frozen_request) + max(claim_no)"
+        assert await indexer_pool.fetchval(f"{written} FROM mint_request") == 0
+        two = block(2)
+        late = batch(two, on=one, requests=(asked_for("d3", two),), final=2)
+        await following.commit(indexer_pool, CHAIN, late, RULES)
+        await dry.tick()
+    assert [orjson.loads(line)["request_id"] for line in shown] == [1, 2, 3]
+    await run(make())
+    bodies = {orjson.loads(body)["id"]: orjson.loads(body) for body in cre.bodies}
+    assert {orjson.loads(line)["body"]["id"]: orjson.loads(line)["body"] for line in shown} == bodies
+
+
+async def test_a_dry_run_says_what_would_be_refused(ask: Ask, dsn: str, indexer_pool: Pool) -> None:
+    await ask("d1")
+    shown: list[str] = []
+    async with await open_pool(dsn, Role.INVOCATOR) as pool:
+        await claims.pin_decimals(pool, CHAIN, TOKEN, 6)
+    async with await open_pool(dsn, Role.READER) as reader:
+        dry = DryRun(pool=reader, chain_id=CHAIN, workflow_ids=(WORKFLOW_ID,), currency="USD", show=shown.append)
+        await dry.tick()
+    assert orjson.loads(shown[0])["refused"] == "decimals_not_supported"
+    assert await states(indexer_pool) == ["confirmed"]
+
+
+# -- the breaker and the clock ---------------------------------------------------------------------------------------
+
+
+def gateway_error(code: int, message: str, *, status: int = 400, date: int | None = None) -> Callable[[bytes], Reply]:
+    def reply(body: bytes) -> Reply:
+        answer = {
+            "jsonrpc": "2.0",
+            "id": orjson.loads(body)["id"],
+            "method": "",
+            "error": {"code": code, "message": message},
+        }
+        return HttpReply(status=status, body=orjson.dumps(answer), server_date=date)
+
+    return reply
+
+
+EXPIRED = "Auth failure: token is expired"
+
+
+async def let_probe(pool: Pool) -> None:
+    await pool.execute("UPDATE trigger_gate SET probe_at = clock_timestamp()")
+
+
+@pytest.mark.parametrize(
+    ("message", "code"),
+    [
+        ("Auth failure: signer '0x1' is not authorized for workflow '0x2'", "signer_not_authorized"),
+        ("Workflow not found. Ensure that the workflow exists", "workflow_not_found"),
+        (EXPIRED, "clock_off"),
+        ("Auth failure: issuedAt (iat) is too far in the future", "clock_off"),
+        ("Service name not found: workflows", "wrong_gateway"),
+    ],
+)
+async def test_refusals_of_key_workflow_and_clock_pause_the_instance_for_every_worker(
+    ask: Ask, make: Make, cre: Cre, indexer_pool: Pool, invocator_pool: Pool, message: str, code: str
+) -> None:
+    """Hard case 85."""
+    await ask("d1", "d2")
+    cre.planned = [gateway_error(-32600, message)]
+    await run(make())
+    await run(make())
+    assert len(cre.bodies) == 1
+    assert await invocator_pool.fetchval("SELECT closed_code FROM trigger_gate") == code
+    assert await states(indexer_pool) == ["confirmed", "confirmed"]
+    await let_probe(invocator_pool)
+    await run(make())
+    assert await states(indexer_pool) == ["accepted", "accepted"]
+
+
+async def test_an_answer_of_something_in_between_does_not_end_the_pause(
+    ask: Ask, make: Make, cre: Cre, indexer_pool: Pool, invocator_pool: Pool
+) -> None:
+    await ask("d1", "d2")
+    cre.planned = [NeverConnected(reason="refused"), HttpReply(status=502, body=b"<html>Bad Gateway</html>")]
+    invocator = make()
+    await run(invocator)
+    await let_probe(invocator_pool)
+    await run(invocator)
+    # The probe may have been forwarded, so its request is in doubt; the other one was not touched.
+    assert (sorted(await states(indexer_pool)), len(cre.bodies)) == (["confirmed", "in_doubt"], 2)
+    assert await invocator_pool.fetchval("SELECT closed_at IS NOT NULL FROM trigger_gate")
+
+
+def issued_at(token: str) -> int:
+    payload = token.split(".")[1]
+    claims_of_it: dict[str, int] = json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
+    return claims_of_it["iat"]
+
+
+async def test_a_clock_that_is_off_is_corrected_by_the_gateway_s_own(
+    ask: Ask, make: Make, cre: Cre, indexer_pool: Pool, invocator_pool: Pool
+) -> None:
+    """Hard case 82."""
+    await ask("d1")
+    ours, theirs = 1_700_000_000, 1_700_000_900
+    cre.planned = [gateway_error(-32600, EXPIRED, date=theirs)]
+    invocator = make(clock=lambda: float(ours))
+    await run(invocator)
+    await let_probe(invocator_pool)
+    await run(invocator)
+    assert [issued_at(token) for token in cre.tokens] == [ours, theirs]
+    assert await states(indexer_pool) == ["accepted"]
+    assert await indexer_pool.fetchval("SELECT array_agg(kind ORDER BY kind) FROM alarm") == [
+        "clock_off",
+        "instance_refused",
+    ]
+
+
+async def test_a_date_that_is_a_few_seconds_off_is_the_network_s_and_not_corrected(
+    ask: Ask, make: Make, cre: Cre
+) -> None:
+    await ask("d1", "d2")
+    cre.planned = [gateway_error(-32002, "rate limit exceeded", status=429, date=1_700_000_004)]
+    await run(make())
+    assert [issued_at(token) for token in cre.tokens] == [1_700_000_000] * len(cre.tokens)
