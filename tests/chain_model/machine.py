@@ -38,13 +38,6 @@ T = TypeVar("T")
 WORKFLOW: Final = digest("workflow")
 PACING: Final = Pacing(seconds_per_trigger=0, burst=1, max_in_flight=1_000)
 
-# Deleting is a hundred times faster than truncating as long as the tables are small.
-_TABLES: Final = (
-    *("attempt", "frozen_request", "execution_id", "basket_turn", "workflow_slot", "workflow", "alarm", "report"),
-    *("mint_execution", "mint_transition", "operator_action", "mint_request", "reorg", "basket", "log", "block"),
-    *("sweep_difference", "sweep", "control", "cursor", "chain"),
-)
-_EMPTY: Final = ";".join(f"DELETE FROM {table}" for table in _TABLES)  # noqa: S608 - names of ours
 _TICKS_TO_SETTLE: Final = 400
 _REST_SECONDS: Final = 4_000.0  # longer than any endpoint rests
 _PATIENCE_SECONDS: Final = 30.0
@@ -84,6 +77,13 @@ class Arena:
     owner_pool: Pool
     server: Server
     tally: Tally
+    tables: tuple[str, ...]
+
+    async def empty(self) -> None:
+        """Delete every row.  As long as the tables are small, that is a hundred times faster than truncating them."""
+        async with self.owner_pool.acquire() as connection, connection.transaction():
+            await connection.execute("SET LOCAL session_replication_role = replica")  # no foreign key minds the order
+            await connection.execute(";".join(f"DELETE FROM {table}" for table in self.tables))  # noqa: S608 - ours
 
     def run(self, work: Coroutine[object, object, T]) -> T:
         return self.loop.run_until_complete(work)
@@ -159,7 +159,7 @@ class Histories(RuleBasedStateMachine):
 
     async def _begin(self) -> None:
         self.arena.tally.sequences += 1
-        await self.arena.owner_pool.execute(_EMPTY)
+        await self.arena.empty()
         self.arena.server.endpoints = self.world.endpoints
         await pin(self.arena.indexer_pool, self.world)
         await claims.list_workflows(self.arena.invocator_pool, CHAIN_ID, [WORKFLOW])
