@@ -78,13 +78,18 @@ def arena(dsn: str) -> Iterator[Arena]:
         stack = AsyncExitStack()
 
         async def opened() -> Arena:
+            owner_pool = await stack.enter_async_context(asyncpg.create_pool(dsn, min_size=1, max_size=1))
+            tables = await owner_pool.fetch(
+                "SELECT tablename FROM pg_tables WHERE schemaname = 'public' AND tablename <> 'schema_version'"
+            )
             return Arena(
                 loop=runner.get_loop(),
                 indexer_pool=await stack.enter_async_context(await open_pool(dsn, Role.INDEXER)),
                 invocator_pool=await stack.enter_async_context(await open_pool(dsn, Role.INVOCATOR)),
-                owner_pool=await stack.enter_async_context(asyncpg.create_pool(dsn, min_size=1, max_size=1)),
+                owner_pool=owner_pool,
                 server=await stack.enter_async_context(Server()),
                 tally=Tally(),
+                tables=tuple(row["tablename"] for row in tables),
             )
 
         try:
