@@ -19,7 +19,7 @@ from datastore.connection import Connection, Pool, translated, unit
 from datastore.errors import CursorMoved, FinalityViolated
 from datastore.judgement import Allowed, Candidate, ForReview, Holder, Refused, judge
 from datastore.lifecycle import Event, Facts, State
-from datastore.rows import Basket, Batch, Block, BlockRef, Finality, LogRow, Mint, Report, Request
+from datastore.rows import Basket, Batch, Block, BlockRef, Finality, LogRow, Mint, Place, Report, Request
 from datastore.settlement import Horizon, Known, Move, Settled, move, settle
 
 Policy: TypeAlias = Callable[[Candidate], Refused | None]
@@ -66,17 +66,21 @@ class Committed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Position:
-    """Where the follower stands: its cursor and the highest finality that it believed."""
+    """Where the follower stands: its cursor and the highest finality that it believed.
+
+    ``baskets_version`` tells whether baskets that were read before are still all there are.
+    """
 
     cursor: BlockRef
     finalized: int
     safe: int
     head: int
+    baskets_version: int = 0
 
 
 # $1 chain
 _POSITION: Final = """
-SELECT block_number, block_hash, finalized_number, safe_number, head_number FROM cursor WHERE chain_id = $1
+SELECT block_number, block_hash, finalized_number, safe_number, head_number, baskets_version FROM cursor WHERE chain_id = $1
 """
 
 # $1 chain, $2 lowest number
@@ -86,7 +90,8 @@ WHERE chain_id = $1 AND canonical AND number >= $2
 ORDER BY number
 """
 
-# $1 chain, $2 expected number, $3 expected hash, $4 new number, $5 new hash, $6 head, $7 finalized, $8 safe, $9 ancestor
+# $1 chain, $2 expected number, $3 expected hash, $4 new number, $5 new hash, $6 head, $7 finalized, $8 safe, $9 ancestor,
+# $10 the version of the baskets that the batch was made with, or NULL
 _MOVE_CURSOR: Final = """
 UPDATE cursor SET
     block_number = $4,
@@ -96,6 +101,7 @@ UPDATE cursor SET
     safe_number = greatest(safe_number, finalized_number, $7, $8),
     indexed_at = clock_timestamp()
 WHERE chain_id = $1 AND block_number = $2 AND block_hash = $3 AND finalized_number <= $9
+  AND ($10::bigint IS NULL OR baskets_version = $10)
 """
 
 # $1 chain, $2 numbers, $3 hashes, $4 parents, $5 timestamps
@@ -111,23 +117,18 @@ _KNOWN_BLOCKS: Final = "SELECT hash FROM block WHERE chain_id = $1 AND hash = AN
 # $1 identities
 _KNOWN_REQUESTS: Final = "SELECT identity FROM mint_request WHERE identity = ANY($1::bytea[])"
 
-# What the known blocks among the new ones hold is canonical again (A→B→A).  $1 chain, $2 hashes of the known blocks
-_RESTORE: Final = {
-    "log": "UPDATE log SET canonical = true WHERE chain_id = $1 AND block_hash = ANY($2::bytea[]) AND NOT canonical",
-    "basket": "UPDATE basket SET canonical = true WHERE chain_id = $1 AND block_hash = ANY($2::bytea[]) AND NOT canonical",
-    "report": "UPDATE report SET canonical = true WHERE chain_id = $1 AND block_hash = ANY($2::bytea[]) AND NOT canonical",
-    "mint_execution": """
-        UPDATE mint_execution SET canonical = true
-        WHERE chain_id = $1 AND block_hash = ANY($2::bytea[]) AND NOT canonical
-    """,
-}
+# Of the known blocks' rows, which are there.  $1 chain, $2 hashes of the known blocks
 _KNOWN_ROWS: Final = {
-    "log": "SELECT block_hash, log_index FROM log WHERE chain_id = $1 AND block_hash = ANY($2::bytea[])",
-    "basket": "SELECT block_hash, log_index FROM basket WHERE chain_id = $1 AND block_hash = ANY($2::bytea[])",
-    "report": "SELECT block_hash, log_index FROM report WHERE chain_id = $1 AND block_hash = ANY($2::bytea[])",
-    "mint_execution": """
-        SELECT block_hash, log_index FROM mint_execution WHERE chain_id = $1 AND block_hash = ANY($2::bytea[])
-    """,
+    table: f"SELECT block_hash, log_index, canonical FROM {table} WHERE chain_id = $1 AND block_hash = ANY($2::bytea[])"  # noqa: S608 - our own names
+    for table in ("log", "basket", "report", "mint_execution")
+}
+# What came back with its block is canonical again (A→B→A).  $1 chain, $2 block hashes, $3 log indexes
+_RESTORE: Final = {
+    table: f"""
+        UPDATE {table} t SET canonical = true FROM unnest($2::bytea[], $3::integer[]) AS n (block_hash, log_index)
+        WHERE t.chain_id = $1 AND t.block_hash = n.block_hash AND t.log_index = n.log_index
+    """  # noqa: S608 - our own names
+    for table in ("log", "basket", "report", "mint_execution")
 }
 
 # Bank references that somebody else asked for, ever.  $1 bank references
@@ -376,6 +377,7 @@ async def position(pool: Pool, chain_id: int) -> Position:
         finalized=row["finalized_number"],
         safe=row["safe_number"],
         head=row["head_number"],
+        baskets_version=row["baskets_version"],
     )
 
 
@@ -476,12 +478,22 @@ async def record(
     hold_reason: str | None,
 ) -> None:
     """Add what a batch of final history says to the rows, and settle what follows; the cursor's row must be locked."""
-    await _insert_observations(connection, chain_id, batch)
+    if await _insert_observations(connection, chain_id, batch):
+        await baskets_changed(connection, chain_id)
     await _insert_requests(connection, chain_id, batch, rules, hold_reason, committed)
     await _settle_outcomes(connection, chain_id, [block.hash for block in batch.blocks], committed)
     await _judge(connection, chain_id, batch.finality.trigger, rules, committed)
     await _settle_finality(connection, chain_id, batch.finality, committed)
     await _announce(connection, chain_id, committed)
+
+
+async def baskets_changed(connection: Connection, chain_id: int) -> None:
+    """Tell whoever follows that the baskets below the cursor are others than before."""
+    await connection.execute(
+        # $1 chain
+        "UPDATE cursor SET baskets_version = baskets_version + 1 WHERE chain_id = $1",
+        chain_id,
+    )
 
 
 async def _announce(connection: Connection, chain_id: int, committed: Committed) -> None:
@@ -504,6 +516,7 @@ async def _move_cursor(connection: Connection, chain_id: int, batch: Batch) -> C
         min(finality.finalized, cursor.number),
         min(finality.safe, cursor.number),
         batch.ancestor.number,
+        batch.baskets_version,
     )
     if status != "UPDATE 1":
         row = await connection.fetchrow(_POSITION, chain_id)
@@ -575,8 +588,8 @@ async def lose(
     )
 
 
-async def _insert_observations(connection: Connection, chain_id: int, batch: Batch) -> None:
-    """Blocks and what their logs say.
+async def _insert_observations(connection: Connection, chain_id: int, batch: Batch) -> bool:
+    """Blocks and what their logs say; whether that changed the baskets.
 
     The cursor's row is locked, so nobody else writes this chain's rows: what is not found is new, and is copied.
     """
@@ -584,9 +597,10 @@ async def _insert_observations(connection: Connection, chain_id: int, batch: Bat
     known = [row["hash"] for row in rows]
     await connection.execute(_INSERT_BLOCKS, chain_id, *_columns(batch.blocks, _BLOCK))
     await _insert_new(connection, chain_id, "log", LogRow._fields, batch.logs, known)
-    await _insert_new(connection, chain_id, "basket", Basket._fields, batch.baskets, known)
+    changed = await _insert_new(connection, chain_id, "basket", Basket._fields, batch.baskets, known)
     await _insert_new(connection, chain_id, "report", Report._fields, batch.reports, known)
     await _insert_new(connection, chain_id, "mint_execution", Mint._fields, batch.mints, known)
+    return changed
 
 
 async def _insert_new(
@@ -596,17 +610,25 @@ async def _insert_new(
     columns: Sequence[str],
     rows: Sequence[LogRow | Basket | Report | Mint],
     known_blocks: list[bytes],
-) -> None:
-    there: set[tuple[bytes, int]] = set()
+) -> bool:
+    """Copy the rows that are not there, and restore those that are not canonical any more; whether there were any."""
+    if not rows:
+        return False
+    there: dict[Place, bool] = {}
     if known_blocks:
-        await connection.execute(_RESTORE[table], chain_id, known_blocks)
         found = await connection.fetch(_KNOWN_ROWS[table], chain_id, known_blocks)
-        there = {(row["block_hash"], row["log_index"]) for row in found}
+        there = {(row["block_hash"], row["log_index"]): row["canonical"] for row in found}
+    back: list[Place] = []
     if there:
+        back = [place for row in rows if there.get(place := (row.block_hash, row.log_index)) is False]
         rows = [row for row in rows if (row.block_hash, row.log_index) not in there]
+    if back:
+        hashes, indexes = zip(*back, strict=True)
+        await connection.execute(_RESTORE[table], chain_id, hashes, indexes)
     if rows:
         records = [(chain_id, *row) for row in rows]
         await connection.copy_records_to_table(table, columns=("chain_id", *columns), records=records)
+    return bool(back or rows)
 
 
 async def _insert_requests(

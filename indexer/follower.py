@@ -103,8 +103,8 @@ class Follower:
         self._reached = reached
         # Whether requests may wait for their judgement though nothing new is on chain; a new process looks once.
         self._more_to_judge = True
-        # A cache of rows, believed only while the cursor is the one that it was read at.
-        self._baskets: tuple[BlockRef, dict[bytes, bytes]] | None = None
+        # A cache of rows, believed only while cursor and version are those that it was read at.
+        self._baskets: tuple[BlockRef, int, dict[bytes, bytes]] | None = None
 
     async def tick(self) -> bool:
         """Index what follows the cursor; ``True`` if there is more to do at once.
@@ -157,7 +157,7 @@ class Follower:
 
     async def _follow_final(self, position: Position, tags: _Tags) -> bool:
         cursor = position.cursor
-        consumers = await self._known_baskets(cursor)
+        consumers = await self._known_baskets(cursor, position.baskets_version)
         async with self._zone.reading(self._node, cursor.number, tags.finalized, consumers) as next_range:
 
             async def commit(observed: ObservedRange) -> None:
@@ -184,7 +184,7 @@ class Follower:
         headers = list(branch)[: min(BLOCKS_A_COMMIT, self._room_above(ancestor.number, tags))]
         if not headers:
             return await self._advance_finality(position, tags)
-        observation = Observation(self._sources, await self._known_baskets(ancestor))
+        observation = Observation(self._sources, await self._known_baskets(ancestor, position.baskets_version))
         for header in headers:
             believed = self._sources.believed(observation.consumer_by_token)
             logs = await self._node.logs_of(header, self._sources.filters(), believed)
@@ -264,9 +264,9 @@ class Follower:
         await self._commit(position, position.cursor, [], observation, tags)
         return self._more_to_judge
 
-    async def _known_baskets(self, at: BlockRef) -> dict[bytes, bytes]:
-        if self._baskets is not None and self._baskets[0] == at:
-            return self._baskets[1]
+    async def _known_baskets(self, at: BlockRef, version: int) -> dict[bytes, bytes]:
+        if self._baskets is not None and self._baskets[:2] == (at, version):
+            return self._baskets[2]
         return dict(await following.known_baskets(self._pool, self._sources.chain_id, up_to=at.number))
 
     async def _commit(
@@ -292,13 +292,14 @@ class Follower:
             requests=observed.requests,
             mints=observed.mints,
             reports=observed.reports,
+            baskets_version=position.baskets_version,
         )
         self._reached("indexer.before_commit")
         committed = await following.commit(self._pool, self._sources.chain_id, batch, self._rules)
         self._reached("indexer.after_commit")
         self._more_to_judge = committed.more_to_judge
         if blocks:
-            self._baskets = (committed.cursor, observation.consumer_by_token)
+            self._baskets = (committed.cursor, position.baskets_version, observation.consumer_by_token)
         if committed.orphaned_blocks:
             log.warning(
                 "chain.reorg_applied",

@@ -25,7 +25,7 @@ STATEMENTS: dict[str, tuple[str, tuple[Any, ...]]] = {
     "known requests": (F._KNOWN_REQUESTS, (HASHES,)),
     "asked for": (F._ASKED_FOR, (HASHES,)),
     "minted": (F._MINTED, (HASHES,)),
-    **{f"restore {table}": (sql, (CHAIN, HASHES)) for table, sql in F._RESTORE.items()},
+    **{f"restore {table}": (sql, (CHAIN, HASHES, IDS)) for table, sql in F._RESTORE.items()},
     **{f"known rows of {table}": (sql, (CHAIN, HASHES)) for table, sql in F._KNOWN_ROWS.items()},
     "re-attach": (F._RE_ATTACH_REQUESTS, (HASHES, IDS, HASHES, IDS, IDS, HASHES, HASHES)),
     "orphan blocks": (F._ORPHAN_BLOCKS, (CHAIN, -2)),
