@@ -70,11 +70,14 @@ CREATE TABLE cursor (
     finalized_number bigint NOT NULL,
     safe_number bigint NOT NULL,
     head_number bigint NOT NULL,
+    baskets_version bigint NOT NULL DEFAULT 0,
     indexed_at timestamptz NOT NULL DEFAULT clock_timestamp(),
     CONSTRAINT cursor_is_not_below_finality CHECK (block_number >= finalized_number),
     CONSTRAINT cursor_finality_is_ordered CHECK (finalized_number <= safe_number)
 );
 COMMENT ON TABLE cursor IS 'The last indexed block.  Moves by compare-and-swap on (block_number, block_hash) only.';
+COMMENT ON COLUMN cursor.baskets_version IS
+    'Raised when a basket below the cursor is found or lost other than by following: whoever remembers baskets reads them again.';
 COMMENT ON COLUMN cursor.finalized_number IS 'Monotone; at most block_number: finality is believed only of blocks that are indexed.';
 
 CREATE TABLE control (
@@ -185,6 +188,29 @@ CREATE TABLE reorg (
     at timestamptz NOT NULL DEFAULT clock_timestamp()
 );
 COMMENT ON TABLE reorg IS 'Append-only: each time that the followed branch was left.';
+
+CREATE TABLE sweep (
+    chain_id bigint PRIMARY KEY REFERENCES chain,
+    block_number bigint NOT NULL,
+    swept_at timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+COMMENT ON TABLE sweep IS 'Up to which final block the rows were compared a second time, with another endpoint where there is one.';
+
+CREATE TABLE sweep_difference (
+    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    chain_id bigint NOT NULL REFERENCES chain,
+    kind text NOT NULL CONSTRAINT sweep_difference_kind_is_known CHECK (kind IN ('missing', 'extra', 'different')),
+    event text NOT NULL,
+    block_number bigint NOT NULL,
+    block_hash hash NOT NULL,
+    log_index integer,
+    stored jsonb,
+    repaired boolean NOT NULL,
+    at timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+COMMENT ON TABLE sweep_difference IS 'Append-only: each row of a final block that was not what the chain says.';
+COMMENT ON COLUMN sweep_difference.stored IS 'The raw row as it was, also where it was discarded.';
+COMMENT ON COLUMN sweep_difference.repaired IS 'False where two endpoints said different things: a person must look.';
 
 -- ------------------------------------------------------------------------------------------------------------------
 -- The request
@@ -491,6 +517,27 @@ CREATE TABLE report (
 COMMENT ON TABLE report IS 'Each ReportProcessed of the configured forwarder for a known consumer.  result = false is never final.';
 CREATE INDEX report_by_execution_id ON report (execution_id);
 
+-- A raw row is never rewritten.  One that the chain contradicts may be discarded, if it is on no branch and kept as a difference.
+CREATE FUNCTION discard_log(of_chain bigint, of_block bytea, at_index integer) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
+BEGIN
+    IF NOT EXISTS (
+        SELECT FROM sweep_difference
+        WHERE chain_id = of_chain AND block_hash = of_block AND log_index = at_index AND kind = 'different' AND stored IS NOT NULL
+    ) THEN
+        RAISE EXCEPTION 'log % of block %: only what is kept as a difference may be discarded', at_index, encode(of_block, 'hex')
+            USING ERRCODE = 'insufficient_privilege';
+    END IF;
+    DELETE FROM basket WHERE chain_id = of_chain AND block_hash = of_block AND log_index = at_index AND NOT canonical;
+    DELETE FROM report WHERE chain_id = of_chain AND block_hash = of_block AND log_index = at_index AND NOT canonical;
+    -- A mint that was proven for a request says for ever that the request was sent.
+    DELETE FROM mint_execution
+    WHERE chain_id = of_chain AND block_hash = of_block AND log_index = at_index AND NOT canonical AND request_id IS NULL;
+    DELETE FROM log WHERE chain_id = of_chain AND block_hash = of_block AND log_index = at_index AND NOT canonical;
+END
+$$;
+REVOKE EXECUTE ON FUNCTION discard_log FROM PUBLIC;
+
 CREATE TABLE alarm (
     id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     chain_id bigint NOT NULL REFERENCES chain,
@@ -646,9 +693,11 @@ $$;
 -- ------------------------------------------------------------------------------------------------------------------
 GRANT SELECT ON ALL TABLES IN SCHEMA public TO bskt_indexer, bskt_invocator, bskt_operator, bskt_reader;
 
-GRANT INSERT ON chain, cursor, control, block, log, basket, reorg, mint_request, mint_execution, report, execution_id, alarm
-TO bskt_indexer;
-GRANT UPDATE (block_number, block_hash, finalized_number, safe_number, head_number, indexed_at) ON cursor TO bskt_indexer;
+GRANT INSERT ON chain, cursor, control, block, log, basket, reorg, mint_request, mint_execution, report, execution_id, alarm,
+    sweep, sweep_difference TO bskt_indexer;
+GRANT UPDATE (block_number, swept_at) ON sweep TO bskt_indexer;
+GRANT EXECUTE ON FUNCTION discard_log TO bskt_indexer;
+GRANT UPDATE (block_number, block_hash, finalized_number, safe_number, head_number, baskets_version, indexed_at) ON cursor TO bskt_indexer;
 GRANT UPDATE (
     halted_at, halted_reason, quarantined_at, quarantined_reason, quarantined_until, server_identifier, server_timeline
 ) ON control TO bskt_indexer;

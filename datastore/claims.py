@@ -17,9 +17,10 @@ from uuid import UUID
 
 import asyncpg
 
+from datastore.alarms import AlarmKind, raise_alarm, raise_alarms
 from datastore.connection import Connection, Pool, translated, unit
 from datastore.lifecycle import Event, State, decide
-from datastore.settlement import Move, known, move, raise_alarms, settle
+from datastore.settlement import Move, known, move, settle
 
 REFUSED_BEFORE_FORWARDING: Final = frozenset({"refused_now", "refused_for_good", "instance_refused", "never_connected"})
 
@@ -63,6 +64,8 @@ class Order:
     basket_is_canonical: bool
     block_timestamp: int
     frozen: Frozen | None
+    # Where a send went that a restore lost (datastore.quarantine): the bytes are made again for this workflow only.
+    found_workflow_id: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -189,7 +192,12 @@ _ORDERS: Final = """
 SELECT
     r.id, r.state, r.claim_no, r.generation, r.nonce, r.stablecoin, r.consumer, r.beneficiary, r.amount, r.expected_reference,
     r.block_timestamp, b.symbol, b.decimals, b.stablecoin IS NOT NULL AS basket_is_canonical,
-    f.mode, f.workflow_id, f.receiver, f.gateway, f.signer, f.body
+    f.mode, f.workflow_id, f.receiver, f.gateway, f.signer, f.body,
+    (
+        SELECT x.found_workflow_id FROM execution_id x
+        WHERE x.request_id = r.id AND x.generation = r.generation AND x.source = 'found'
+        ORDER BY x.execution_id LIMIT 1
+    ) AS found_workflow_id
 FROM unnest($1::bigint[]) WITH ORDINALITY AS n (id, place)
 JOIN mint_request r ON r.id = n.id
 LEFT JOIN basket b ON b.chain_id = r.chain_id AND b.stablecoin = r.stablecoin AND b.canonical AND b.consumer = r.consumer
@@ -245,7 +253,12 @@ requester_turns AS (
 SELECT
     r.id, r.state, r.claim_no, r.generation, r.nonce, r.stablecoin, r.consumer, r.beneficiary, r.amount, r.expected_reference,
     r.block_timestamp, b.symbol, b.decimals, b.stablecoin IS NOT NULL AS basket_is_canonical,
-    f.mode, f.workflow_id, f.receiver, f.gateway, f.signer, f.body
+    f.mode, f.workflow_id, f.receiver, f.gateway, f.signer, f.body,
+    (
+        SELECT x.found_workflow_id FROM execution_id x
+        WHERE x.request_id = r.id AND x.generation = r.generation AND x.source = 'found'
+        ORDER BY x.execution_id LIMIT 1
+    ) AS found_workflow_id
 FROM unnest($2::bigint[]) WITH ORDINALITY AS n (id, place)
 JOIN claimed r ON r.id = n.id
 LEFT JOIN basket b ON b.chain_id = r.chain_id AND b.stablecoin = r.stablecoin AND b.canonical AND b.consumer = r.consumer
@@ -253,12 +266,14 @@ LEFT JOIN frozen_request f ON f.request_id = r.id AND f.generation = r.generatio
 ORDER BY n.place
 """
 
-# Requests in doubt whose next attempt is due.  $1 chain, $2 limit
+# Requests in doubt whose next attempt is due; one without frozen bytes lost them in a restore.  $1 chain, $2 limit
 _DUE: Final = """
 SELECT r.id FROM mint_request r
 WHERE r.chain_id = $1 AND r.state = 'in_doubt' AND r.next_attempt_at <= statement_timestamp()
   AND r.chain_status <> 'orphaned' AND r.held_at IS NULL
-  AND EXISTS (SELECT FROM frozen_request f WHERE f.request_id = r.id AND f.generation = r.generation AND f.mode = 'gateway')
+  AND NOT EXISTS (
+      SELECT FROM frozen_request f WHERE f.request_id = r.id AND f.generation = r.generation AND f.mode <> 'gateway'
+  )
 ORDER BY r.next_attempt_at
 LIMIT $2
 """
@@ -268,12 +283,19 @@ _LOCK_CLAIM: Final = """
 SELECT id FROM mint_request WHERE id = $1 AND state = 'claimed' AND claim_no = $2 FOR UPDATE
 """
 
+# Whether the request is still as the order says, and stays so.  $1 id, $2 state, $3 claim_no
+_LOCK_TO_FREEZE: Final = """
+SELECT id FROM mint_request WHERE id = $1 AND state = $2 AND claim_no = $3 FOR UPDATE
+"""
+
+# A request in doubt belongs to no worker: of two that freeze it, the first one's bytes are kept.
 # $1 request, $2 generation, $3 nonce, $4 mode, $5 workflow, $6 receiver, $7 gateway, $8 signer, $9 body, $10 sha256
 _FREEZE: Final = """
 INSERT INTO frozen_request (
     request_id, generation, nonce, mode, workflow_id, receiver, gateway, signer, body, body_sha256
 )
 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, sha256($9))
+ON CONFLICT (request_id, generation) DO NOTHING
 """
 # $1 chain, $2 ids, $3 request, $4 sources, $5 generation
 _EXECUTION_IDS: Final = """
@@ -375,9 +397,9 @@ WHERE r.chain_id = $1 AND r.id <> $2
   )
 """
 
-# $1 id, $2 reason, $3 interval, or NULL for the next UTC day
+# A person's hold, which came meanwhile, does not end by itself.  $1 id, $2 reason, $3 interval, or NULL for the next UTC day
 _HOLD: Final = """
-UPDATE mint_request SET held_at = clock_timestamp(), held_reason = $2,
+UPDATE mint_request SET held_at = coalesce(held_at, clock_timestamp()), held_reason = coalesce(held_reason, $2),
     next_attempt_at = CASE WHEN $3::interval IS NULL
         THEN date_trunc('day', clock_timestamp(), 'UTC') + interval '1 day'
         ELSE clock_timestamp() + $3::interval END
@@ -537,7 +559,9 @@ async def waiting_orders(pool: Pool, chain_id: int, *, besides: Collection[tuple
 async def due(pool: Pool, chain_id: int, *, limit: int) -> list[Order]:
     """Requests in doubt whose next attempt is due, oldest first; nothing is locked."""
     async with unit(pool) as connection:
-        return await _orders(connection, [row["id"] for row in await connection.fetch(_DUE, chain_id, limit)])
+        orders = await _orders(connection, [row["id"] for row in await connection.fetch(_DUE, chain_id, limit)])
+    # Each statement sees what was committed before it: one that was minted in between is no longer in doubt.
+    return [order for order in orders if order.state is State.IN_DOUBT]
 
 
 async def claim(
@@ -566,12 +590,12 @@ async def claim_all(
 async def freeze(pool: Pool, chain_id: int, order: Order, frozen: Frozen, execution_ids: tuple[bytes, ...]) -> bool:
     """Store the bytes that every attempt will send, and the execution ids that they may lead to: two, or none at all.
 
-    ``False`` if the claim is no longer ours: nothing was stored, whoever holds it now freezes.
+    ``False`` if the claim is no longer ours, or another worker was first: nothing was stored.
     """
     async with unit(pool) as connection:
-        if await connection.fetchval(_LOCK_CLAIM, order.request_id, order.claim_no) is None:
+        if (await connection.fetchval(_LOCK_TO_FREEZE, order.request_id, order.state.value, order.claim_no)) is None:
             return False
-        await connection.execute(
+        status = await connection.execute(
             _FREEZE,
             order.request_id,
             order.generation,
@@ -583,6 +607,8 @@ async def freeze(pool: Pool, chain_id: int, order: Order, frozen: Frozen, execut
             frozen.signer,
             frozen.body,
         )
+        if status != "INSERT 0 1":
+            return False
         await connection.execute(
             _EXECUTION_IDS,
             chain_id,
@@ -834,24 +860,15 @@ async def _learn(connection: Connection, chain_id: int, request_id: int, attempt
             LONGEST_PAUSE_SECONDS,
         )
         if refusals == 1 and answered.outcome == "instance_refused":
-            await _alarm(connection, chain_id, "instance_refused", answered.sentence or "CRE refuses this instance.")
+            sentence = answered.sentence or "CRE refuses this instance."
+            await raise_alarm(connection, chain_id, AlarmKind.INSTANCE_REFUSED, sentence)
     elif answered.says is Says.WORKS:
         await connection.execute(_OPEN_GATE, chain_id, request_id, attempt_no)
     if answered.clock_offset_seconds is not None:
         before = await connection.fetchval(_SET_CLOCK, chain_id, answered.clock_offset_seconds)
         if abs(answered.clock_offset_seconds) > CLOCK_ALARM_SECONDS >= abs(before or 0.0):
             sentence = f"The gateway's clock and ours are {answered.clock_offset_seconds:+.0f} s apart; correct ours."
-            await _alarm(connection, chain_id, "clock_off", sentence)
-
-
-async def _alarm(connection: Connection, chain_id: int, kind: str, sentence: str) -> None:
-    await connection.execute(
-        # $1 chain, $2 kind, $3 sentence
-        "INSERT INTO alarm (chain_id, kind, sentence) VALUES ($1, $2, $3)",
-        chain_id,
-        kind,
-        sentence,
-    )
+            await raise_alarm(connection, chain_id, AlarmKind.CLOCK_OFF, sentence)
 
 
 def _event_of(outcome: str) -> Event | None:
@@ -912,7 +929,7 @@ async def sweep(
         await raise_alarms(
             connection,
             chain_id,
-            "gave_up",
+            AlarmKind.GAVE_UP,
             dict.fromkeys(doubts, "Nothing settles whether CRE got this request; ask CRE for its execution id."),
         )
         resends: list[int] = []
@@ -969,6 +986,7 @@ def _order(row: asyncpg.Record) -> Order:
         basket_is_canonical=row["basket_is_canonical"],
         block_timestamp=row["block_timestamp"],
         frozen=_frozen(row),
+        found_workflow_id=row["found_workflow_id"],
     )
 
 

@@ -20,20 +20,23 @@ Pool: TypeAlias = "asyncpg.Pool[asyncpg.Record]"
 
 MINIMUM_SERVER_MAJOR: Final = 15
 
-# Hard case 59: an operator's forgotten lock must not hang the daemon for ever.
+# Hard case 59: an operator's forgotten lock must not hang the daemon for ever.  No transaction of ours waits for anything
+# but Postgres: one that idles belongs to a process that was stopped, and must not keep its replica from working.
 _SESSION: Final = {
     "TimeZone": "UTC",
     "lock_timeout": "10s",
     "statement_timeout": "60s",
-    "idle_in_transaction_session_timeout": "60s",
+    "idle_in_transaction_session_timeout": "10s",
     "jit": "off",
 }
+# From Postgres 17 on.  A process that is stopped between preparing a statement and executing it does not count as idle.
+_TRANSACTION: Final = {"transaction_timeout": "60s"}
 
 # SQLSTATE classes and codes after which the same unit may succeed: connection, resources, shutdown, serialisation,
 # deadlock, lock and statement timeouts (hard cases 56 to 59).
 _TRANSIENT_CLASSES: Final = ("08", "53", "58")
 _TRANSIENT_CODES: Final = frozenset(
-    {"25006", "25P03", "40001", "40P01", "55P03", "57014", "57P01", "57P02", "57P03", "57P05"}
+    {"25006", "25P03", "25P04", "40001", "40P01", "55P03", "57014", "57P01", "57P02", "57P03", "57P05"}
 )
 
 _NO_POOLER: Final = "connect to the server itself: behind a pooler, sessions lose their role, time-outs and LISTEN"
@@ -80,16 +83,14 @@ async def open_pool(dsn: str, role: Role, *, max_size: int = 4) -> Pool:
         DatastoreUnavailable: The server cannot be reached now.
         DatastoreUnsuitable: The server refuses these credentials or this role, or is unsafe or too old.
     """
+    session = {**_SESSION, "role": role.value, "application_name": role.value}
     try:
-        async with translated():
-            pool = await asyncpg.create_pool(
-                dsn,
-                min_size=1,
-                max_size=max_size,
-                timeout=10,
-                command_timeout=90,
-                server_settings={**_SESSION, "role": role.value, "application_name": role.value},
-            )
+        if role is Role.READER:  # reads everything, and locks nothing that anybody waits for
+            return await _pool(dsn, session, max_size)
+        try:
+            return await _pool(dsn, session | _TRANSACTION, max_size)
+        except asyncpg.UndefinedObjectError:
+            return await _pool(dsn, session, max_size)
     except (asyncpg.InvalidAuthorizationSpecificationError, asyncpg.InvalidCatalogNameError) as error:
         raise DatastoreUnsuitable(f"postgres refuses the connection: {error}; check BSKT_DATABASE_URL") from error
     except (asyncpg.InvalidParameterValueError, asyncpg.InsufficientPrivilegeError) as error:
@@ -101,6 +102,16 @@ async def open_pool(dsn: str, role: Role, *, max_size: int = 4) -> Pool:
         if isinstance(error.__cause__, asyncpg.ProtocolViolationError):
             raise DatastoreUnsuitable(f"{error.__cause__}; {_NO_POOLER}") from error
         raise
+
+
+async def _pool(dsn: str, session: dict[str, str], max_size: int) -> Pool:
+    async with translated():
+        # No connection is kept on stock: asyncpg would restore it by a task that repeats and logs on its own.
+        pool = await asyncpg.create_pool(
+            dsn, min_size=0, max_size=max_size, timeout=10, command_timeout=90, server_settings=session
+        )
+        async with pool.acquire():
+            pass  # what is wrong with the server is said at the start
     return pool
 
 

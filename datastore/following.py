@@ -14,12 +14,13 @@ from typing import Final, TypeAlias
 import asyncpg
 
 from datastore import quarantine
+from datastore.alarms import AlarmKind, raise_alarm, raise_alarms
 from datastore.connection import Connection, Pool, translated, unit
 from datastore.errors import CursorMoved, FinalityViolated
 from datastore.judgement import Allowed, Candidate, ForReview, Holder, Refused, judge
 from datastore.lifecycle import Event, Facts, State
 from datastore.rows import Basket, Batch, Block, BlockRef, Finality, LogRow, Mint, Report, Request
-from datastore.settlement import Horizon, Known, Move, Settled, move, raise_alarms, settle
+from datastore.settlement import Horizon, Known, Move, Settled, move, settle
 
 Policy: TypeAlias = Callable[[Candidate], Refused | None]
 """What the indexer refuses whatever the reference says; pure."""
@@ -59,17 +60,21 @@ class Committed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Position:
-    """Where the follower stands: its cursor and the highest finality that it believed."""
+    """Where the follower stands: its cursor and the highest finality that it believed.
+
+    ``baskets_version`` tells whether baskets that were read before are still all there are.
+    """
 
     cursor: BlockRef
     finalized: int
     safe: int
     head: int
+    baskets_version: int = 0
 
 
 # $1 chain
 _POSITION: Final = """
-SELECT block_number, block_hash, finalized_number, safe_number, head_number FROM cursor WHERE chain_id = $1
+SELECT block_number, block_hash, finalized_number, safe_number, head_number, baskets_version FROM cursor WHERE chain_id = $1
 """
 
 # $1 chain, $2 lowest number
@@ -79,7 +84,8 @@ WHERE chain_id = $1 AND canonical AND number >= $2
 ORDER BY number
 """
 
-# $1 chain, $2 expected number, $3 expected hash, $4 new number, $5 new hash, $6 head, $7 finalized, $8 safe, $9 ancestor
+# $1 chain, $2 expected number, $3 expected hash, $4 new number, $5 new hash, $6 head, $7 finalized, $8 safe, $9 ancestor,
+# $10 the version of the baskets that the batch was made with, or NULL
 _MOVE_CURSOR: Final = """
 UPDATE cursor SET
     block_number = $4,
@@ -89,6 +95,7 @@ UPDATE cursor SET
     safe_number = greatest(safe_number, finalized_number, $7, $8),
     indexed_at = clock_timestamp()
 WHERE chain_id = $1 AND block_number = $2 AND block_hash = $3 AND finalized_number <= $9
+  AND ($10::bigint IS NULL OR baskets_version = $10)
 """
 
 # $1 chain, $2 numbers, $3 hashes, $4 parents, $5 timestamps
@@ -396,6 +403,7 @@ async def position(pool: Pool, chain_id: int) -> Position:
         finalized=row["finalized_number"],
         safe=row["safe_number"],
         head=row["head_number"],
+        baskets_version=row["baskets_version"],
     )
 
 
@@ -482,13 +490,37 @@ async def record_range(pool: Pool, chain_id: int, batch: Batch, rules: Rules, *,
             raise FinalityViolated(
                 f"block {conflict} is stored with another hash than the node gives; check the node with `bskt check`"
             )
-        await _insert_observations(connection, chain_id, batch)
-        await _insert_requests(connection, chain_id, batch.requests, rules, hold_reason, committed)
-        await _settle_outcomes(connection, chain_id, [block.hash for block in batch.blocks], committed)
-        await _judge(connection, chain_id, batch.finality.trigger, rules, committed)
-        await _settle_finality(connection, chain_id, batch.finality, committed)
-        await _announce(connection, chain_id, committed)
+        await record(connection, chain_id, batch, rules, committed, hold_reason=hold_reason)
     return committed
+
+
+async def record(
+    connection: Connection,
+    chain_id: int,
+    batch: Batch,
+    rules: Rules,
+    committed: Committed,
+    *,
+    hold_reason: str | None,
+) -> None:
+    """Add what a batch of final history says to the rows, and settle what follows; the cursor's row must be locked."""
+    if batch.baskets:
+        await baskets_changed(connection, chain_id)
+    await _insert_observations(connection, chain_id, batch)
+    await _insert_requests(connection, chain_id, batch.requests, rules, hold_reason, committed)
+    await _settle_outcomes(connection, chain_id, [block.hash for block in batch.blocks], committed)
+    await _judge(connection, chain_id, batch.finality.trigger, rules, committed)
+    await _settle_finality(connection, chain_id, batch.finality, committed)
+    await _announce(connection, chain_id, committed)
+
+
+async def baskets_changed(connection: Connection, chain_id: int) -> None:
+    """Tell whoever follows that the baskets below the cursor are others than before."""
+    await connection.execute(
+        # $1 chain
+        "UPDATE cursor SET baskets_version = baskets_version + 1 WHERE chain_id = $1",
+        chain_id,
+    )
 
 
 async def _announce(connection: Connection, chain_id: int, committed: Committed) -> None:
@@ -511,6 +543,7 @@ async def _move_cursor(connection: Connection, chain_id: int, batch: Batch) -> C
         min(finality.finalized, cursor.number),
         min(finality.safe, cursor.number),
         batch.ancestor.number,
+        batch.baskets_version,
     )
     if status != "UPDATE 1":
         row = await connection.fetchrow(_POSITION, chain_id)
@@ -543,20 +576,42 @@ async def _orphan(connection: Connection, chain_id: int, batch: Batch, committed
         committed.orphaned_blocks,
         len(requests),
     )
+    await lose(connection, chain_id, committed, requests=requests, reports=lost_reports, mints=lost_mints)
+
+
+async def lose(
+    connection: Connection,
+    chain_id: int,
+    committed: Committed,
+    *,
+    requests: Sequence[int],
+    reports: Sequence[bytes],
+    mints: Sequence[int | None],
+) -> None:
+    """Settle what follows for requests once rows were marked as no longer on the chain.
+
+    Args:
+        connection: In the transaction that marked them.
+        chain_id: The chain.
+        committed: Added to.
+        requests: Ids whose own log is gone.
+        reports: Execution ids of reports that are gone.
+        mints: Ids that mints which are gone were proven for.
+    """
     committed.settled += await settle(connection, Event.BLOCK_ORPHANED, requests)
     sent = [row["id"] for row in await connection.fetch(_SENT_AMONG, requests)] if requests else []
     await _alarm(
         connection,
         chain_id,
         committed,
-        "orphaned_after_send",
+        AlarmKind.ORPHANED_AFTER_SEND,
         dict.fromkeys(sent, "Its block was orphaned after it was sent to CRE; it may still be minted."),
     )
-    if lost_reports:
-        failed = await connection.fetch(_FAILED_BY_A_LOST_REPORT, chain_id, lost_reports)
+    if reports:
+        failed = await connection.fetch(_FAILED_BY_A_LOST_REPORT, chain_id, reports)
         committed.settled += await settle(connection, Event.REPORT_ORPHANED, [row["id"] for row in failed])
     committed.settled += await settle(
-        connection, Event.MINT_ORPHANED, [request for request in lost_mints if request is not None]
+        connection, Event.MINT_ORPHANED, [request for request in mints if request is not None]
     )
 
 
@@ -615,7 +670,7 @@ async def _search_in_quarantine(
     searched = None if committed.quarantine_ended else [block.hash for block in batch.blocks]
     found = await quarantine.find_lost_sends(connection, chain_id, searched, rules.nonce_of)
     committed.settled += found.settled
-    committed.alarms[quarantine.LOST_SEND_FOUND] += len({send.request_id for send in found.sends})
+    committed.alarms[AlarmKind.LOST_SEND_FOUND] += len({send.request_id for send in found.sends})
     if committed.quarantine_ended:
         await quarantine.end(connection, chain_id)
     return list(found.block_hashes)
@@ -653,7 +708,7 @@ async def _settle_outcomes(
         connection,
         chain_id,
         committed,
-        "delivered_without_mint",
+        AlarmKind.DELIVERED_WITHOUT_MINT,
         dict.fromkeys(empty, "The forwarder reports a delivery, but its transaction holds no mint of this request."),
     )
     if minted:
@@ -682,7 +737,7 @@ async def _settle_mints(connection: Connection, chain_id: int, minted: set[int],
         connection,
         chain_id,
         committed,
-        "unexpected_mint",
+        AlarmKind.UNEXPECTED_MINT,
         {
             s.request_id: f"A proven mint arrived while the request was {s.before}."
             for s in moved.values()
@@ -693,14 +748,14 @@ async def _settle_mints(connection: Connection, chain_id: int, minted: set[int],
         connection,
         chain_id,
         committed,
-        "double_mint",
+        AlarmKind.DOUBLE_MINT,
         {row["id"]: f"{row['mints']} proven mints of this request are on chain." for row in before if row["mints"] > 1},
     )
     await _alarm(
         connection,
         chain_id,
         committed,
-        "unbacked_mint",
+        AlarmKind.UNBACKED_MINT,
         {row["id"]: "Minted, but its request is orphaned for good." for row in before if row["orphaned_for_good"]},
     )
     rivals = await connection.fetch(_RIVALS, [row["bank_reference"] for row in before], sorted(minted))
@@ -726,17 +781,15 @@ async def _settle_unattributed(
         [row["id"] for row in requests],
         detail="A mint with this reference is on chain that no delivery of ours accounts for.",
     )
-    committed.alarms["unattributed_mint"] += len(foreign)
-    await connection.executemany(
-        # $1 chain, $2 sentence
-        "INSERT INTO alarm (chain_id, kind, sentence) VALUES ($1, 'unattributed_mint', $2)",
-        [
-            (
-                chain_id,
-                f"MintExecuted {row['log_index']} of block 0x{row['block_hash'].hex()} with reference 0x{row['bank_reference'].hex()} is proven for none of our requests.",
-            )
+    committed.alarms[AlarmKind.UNATTRIBUTED_MINT] += len(foreign)
+    await raise_alarm(
+        connection,
+        chain_id,
+        AlarmKind.UNATTRIBUTED_MINT,
+        *(
+            f"MintExecuted {row['log_index']} of block 0x{row['block_hash'].hex()} with reference 0x{row['bank_reference'].hex()} is proven for none of our requests."
             for row in foreign
-        ],
+        ),
     )
 
 
@@ -809,7 +862,7 @@ async def _settle_finality(connection: Connection, chain_id: int, finality: Fina
         connection,
         chain_id,
         committed,
-        "unbacked_mint",
+        AlarmKind.UNBACKED_MINT,
         {
             s.request_id: "Its request is orphaned for good, but it was sent to CRE or minted."
             for s in settled
@@ -828,7 +881,7 @@ async def _settle_finality(connection: Connection, chain_id: int, finality: Fina
         connection,
         chain_id,
         committed,
-        "mint_mismatch",
+        AlarmKind.MINT_MISMATCH,
         {
             s.request_id: "The final mint has another amount or recipient than the request, or there are several."
             for s in ended
@@ -838,7 +891,7 @@ async def _settle_finality(connection: Connection, chain_id: int, finality: Fina
 
 
 async def _alarm(
-    connection: Connection, chain_id: int, committed: Committed, kind: str, sentences: dict[int, str]
+    connection: Connection, chain_id: int, committed: Committed, kind: AlarmKind, sentences: dict[int, str]
 ) -> None:
     committed.alarms[kind] += len(sentences)
     await raise_alarms(connection, chain_id, kind, sentences)

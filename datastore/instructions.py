@@ -92,6 +92,7 @@ class Standing:
     reason: str | None
     facts: Facts
     held_reason: str | None
+    hold_ends_by_itself: bool
     generation: int
     frozen_mode: str | None
     is_frozen_for_its_consumer: bool
@@ -194,7 +195,7 @@ def _judge_retry(standing: Standing) -> Verdict:
     how = {
         State.IN_DOUBT: "the same bytes are sent again under the same id",
         State.CONFIRMED: "it waits for a slot, for nothing of it was sent yet",
-        State.SEEN: "it waits until it is final enough, for nothing of it was sent yet",
+        State.SEEN: "it is judged when it is final enough, for nothing of it was sent yet",
     }[after]
     return Will(
         sentence=_about(standing, f"goes from {state} to {after}: {how}."), after=after, warnings=_warn_retry(standing)
@@ -345,7 +346,7 @@ _NOT_TO_HOLD: Final[dict[State, tuple[str, str]]] = {
 
 
 def _judge_hold(standing: Standing) -> Verdict:
-    if standing.held_reason is not None:
+    if standing.held_reason is not None and not standing.hold_ends_by_itself:
         return AlreadySo(sentence=_about(standing, f"is held already ({standing.held_reason})."))
     if standing.state in _NOT_TO_HOLD:
         return _refused(standing, *_NOT_TO_HOLD[standing.state])
@@ -443,9 +444,9 @@ def _why_not_cancelled(standing: Standing) -> Refused:
             "If its transaction is mined again it comes back as seen, and can be cancelled then.",
         ),
         (
-            state in {State.EXECUTED, State.COMPLETED} or facts.visible_mint,
-            "A mint with its reference is on chain.",
-            "If it is the wrong mint, its tokens must be burnt.",
+            state in {State.EXECUTED, State.COMPLETED} or facts.doubtful_mint,
+            "A mint with its reference is on chain, and may be its own.",
+            "It stays as the record of that mint; a wrong one must be burnt.",
         ),
         (
             facts.sent,
@@ -488,7 +489,7 @@ def _judge_resolve(standing: Standing, to: Literal["completed", "failed"]) -> Ve
         )
     if after is not None:
         return Will(
-            sentence=_about(standing, "goes from review to failed: no mint with its reference is on chain."),
+            sentence=_about(standing, "goes from review to failed: no mint of it is on chain."),
             after=after,
             warnings=("It was sent: it stays watched, and may still mint.",) if standing.facts.sent else (),
         )
@@ -499,7 +500,9 @@ def _why_not_resolved(standing: Standing, to: Literal["completed", "failed"]) ->
     facts = standing.facts
     if to == "failed":
         return _refused(
-            standing, "A mint with its reference is on chain.", "If it is its own and final: `--as completed`."
+            standing,
+            "A mint with its reference is on chain, and may be its own.",
+            "If it is proven and final: `--as completed`.",
         )
     if facts.mints == 0:
         return _refused(

@@ -129,6 +129,7 @@ class Facts:
     final_enough: bool = False
     mints: int = 0  # proven mints of this request on the current branch
     visible_mint: bool = False  # any mint with its reference on the current branch, proven or not
+    doubtful_mint: bool = False  # one of them is not proven for another request: it may be its own
     mint_is_right: bool = False  # one mint, of the requested or the predicted amount
     mint_is_final: bool = False
     rival_holds_reference: bool = False
@@ -375,7 +376,7 @@ RULES: Final[tuple[Rule, ...]] = (
         actors=_INVOCATOR,
         sources=(_S.FAILED,),
         target=_S.IN_DOUBT,
-        when="not delivered, sent: same id and bytes; canonical, no mint visible, no rival holds the reference, no quarantine",
+        when="not delivered, sent: same id and bytes; not in quarantine, nothing speaks against it¹",
         guard=lambda facts: facts.sent and not facts.quarantined and _may_retry(facts),
     ),
     Rule(event=Event.GIVE_UP, actors=_INVOCATOR, sources=(_S.IN_DOUBT,), target=_S.REVIEW),
@@ -393,7 +394,7 @@ RULES: Final[tuple[Rule, ...]] = (
         actors=_OPERATOR,
         sources=(_S.FAILED, _S.REVIEW),
         target=_S.CONFIRMED,
-        when="not sent, final enough; nothing speaks against it¹",
+        when="not sent, final enough and judged before; nothing speaks against it¹",
         guard=lambda facts: not facts.sent and facts.final_enough and _may_retry(facts),
     ),
     Rule(
@@ -401,7 +402,7 @@ RULES: Final[tuple[Rule, ...]] = (
         actors=_OPERATOR,
         sources=(_S.FAILED, _S.REVIEW),
         target=_S.SEEN,
-        when="not sent, not final enough; nothing speaks against it¹",
+        when="not sent, not final enough or never judged; nothing speaks against it¹",
         guard=lambda facts: not facts.sent and not facts.final_enough and _may_retry(facts),
     ),
     Rule(
@@ -409,8 +410,8 @@ RULES: Final[tuple[Rule, ...]] = (
         actors=_OPERATOR,
         sources=(_S.SEEN, _S.CONFIRMED, _S.REJECTED, _S.REVIEW, _S.FAILED),
         target=_S.CANCELLED,
-        when="not sent, no mint visible, not in quarantine",
-        guard=lambda facts: not facts.sent and not facts.visible_mint and not facts.quarantined,
+        when="not sent, no mint visible that may be its own, not in quarantine",
+        guard=lambda facts: not facts.sent and not facts.doubtful_mint and not facts.quarantined,
     ),
     Rule(
         event=Event.RELEASE,
@@ -453,8 +454,8 @@ RULES: Final[tuple[Rule, ...]] = (
         actors=_OPERATOR,
         sources=(_S.REVIEW,),
         target=_S.FAILED,
-        when="without a visible mint",
-        guard=lambda facts: not facts.visible_mint,
+        when="without a visible mint that may be its own",
+        guard=lambda facts: not facts.doubtful_mint,
     ),
 )
 

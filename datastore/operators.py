@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from typing import Final, TypeAlias, assert_never
 
 import asyncpg
 
 from datastore import quarantine
+from datastore.claims import HELD_FOR_NOW
 from datastore.connection import Connection, Pool, unit
 from datastore.errors import DatastoreError
 from datastore.following import Position
@@ -39,7 +40,7 @@ from datastore.instructions import (
     Will,
     judge,
 )
-from datastore.lifecycle import Event, State
+from datastore.lifecycle import RULES, Event, State
 from datastore.quarantine import NonceOf
 from datastore.rows import BlockRef
 from datastore.settlement import Horizon, Known, Move, known, move
@@ -63,11 +64,34 @@ _POSITION: Final = """
 SELECT block_number, block_hash, finalized_number, safe_number, head_number FROM cursor WHERE chain_id = $1
 """
 
-# $1 request
+# What came to review without the indexer's judgement (policy, duplicates): a retry must not go around it.
+_UNJUDGED: Final = tuple(
+    rule.event.value
+    for rule in RULES
+    if State.SEEN in rule.sources and rule.target is State.REVIEW and rule.event is not Event.JUDGED_FOR_REVIEW
+)
+
+# $1 request, $2 reasons of an unjudged review
 _STANDING: Final = """
 SELECT
+    EXISTS (
+        SELECT FROM mint_transition t
+        WHERE t.request_id = r.id AND t.from_state = 'seen'
+          AND (t.to_state IN ('confirmed', 'rejected') OR (t.to_state = 'review' AND t.reason <> ALL($2::text[])))
+    ) AS was_judged,
     r.held_reason, r.generation, r.identity, r.nonce, r.lease_ends_at, f.mode,
-    coalesce(f.receiver = r.consumer, false) AS is_frozen_for_its_consumer,
+    coalesce(
+        coalesce(
+            f.receiver,
+            (
+                SELECT p.receiver FROM execution_id x
+                JOIN report p ON p.chain_id = x.chain_id AND p.execution_id = x.execution_id
+                WHERE x.request_id = r.id AND x.source = 'found'
+                LIMIT 1
+            )
+        ) = r.consumer,
+        false
+    ) AS is_frozen_for_its_consumer,
     clock_timestamp() AS now,
     (
         SELECT max(a.started_at) FROM attempt a
@@ -212,7 +236,7 @@ async def instruct(
             raise RequestUnknown(f"chain {chain_id} has no request {request_id}; `bskt requests list` shows them")
         horizon = finality(await _position(connection, chain_id))
         request = (await known(connection, [request_id], horizon))[request_id]
-        row = await connection.fetchrow(_STANDING, request_id)
+        row = await connection.fetchrow(_STANDING, request_id, list(_UNJUDGED))
         if row is None:
             raise AssertionError(f"request {request_id} is locked and gone")
         standing = _standing(request, row, finalized=(await _position(connection, chain_id)).finalized)
@@ -364,8 +388,9 @@ def _standing(request: Known, row: asyncpg.Record, *, finalized: int) -> Standin
         request_id=request.request_id,
         state=request.state,
         reason=request.reason,
-        facts=request.facts,
+        facts=replace(request.facts, final_enough=request.facts.final_enough and row["was_judged"]),
         held_reason=row["held_reason"],
+        hold_ends_by_itself=row["held_reason"] in HELD_FOR_NOW,
         generation=row["generation"],
         frozen_mode=row["mode"],
         is_frozen_for_its_consumer=row["is_frozen_for_its_consumer"],
@@ -406,6 +431,7 @@ async def throw(
     *,
     deadline_seconds: float,
     dry_run: bool = False,
+    confirmed: Will | None = None,
 ) -> Answer:
     """Stop or start everything at once; the next claim and the next attempt see it.
 
@@ -416,15 +442,17 @@ async def throw(
         person: Who does it, and why.
         deadline_seconds: After which time a send does not reach the chain by itself any more.
         dry_run: Judge only; nothing is written.
+        confirmed: What the person was shown and said yes to; if it is not what would happen now, nothing is done.
 
     Raises:
+        RequestUnknown: The database does not hold this chain.
         DatastoreUnavailable: Nothing is known to be written; look, then repeat.
     """
     async with unit(pool) as connection:
         row = await connection.fetchrow(_CONTROL + "FOR UPDATE", chain_id)
         if row is None:
             raise RequestUnknown(f"the database does not hold chain {chain_id}")
-        verdict = _judge_switch(switch, row)
+        verdict = _as_confirmed(_judge_switch(switch, row), confirmed)
         before = _switches(row)
         if dry_run or not isinstance(verdict, Will):
             return Answer(verdict=verdict, before=before, after=before)

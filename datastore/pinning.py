@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+from datastore.alarms import AlarmKind, raise_alarm
 from datastore.connection import Pool, unit
 from datastore.errors import DatastoreUnsuitable
 from datastore.rows import Block
@@ -39,6 +40,9 @@ INSERT INTO block (chain_id, hash, number, parent_hash, timestamp) VALUES ($1, $
 _FIRST_CONTROL: Final = """
 INSERT INTO control (chain_id, server_identifier, server_timeline) SELECT $1, identifier, timeline FROM this_server()
 """
+_ANOTHER_INSTANCE: Final = (
+    "BSKT_INSTANCE_SECRET is not the one of this database: nonces would change; restore the secret"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +65,22 @@ class Pinned:
     first_trigger_block_number: int
 
 
+async def stored(pool: Pool, chain_id: int) -> Pin | None:
+    """What the first start pinned, whatever is configured now; ``None`` on an empty database."""
+    async with unit(pool) as connection:
+        row = await connection.fetchrow(_PINNED, chain_id)
+    if row is None:
+        return None
+    return Pin(
+        chain_id=chain_id,
+        genesis_hash=row["genesis_hash"],
+        factory_address=row["factory_address"],
+        factory_code_hash=row["factory_code_hash"],
+        forwarder_address=row["forwarder_address"],
+        secret_check=row["secret_check"],
+    )
+
+
 async def pinned(pool: Pool, pin: Pin) -> Pinned | None:
     """What the first start decided; ``None`` on an empty database.
 
@@ -76,16 +96,30 @@ async def pinned(pool: Pool, pin: Pin) -> Pinned | None:
         ("factory_address", "this database follows another factory; check BSKT_FACTORY_ADDRESS and BSKT_DATABASE_URL"),
         ("factory_code_hash", "the factory's code is not the one that was pinned; check the node and the chain"),
         ("forwarder_address", "this database believes another forwarder; check BSKT_FORWARDER_ADDRESS"),
-        (
-            "secret_check",
-            "BSKT_INSTANCE_SECRET is not the one of this database: nonces would change; restore the secret",
-        ),
+        ("secret_check", _ANOTHER_INSTANCE),
     ):
         if row[name] != getattr(pin, name):
-            raise DatastoreUnsuitable(f"{name} of chain {pin.chain_id} differs from the stored one: {remedy}")
+            raise DatastoreUnsuitable(_differs(name, pin.chain_id, remedy))
     return Pinned(
         start_block_number=row["start_block_number"], first_trigger_block_number=row["first_trigger_block_number"]
     )
+
+
+async def require_secret(pool: Pool, chain_id: int, secret_check: bytes) -> None:
+    """Refuse another secret than the one that the chain's ids are derived from.
+
+    Raises:
+        DatastoreUnsuitable: It is another one.
+    """
+    async with unit(pool) as connection:
+        # $1 chain
+        pinned_check = await connection.fetchval("SELECT secret_check FROM chain WHERE chain_id = $1", chain_id)
+    if pinned_check != secret_check:
+        raise DatastoreUnsuitable(_differs("secret_check", chain_id, _ANOTHER_INSTANCE))
+
+
+def _differs(name: str, chain_id: int, remedy: str) -> str:
+    return f"{name} of chain {chain_id} differs from the stored one: {remedy}"
 
 
 async def pin_first_start(pool: Pool, pin: Pin, *, start: Block, first_trigger_block_number: int) -> None:
@@ -128,12 +162,7 @@ async def halt(pool: Pool, chain_id: int, reason: str) -> None:
             chain_id,
             reason,
         )
-        await connection.execute(
-            # $1 chain, $2 reason
-            "INSERT INTO alarm (chain_id, kind, sentence) VALUES ($1, 'finality_violated', $2)",
-            chain_id,
-            reason,
-        )
+        await raise_alarm(connection, chain_id, AlarmKind.FINALITY_VIOLATED, reason)
 
 
 async def clear_halt(pool: Pool, chain_id: int) -> None:

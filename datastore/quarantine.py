@@ -25,20 +25,17 @@ from uuid import UUID
 
 import asyncpg
 
+from datastore.alarms import AlarmKind, raise_alarm, raise_alarms
 from datastore.connection import Connection, Pool, unit
 from datastore.identity import execution_id_candidates
 from datastore.lifecycle import Event
-from datastore.settlement import Settled, known, raise_alarms, settle
+from datastore.settlement import Settled, known, settle
 
 NonceOf: TypeAlias = Callable[[bytes, int], UUID]
 """The nonce of an identity in a generation, under the instance's secret."""
 
 TOKEN_SECONDS: Final = 300.0
 """A worker that slept since before the quarantine can deliver for so long: its token's lifetime (cre.md §1.5)."""
-
-ENTERED: Final = "quarantine_entered"
-LOST_SEND_FOUND: Final = "lost_send_found"
-"""Alarm kinds."""
 
 _MOVED: Final = (
     "The database moved to another server or was restored (system identifier or timeline changed), so the last commits "
@@ -212,13 +209,7 @@ async def enter(connection: Connection, chain_id: int, *, reason: str, deadline_
     if row is None:
         raise LookupError(f"chain {chain_id} was not pinned")
     begun = _quarantine(row, entered=True)
-    await connection.execute(
-        # $1 chain, $2 kind, $3 sentence
-        "INSERT INTO alarm (chain_id, kind, sentence) VALUES ($1, $2, $3)",
-        chain_id,
-        ENTERED,
-        str(begun),
-    )
+    await raise_alarm(connection, chain_id, AlarmKind.QUARANTINE_ENTERED, str(begun))
     return begun
 
 
@@ -317,7 +308,7 @@ async def _settle_lost_sends(connection: Connection, chain_id: int, sends: Seque
     await raise_alarms(
         connection,
         chain_id,
-        LOST_SEND_FOUND,
+        AlarmKind.LOST_SEND_FOUND,
         {
             send.request_id: (
                 f"The chain holds a report of generation {send.generation} of it under workflow "

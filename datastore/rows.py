@@ -5,7 +5,10 @@ Hashes are 32 bytes, addresses 20, amounts wei.  ``Mint`` and ``Report`` are kep
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TypeAlias
 from uuid import UUID
 
 
@@ -129,7 +132,8 @@ class Batch:
     """One commit of the indexer: leave what is above ``ancestor``, add what follows it.
 
     ``expected`` is the cursor that the batch was built on; ``ancestor`` equals it unless the branch was left.
-    ``blocks`` ascend; the last one is the new cursor.  Everything else belongs to these blocks.
+    ``blocks`` ascend; the last one is the new cursor.  Everything else belongs to these blocks.  ``baskets_version`` is
+    of the baskets that it was made with; ``None`` where that does not matter.
     """
 
     expected: BlockRef
@@ -142,3 +146,42 @@ class Batch:
     requests: tuple[Request, ...] = ()
     mints: tuple[Mint, ...] = ()
     reports: tuple[Report, ...] = ()
+    baskets_version: int | None = None
+
+
+Place: TypeAlias = tuple[bytes, int]
+"""Where a log is: the hash of its block, and its index there."""
+
+
+class Kind(StrEnum):
+    """In which way a row is not what the chain says."""
+
+    MISSING = "missing"
+    EXTRA = "extra"
+    DIFFERENT = "different"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Difference:
+    """One thing in which the rows of a final block are not what the chain says.
+
+    ``event`` is what the log says, or ``block`` for the block itself.  Of a block, ``block_hash`` is the one that is
+    stored and ``log_index`` is ``None``.  ``stored`` is the raw row where there is one.
+    """
+
+    kind: Kind
+    event: str
+    block_number: int
+    block_hash: bytes
+    log_index: int | None = None
+    stored: LogRow | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredRange:
+    """The canonical rows of some blocks, by the place of the log that they came from; requests by their identity."""
+
+    hash_by_number: Mapping[int, bytes] = field(default_factory=dict)
+    logs: Mapping[Place, LogRow] = field(default_factory=dict)
+    decoded: frozenset[Place] = frozenset()
+    requests: Mapping[bytes, Place] = field(default_factory=dict)

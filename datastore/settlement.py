@@ -7,7 +7,7 @@ locks are held: an attempt that another session committed while we waited must b
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -39,6 +39,10 @@ SELECT
     EXISTS (
         SELECT FROM mint_execution e WHERE e.canonical AND e.bank_reference = r.expected_reference
     ) AS visible_mint,
+    EXISTS (
+        SELECT FROM mint_execution e
+        WHERE e.canonical AND e.bank_reference = r.expected_reference AND (e.request_id IS NULL OR e.request_id = r.id)
+    ) AS doubtful_mint,
     EXISTS (
         SELECT FROM mint_request o WHERE o.bank_reference = r.bank_reference AND o.holds_reference AND o.id <> r.id
     ) AS rival_holds_reference,
@@ -146,6 +150,7 @@ def _known(row: asyncpg.Record) -> Known:
             final_enough=bool(row["final_enough"]),
             mints=row["mints"],
             visible_mint=row["visible_mint"],
+            doubtful_mint=row["doubtful_mint"],
             mint_is_right=bool(row["mint_is_right"]),
             mint_is_final=bool(row["mint_is_final"]),
             rival_holds_reference=row["rival_holds_reference"],
@@ -220,19 +225,3 @@ async def move(connection: Connection, moves: Sequence[Move]) -> list[Settled]:
         duplicates = await connection.fetch(_REJECTED_DUPLICATES, sorted(given_up), DUPLICATE_BANK_REFERENCE)
         settled += await settle(connection, Event.RIVAL_GAVE_UP, [row["id"] for row in duplicates])
     return settled
-
-
-async def raise_alarms(connection: Connection, chain_id: int, kind: str, sentences: Mapping[int, str]) -> None:
-    """Record an alarm for each request id."""
-    if sentences:
-        await connection.execute(
-            # $1 chain, $2 kind, $3 request ids, $4 sentences
-            """
-            INSERT INTO alarm (chain_id, kind, request_id, sentence)
-            SELECT $1, $2, n.request_id, n.sentence FROM unnest($3::bigint[], $4::text[]) AS n (request_id, sentence)
-            """,
-            chain_id,
-            kind,
-            list(sentences),
-            list(sentences.values()),
-        )

@@ -45,6 +45,7 @@ FROM workflow w LEFT JOIN workflow_slot s USING (chain_id, workflow_id)
 WHERE w.chain_id = $1
 ORDER BY w.listed_at, w.workflow_id
 """
+_BASKETS: Final = "SELECT count(*) FROM basket WHERE chain_id = $1 AND canonical"
 
 # Requests that nothing moves but a person.
 # $1 chain
@@ -125,6 +126,7 @@ class Snapshot:
     waiting: int
     oldest_seconds: float
     in_flight: int
+    baskets: int
     slots: tuple[Slot, ...]
     paused: str | None
     paused_at: datetime | None
@@ -206,6 +208,7 @@ async def snapshot(pool: Pool, chain_id: int) -> Snapshot | None:
         by_state = await connection.fetch(_BY_STATE, chain_id)
         (queue,) = await connection.fetch(_QUEUE, chain_id)
         in_flight: int = await connection.fetchval(_IN_FLIGHT, chain_id)
+        baskets: int = await connection.fetchval(_BASKETS, chain_id)
         slots = await connection.fetch(_SLOTS, chain_id)
         gate = await connection.fetchrow(_GATE, chain_id)
     return Snapshot(
@@ -224,6 +227,7 @@ async def snapshot(pool: Pool, chain_id: int) -> Snapshot | None:
         waiting=queue["waiting"],
         oldest_seconds=float(queue["oldest_seconds"] or 0),
         in_flight=in_flight,
+        baskets=baskets,
         slots=tuple(Slot(workflow_id=row["workflow_id"], next_at=row["earliest_next_at"]) for row in slots),
         paused=position["paused_reason"],
         paused_at=position["paused_at"],

@@ -13,6 +13,7 @@ from typing import Final
 
 import asyncpg
 
+from datastore.alarms import AlarmKind
 from datastore.connection import Connection, Pool, unit
 from datastore.judgement import DUPLICATE_BANK_REFERENCE
 from datastore.lifecycle import State
@@ -127,7 +128,8 @@ class Totals:
     reports: Counter[bool] = field(default_factory=lambda: Counter({True: 0, False: 0}))
     attempts: Counter[str] = field(default_factory=Counter)
     attempt_seconds: Histogram = field(default_factory=_seconds)
-    alarms: Counter[str] = field(default_factory=Counter)
+    # From zero on, so that an alert sees the first one as an increase.
+    alarms: Counter[str] = field(default_factory=lambda: Counter({kind.value: 0 for kind in AlarmKind}))
     reorg_depth: Histogram = field(default_factory=lambda: Histogram(tuple(map(float, BOUNDS_BLOCKS))))
 
 

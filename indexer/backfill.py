@@ -84,7 +84,8 @@ class Backfill:
             reached: Told each boundary around a commit.
         """
         self._pool = pool
-        self._zone = FinalZone(node, sources, max_range_blocks=max_range_blocks)
+        self._node = node
+        self._zone = FinalZone(sources, max_range_blocks=max_range_blocks)
         self._sources = sources
         # Who says --trigger has decided about these blocks: the first start's line is not drawn again.
         self._rules = rules if hold else replace(rules, first_trigger_block_number=0)
@@ -118,7 +119,8 @@ class Backfill:
             raise NotFinal(self.first, final)
         if self._consumer_by_token is None:
             self._consumer_by_token = dict(await following.known_baskets(self._pool, chain_id, up_to=self.first - 1))
-        read = await self._zone.read(self._done, self.last)
+        async with self._node.session(reaching=self.last) as session:
+            read = await self._zone.read(session.node, self._done, self.last)
         observation = Observation(self._sources, self._consumer_by_token)
         observation.read(read.logs, read.timestamp_by_block())
         observed = observation.observed

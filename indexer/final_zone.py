@@ -14,6 +14,7 @@ from indexer.observation import Sources
 from indexer.ranges import RangeSize, next_range
 from node.blocks import Header, Log
 from node.errors import NodeAnswerInvalid, RangeRefused
+from node.inconsistency import Inconsistency
 from node.node import Node
 
 
@@ -36,15 +37,16 @@ class FinalRange:
 
 
 class FinalZone:
-    """Reads final ranges, as large as the node lets us."""
+    """Reads final ranges, as large as the node lets us; each of one endpoint."""
 
-    def __init__(self, node: Node, sources: Sources, *, max_range_blocks: int) -> None:
-        self._node = node
+    def __init__(self, sources: Sources, *, max_range_blocks: int) -> None:
         self._filters = sources.filters()
         self._size = RangeSize(blocks=max_range_blocks, ceiling=max_range_blocks)
 
-    async def read(self, after: int, up_to: int) -> FinalRange:
+    async def read(self, node: Node, after: int, up_to: int) -> FinalRange:
         """The range that follows block ``after`` and ends at ``up_to`` at the latest, which must be final.
+
+        ``node`` should be one endpoint's: headers and logs must fit together.
 
         Raises:
             NodeUnavailable: Call again.
@@ -53,19 +55,19 @@ class FinalZone:
         """
         while True:
             first, last = next_range(after, up_to, self._size)
-            headers = await self._node.headers_by_number(sorted({first, last}))
+            headers = await node.headers_by_number(sorted({first, last}))
             try:
-                logs = await self._node.logs_in_range(first, last, self._filters)
+                logs = await node.logs_in_range(first, last, self._filters)
             except RangeRefused:
                 if first < last:
                     self._size = self._size.refused()
                     continue
-                logs = await self._node.logs_in_block(headers[first].hash, self._filters)
+                logs = await node.logs_in_block(headers[first].hash, self._filters)
             self._size = self._size.answered()
             known = dict(headers)
             missing = sorted({entry.block_number for entry in logs if entry.block_timestamp is None} - set(known))
             if missing:
-                known |= await self._node.headers_by_number(missing)
+                known |= await node.headers_by_number(missing)
             return FinalRange(
                 first=first, parent_hash=headers[first].parent_hash, blocks=_blocks(known, logs, last), logs=logs
             )
@@ -81,6 +83,7 @@ def _blocks(known: dict[int, Header], logs: Sequence[Log], last: int) -> list[Bl
                 "node",
                 "several answers",
                 f"a log of block {entry.block_number} names another block hash than its header",
+                kind=Inconsistency.OTHER_BLOCK,
             )
         if entry.block_number in blocks:
             continue

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,12 +16,13 @@ from datastore.connection import Pool
 from datastore.errors import CursorMoved, FinalityViolated
 from datastore.following import Committed, Position, Rules
 from datastore.rows import Batch, Block, BlockRef, Finality
-from indexer.continuity import AlreadyHeld, LeavesFinality, NeedsParent, Reorg, is_linked, judge
+from indexer.continuity import AlreadyHeld, Extends, LeavesFinality, NeedsParent, Reorg, is_linked, judge
 from indexer.final_zone import FinalZone, stored
 from indexer.observation import Observation, Sources
 from node.blocks import Header
-from node.errors import BlockUnknown, NodeAnswerInvalid
-from node.node import Node
+from node.errors import BlockUnknown, EndpointChanged, EndpointLags
+from node.inconsistency import Inconsistency
+from node.node import FinalityTags, Node
 
 log = structlog.get_logger(__name__)
 
@@ -28,6 +31,9 @@ Reached: TypeAlias = Callable[[str], None]
 
 BLOCKS_A_COMMIT: Final = 64
 """Near the head: bounds a commit after a pause; the rest is read by the next tick."""
+
+MOST_UNFINALIZED_BLOCKS: Final = 10_000
+"""Indexed above the chain's finalized block: bounds what a fork is searched in while finality stalls (hard case 12)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +64,9 @@ class Follower:
         complete_finality: FinalityRule,
         max_range_blocks: int,
         reached: Reached = lambda _: None,
+        finality_pause_seconds: float = 0.0,
+        most_unfinalized_blocks: int = MOST_UNFINALIZED_BLOCKS,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Begin; nothing is asked yet.
 
@@ -70,17 +79,27 @@ class Follower:
             complete_finality: From where on a mint completes its request.
             max_range_blocks: The largest range to ask for at once.
             reached: Told each boundary around a commit.
+            finality_pause_seconds: The chain's finality is asked no more often than this; it moves slowly.
+            most_unfinalized_blocks: Indexing waits for finality when so many blocks are not final.
+            clock: Seconds that never go back.
         """
         self._pool = pool
+        self._nodes = node
+        # Within a tick: the one endpoint that this tick asks (why that is safe: ``node.pool``).
         self._node = node
+        self._finality_pause_seconds = finality_pause_seconds
+        self._most_unfinalized_blocks = most_unfinalized_blocks
+        self._clock = clock
+        self._finality: tuple[str, float, FinalityTags] = ("", -math.inf, FinalityTags(finalized=-1, safe=-1))
+        self._held_because: str | None = None
         self._sources = sources
         self._rules = rules
         self._trigger = trigger_finality
         self._complete = complete_finality
-        self._zone = FinalZone(node, sources, max_range_blocks=max_range_blocks)
+        self._zone = FinalZone(sources, max_range_blocks=max_range_blocks)
         self._reached = reached
-        # A cache of rows, believed only while the cursor is the one that it was read at.
-        self._baskets: tuple[BlockRef, dict[bytes, bytes]] | None = None
+        # A cache of rows, believed only while cursor and version are those that it was read at.
+        self._baskets: tuple[BlockRef, int, dict[bytes, bytes]] | None = None
 
     async def tick(self) -> bool:
         """Index what follows the cursor; ``True`` if there is more to do at once.
@@ -92,58 +111,99 @@ class Follower:
         """
         position = await following.position(self._pool, self._sources.chain_id)
         try:
-            head = await self._node.head()
-            finalized = await self._node.tagged("finalized")
-            safe = await self._node.tagged("safe")
-            tags = _Tags(
-                head=head,
-                finalized=finalized.number if finalized else -1,
-                safe=safe.number if safe else -1,
-            )
-            if tags.finalized > head.number:
-                raise _contradiction(f"finalized block {tags.finalized} is above the head {head.number}")
-            if tags.finalized > position.cursor.number:
-                return await self._follow_final(position, tags)
-            return await self._follow_head(position, tags)
+            async with self._nodes.session(reaching=position.cursor.number) as session:
+                self._node = session.node
+                return await self._follow(position, session.head)
+        except EndpointChanged as error:
+            log.debug("chain.tick_repeated", reason=str(error))
+            return True
         except (BlockUnknown, CursorMoved) as error:
             # The tip moved under our questions, or another follower was faster: the next tick starts from the rows.
             log.debug("chain.tick_repeated", reason=str(error))
             return False
 
+    def troubles(self) -> tuple[str, ...]:
+        """Why indexing waits although the node answers; a sentence, or none."""
+        return () if self._held_because is None else (self._held_because,)
+
+    async def _follow(self, position: Position, head: Header) -> bool:
+        if head.number < position.finalized:
+            # It cannot even say whether its chain is ours: that is no reorg, however its block is called (hard case 7).
+            raise EndpointLags(
+                self._node.endpoint_name,
+                "eth_getBlockByNumber",
+                f"its head {head.number} is below our finalized block {position.finalized}",
+            )
+        finality = await self._asked_finality(head)
+        tags = _Tags(head=head, finalized=finality.finalized, safe=finality.safe)
+        self._say_whether_held(position.cursor.number, tags)
+        if tags.finalized > position.cursor.number:
+            return await self._follow_final(position, tags)
+        return await self._follow_head(position, tags)
+
+    async def _asked_finality(self, head: Header) -> FinalityTags:
+        """The chain's finality as this tick's endpoint told it last, not longer than the pause ago."""
+        endpoint, asked_at, finality = self._finality
+        now = self._clock()
+        if endpoint != self._node.endpoint_name or now - asked_at >= self._finality_pause_seconds:
+            finality = await self._node.finality(head)
+            self._finality = (self._node.endpoint_name, now, finality)
+        return finality
+
     async def _follow_final(self, position: Position, tags: _Tags) -> bool:
-        read = await self._zone.read(position.cursor.number, tags.finalized)
+        read = await self._zone.read(self._node, position.cursor.number, tags.finalized)
         if read.parent_hash != position.cursor.hash:
             return await self._follow_head(position, tags)
-        observation = Observation(self._sources, await self._known_baskets(position.cursor))
+        observation = Observation(self._sources, await self._known_baskets(position.cursor, position.baskets_version))
         observation.read(read.logs, read.timestamp_by_block())
         await self._commit(position, position.cursor, read.blocks, observation, tags)
         return True
 
     async def _follow_head(self, position: Position, tags: _Tags) -> bool:
-        cursor = position.cursor
-        held = await following.held_blocks(
-            self._pool, self._sources.chain_id, lowest=min(cursor.number, max(position.finalized, 0))
-        )
-        branch = deque(await self._branch(cursor, tags.head))
-        while isinstance(verdict := judge(held, branch), NeedsParent):
-            branch.appendleft(await self._node.header_by_hash(verdict.block_hash))  # may fail: nothing to undo
-        if isinstance(verdict, AlreadyHeld):
+        branch = deque(await self._branch(position.cursor, tags.head))
+        ancestor = await self._ancestor(position, branch)
+        if ancestor is None:
             return await self._advance_finality(position, tags)
-        if isinstance(verdict, LeavesFinality):
-            raise FinalityViolated(
-                f"the node's chain leaves ours at or below block {verdict.lowest_number}, which is final; "
-                "nothing was changed"
-            )
-        ancestor = cursor
-        if isinstance(verdict, Reorg):
-            ancestor = BlockRef(number=verdict.ancestor_number, hash=verdict.ancestor_hash)
-        headers = list(branch)[:BLOCKS_A_COMMIT]
-        observation = Observation(self._sources, await self._known_baskets(ancestor))
+        headers = list(branch)[: min(BLOCKS_A_COMMIT, self._room_above(ancestor.number, tags))]
+        if not headers:
+            return await self._advance_finality(position, tags)
+        observation = Observation(self._sources, await self._known_baskets(ancestor, position.baskets_version))
         for header in headers:
-            logs = await self._node.logs_in_block(header.hash, self._sources.filters())
+            believed = self._sources.believed(observation.consumer_by_token)
+            logs = await self._node.logs_of(header, self._sources.filters(), believed)
             observation.read(logs, {header.number: header.timestamp})
         await self._commit(position, ancestor, [stored(header) for header in headers], observation, tags)
         return headers[-1].number < tags.head.number
+
+    async def _ancestor(self, position: Position, branch: deque[Header]) -> BlockRef | None:
+        """The block of ours that ``branch``, prepended down to it, follows; ``None`` if the branch is ours already."""
+        cursor = position.cursor
+        # Most ticks end here: the cursor's hash is a row; what is below it is read only where a fork is searched.
+        if branch[-1].hash == cursor.hash:
+            return None
+        if branch[0].parent_hash == cursor.hash:
+            return cursor
+        lowest = max(min(cursor.number, position.finalized), cursor.number - self._most_unfinalized_blocks, 0)
+        held = await following.held_blocks(self._pool, self._sources.chain_id, lowest=lowest)
+        while isinstance(verdict := judge(held, branch), NeedsParent):
+            parent = await self._node.header_by_hash(verdict.block_hash)  # may fail: nothing to undo
+            if parent.number != branch[0].number - 1:  # an ancestry without an end would never be left
+                raise self._node.contradiction(
+                    Inconsistency.OTHER_BLOCK, f"block {parent.number} is the parent of block {branch[0].number}"
+                )
+            branch.appendleft(parent)
+        match verdict:
+            case AlreadyHeld():
+                return None
+            case Extends():
+                return cursor
+            case Reorg():
+                return BlockRef(number=verdict.ancestor_number, hash=verdict.ancestor_hash)
+            case LeavesFinality():
+                raise FinalityViolated(
+                    f"the node's chain leaves ours at or below block {verdict.lowest_number}, which is final; "
+                    "nothing was changed"
+                )
 
     async def _branch(self, cursor: BlockRef, head: Header) -> Sequence[Header]:
         """The headers from the one after the cursor up to the head, or the head alone if it is not above the cursor."""
@@ -156,6 +216,25 @@ class Follower:
             raise BlockUnknown(last)  # the node changed its branch between two answers
         return headers
 
+    def _room_above(self, ancestor: int, tags: _Tags) -> int:
+        """How many blocks may be indexed above ``ancestor``: a stalled finality holds the index."""
+        if tags.finalized < 0:  # the chain has none, so there is nothing to wait for
+            return BLOCKS_A_COMMIT
+        return max(0, tags.finalized + self._most_unfinalized_blocks - ancestor)
+
+    def _say_whether_held(self, cursor: int, tags: _Tags) -> None:
+        """Where people look: once in the log, and for as long as it lasts in ``troubles``."""
+        is_held = tags.head.number > cursor and not self._room_above(cursor, tags)
+        if is_held and self._held_because is None:
+            log.error("index.held", indexed=cursor, finalized=tags.finalized, head=tags.head.number)
+        elif not is_held and self._held_because is not None:
+            log.info("index.released", indexed=cursor, finalized=tags.finalized)
+        self._held_because = (
+            f"chain: block {tags.finalized} is the last final one; indexing waits at block {cursor}"
+            if is_held
+            else None
+        )
+
     async def _advance_finality(self, position: Position, tags: _Tags) -> bool:
         """Nothing new to index: what is final may have grown all the same."""
         if min(tags.finalized, position.cursor.number) <= position.finalized and (
@@ -166,9 +245,9 @@ class Follower:
         await self._commit(position, position.cursor, [], observation, tags)
         return False
 
-    async def _known_baskets(self, at: BlockRef) -> dict[bytes, bytes]:
-        if self._baskets is not None and self._baskets[0] == at:
-            return self._baskets[1]
+    async def _known_baskets(self, at: BlockRef, version: int) -> dict[bytes, bytes]:
+        if self._baskets is not None and self._baskets[:2] == (at, version):
+            return self._baskets[2]
         return dict(await following.known_baskets(self._pool, self._sources.chain_id, up_to=at.number))
 
     async def _commit(
@@ -194,12 +273,13 @@ class Follower:
             requests=tuple(observed.requests),
             mints=tuple(observed.mints),
             reports=tuple(observed.reports),
+            baskets_version=position.baskets_version,
         )
         self._reached("indexer.before_commit")
         committed = await following.commit(self._pool, self._sources.chain_id, batch, self._rules)
         self._reached("indexer.after_commit")
         if blocks:
-            self._baskets = (committed.cursor, observation.consumer_by_token)
+            self._baskets = (committed.cursor, position.baskets_version, observation.consumer_by_token)
         if committed.orphaned_blocks:
             log.warning(
                 "chain.reorg_applied",
@@ -217,10 +297,6 @@ class _Tags:
     head: Header
     finalized: int
     safe: int
-
-
-def _contradiction(reason: str) -> NodeAnswerInvalid:
-    return NodeAnswerInvalid("node", "several answers", reason)
 
 
 def report(committed: Committed, *, undecodable: int) -> None:

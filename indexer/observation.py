@@ -55,6 +55,26 @@ class Sources:
             LogFilter(addresses=(self.forwarder,), topics=((catalog.report_processed_topic0,),)),
         )
 
+    def believed(self, consumer_by_token: Mapping[bytes, bytes]) -> tuple[LogFilter, ...]:
+        """Whose logs matter, given these baskets: each part of one of ``filters``, for a block's bloom to deny.
+
+        A basket that the block itself creates is in it by its ``BasketCreated``.
+        """
+        catalog = self.catalog
+        found = [
+            LogFilter(
+                addresses=(self.factory,), topics=((catalog.basket_created_topic0, *catalog.mint_requested_topics0),)
+            )
+        ]
+        if consumer_by_token:
+            tokens, consumers = tuple(consumer_by_token), tuple(set(consumer_by_token.values()))
+            found += [
+                LogFilter(addresses=tokens, topics=(catalog.mint_requested_topics0,)),
+                LogFilter(addresses=consumers, topics=((catalog.mint_executed_topic0,),)),
+                LogFilter(addresses=(self.forwarder,), topics=((catalog.report_processed_topic0,),)),
+            ]
+        return tuple(found)
+
 
 @dataclass(slots=True, kw_only=True)
 class Observed:

@@ -136,7 +136,6 @@ class Invocator:
         # Random for each process: a restarted one must not renew the leases of the dead one (hard case 71).
         self._worker_id = uuid4()
         self._clock_offset_seconds = 0.0
-        self._listed = False
         self._refused: Code | None = None
 
     async def tick(self) -> bool:
@@ -146,9 +145,8 @@ class Invocator:
             DatastoreUnavailable: Call again; what was sent is known from the attempt's row.
         """
         terms = self._terms
-        if not self._listed:
-            await claims.list_workflows(self._pool, self._chain_id, terms.workflow_ids)
-            self._listed = True
+        # At every tick: a failover under a running process may have lost the rows, and whoever searches needs them.
+        await claims.list_workflows(self._pool, self._chain_id, terms.workflow_ids)
         swept = await claims.sweep(
             self._pool,
             self._chain_id,
@@ -163,7 +161,8 @@ class Invocator:
         if not gate.open:
             return False
         for order in await self._due():
-            if order.frozen is not None and await self._attempt(order, order.frozen):
+            frozen = order.frozen or await self._freeze(order)
+            if frozen is not None and await self._attempt(order, frozen):
                 return True
         free = await claims.free_workflows(self._pool, self._chain_id, terms.pacing, terms.workflow_ids)
         if not free:
@@ -177,14 +176,21 @@ class Invocator:
         if self._terms.mode != claims.GATEWAY:
             return []
         due = await claims.due(self._pool, self._chain_id, limit=LOOKED_AT)
-        return [order for order in due if order.frozen is not None and order.frozen.signer == self._signer_address]
+        return [order for order in due if self._may_resend(order)]
+
+    def _may_resend(self, order: Order) -> bool:
+        if order.frozen is not None:
+            return order.frozen.signer == self._signer_address
+        return order.found_workflow_id in self._terms.workflow_ids
 
     @property
     def _signer_address(self) -> bytes:
         return bytes(20) if self._signer is None else self._signer.address
 
     def _workflow_of(self, order: Order) -> bytes:
-        return order.frozen.workflow_id if order.frozen else workflow_of(order.nonce, self._terms.workflow_ids)
+        if order.frozen is not None:
+            return order.frozen.workflow_id
+        return order.found_workflow_id or workflow_of(order.nonce, self._terms.workflow_ids)
 
     async def _work(self, request_id: int) -> bool:
         """Claim one request and carry it to its first answer; ``False`` if somebody else has it."""
@@ -232,7 +238,7 @@ class Invocator:
 
     async def _freeze(self, order: Order) -> Frozen | None:
         """Fix the bytes of this request for good; ``None`` if they must not be made."""
-        workflow_id = workflow_of(order.nonce, self._terms.workflow_ids)
+        workflow_id = self._workflow_of(order)
         try:
             body = request_body(mint_order(order, workflow_id, self._terms.currency))
         except OrderRefused as refused:

@@ -6,11 +6,14 @@ values (hashes and addresses are bytes, logs in order and each once, everything 
 it is an error whose name says what to do next (``errors``).  Whether the content is true is for the caller to prove.
 
 All calls are reads, so each may be repeated.  Only failures of the connection are repeated here, a few times and at
-once; waiting for better weather is the caller's.  What an endpoint's error text suggests is never used for control
-(hard case 23), and no message holds its URL: the key of an account is in it.
+once; then the next endpoint is asked; waiting for better weather is the caller's.  What an endpoint's error text
+suggests is never used for control (hard case 23), and no message holds its URL: the key of an account is in it.
 
-Nothing is cached, so that a crash costs nothing and a null near the tip is asked for again (hard case 32).
+No answer is cached, so that a crash costs nothing and a null near the tip is asked for again (hard case 32).  What is
+kept is how each endpoint behaved; a restart forgets it, and learns it again.
 
-Reading order: ``errors``, ``blocks`` (what an answer means), ``refusals`` (what an error means), ``exchange`` (HTTP,
-bounded in time and size), ``provider`` (web3's part), ``endpoint`` (one URL), ``node`` (the questions).
+Reading order: ``errors``, ``blocks`` (what an answer means), ``inconsistency`` and ``refusals`` (what is wrong with
+it), ``exchange`` (HTTP, bounded in time and size), ``provider`` (web3's part), ``endpoint`` (one URL); ``identity``
+(which chain it must serve), ``health`` (whom to ask next), ``watchdog`` (what must move), ``pool`` (several endpoints,
+and why a failover is safe); ``bloom`` (evidence of completeness), ``node`` (the questions); ``heads`` (the wake-up).
 """

@@ -10,13 +10,13 @@ from __future__ import annotations
 import reprlib
 from binascii import unhexlify
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import chain, pairwise
 from operator import attrgetter
 from typing import Final, TypeVar
 
-from eth_hash.auto import keccak
+from node.inconsistency import Inconsistency
 
 T = TypeVar("T")
 
@@ -28,23 +28,30 @@ MAX_TOPICS: Final = 4
 _QUANTITY_LIMIT: Final = 2**63  # Postgres's bigint
 _QUANTITY_CHARACTERS: Final = len("0x") + 16
 _HASH_CHARACTERS: Final = len("0x") + 2 * HASH_BYTES
-_BLOOM_BITS: Final = 8 * BLOOM_BYTES
 _PLACE: Final = attrgetter("block_number", "log_index")
 
 
 class Malformed(ValueError):
-    """An answer is not what the protocol says; nothing may be taken from it."""
+    """An answer is not what the protocol says, or not to the question; nothing may be taken from it."""
+
+    def __init__(self, reason: str, kind: Inconsistency = Inconsistency.MALFORMED) -> None:
+        self.kind = kind
+        super().__init__(reason)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Header:
-    """A mined block without its transactions."""
+    """A mined block without its transactions.
+
+    ``raw_tx_hashes`` are the hashes of these as the node wrote them, if it did: few of them are ever looked at.
+    """
 
     number: int
     hash: bytes
     parent_hash: bytes
     timestamp: int
     logs_bloom: bytes
+    raw_tx_hashes: Sequence[str] = field(default=(), repr=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -201,6 +208,7 @@ def parse_header(value: object) -> Header:
             parent_hash=parse_hash(block["parentHash"]),
             timestamp=parse_quantity(block["timestamp"]),
             logs_bloom=_octets_of_length(block["logsBloom"], BLOOM_BYTES),
+            raw_tx_hashes=_strings(block.get("transactions")),
         )
     except (KeyError, TypeError) as error:
         raise _malformed("block", value) from error
@@ -247,12 +255,17 @@ def parse_log(value: object) -> Log:
 
 
 def parse_logs(value: object) -> tuple[Log, ...]:
-    """An answer of ``eth_getLogs``, in chain order.
+    """An answer of ``eth_getLogs``, which is in chain order.
 
     Raises:
-        Malformed: It is something else, a log is there twice, or two blocks claim one height.
+        Malformed: It is something else, a log is there twice or out of order, or two blocks claim one height.
     """
-    return in_chain_order([parse_log(entry) for entry in _array("logs", value)])
+    logs = [parse_log(entry) for entry in _array("logs", value)]
+    ordered = in_chain_order(logs)
+    # Every node gives them in order: an answer that is not was put together by something that may lose some.
+    if ordered != tuple(logs):
+        raise Malformed("logs out of order", Inconsistency.UNSORTED_LOGS)
+    return ordered
 
 
 def in_chain_order(logs: Iterable[Log]) -> tuple[Log, ...]:
@@ -265,9 +278,11 @@ def in_chain_order(logs: Iterable[Log]) -> tuple[Log, ...]:
     for earlier, later in pairwise(ordered):
         if earlier.block_number == later.block_number:
             if earlier.log_index == later.log_index:
-                raise Malformed(f"two logs {later.log_index} in block {later.block_number}")
+                raise Malformed(
+                    f"two logs {later.log_index} in block {later.block_number}", Inconsistency.DUPLICATE_LOGS
+                )
             if earlier.block_hash != later.block_hash:
-                raise Malformed(f"two blocks {later.block_number}")
+                raise Malformed(f"two blocks {later.block_number}", Inconsistency.OTHER_BLOCK)
     return tuple(ordered)
 
 
@@ -287,7 +302,7 @@ def require_range(logs: Sequence[Log], first: int, last: int) -> None:
         Malformed: The node answered another question.
     """
     if logs and not first <= logs[0].block_number <= logs[-1].block_number <= last:
-        raise Malformed(f"logs outside the blocks {first} to {last}")
+        raise Malformed(f"logs outside the blocks {first} to {last}", Inconsistency.OTHER_BLOCK)
 
 
 def require_block(items: Iterable[Log | Receipt], block_hash: bytes) -> None:
@@ -298,7 +313,30 @@ def require_block(items: Iterable[Log | Receipt], block_hash: bytes) -> None:
     """
     for item in items:
         if item.block_hash != block_hash:
-            raise Malformed(f"asked for block {to_hex(block_hash)}, got one of {to_hex(item.block_hash)}")
+            raise Malformed(
+                f"asked for block {to_hex(block_hash)}, got one of {to_hex(item.block_hash)}", Inconsistency.OTHER_BLOCK
+            )
+
+
+def require_header(items: Iterable[Log], header: Header) -> None:
+    """Check that all are from the block of that header, and from its transactions (hard cases 1, 20).
+
+    A log under another transaction's hash would be another request, and another mint.
+
+    Raises:
+        Malformed: The node answered for another block, or mixed transactions up.
+    """
+    for log in items:
+        if (log.block_hash, log.block_number) != (header.hash, header.number):
+            raise Malformed(
+                f"a log of block {header.number} says that it is of block {log.block_number}", Inconsistency.OTHER_BLOCK
+            )
+        listed = [tx_hash.lower() for tx_hash in header.raw_tx_hashes[log.tx_index : log.tx_index + 1]]
+        if header.raw_tx_hashes and listed != [to_hex(log.tx_hash)]:
+            raise Malformed(
+                f"transaction {log.tx_index} of block {header.number} is not {to_hex(log.tx_hash)}",
+                Inconsistency.OTHER_TRANSACTION,
+            )
 
 
 def parse_receipt(value: object) -> Receipt:
@@ -349,19 +387,6 @@ def in_block_order(receipts: Iterable[Receipt]) -> tuple[Receipt, ...]:
     return ordered
 
 
-def bloom_contains(bloom: bytes, value: bytes) -> bool:
-    """Whether a block's bloom admits ``value``, an address or a topic; it may be wrong only by saying yes."""
-    return all(bloom[position] & mask for position, mask in _bloom_bits(value))
-
-
-@lru_cache(maxsize=65_536)
-def _bloom_bits(value: bytes) -> tuple[tuple[int, int], ...]:
-    """Position of the byte and mask in it, for each of the three bits (Yellow Paper, section 4.3.1)."""
-    digest = keccak(value)
-    bits = (int.from_bytes(digest[start : start + 2]) % _BLOOM_BITS for start in (0, 2, 4))
-    return tuple((BLOOM_BYTES - 1 - bit // 8, 1 << bit % 8) for bit in bits)
-
-
 def _octets_of_length(value: object, length: int) -> bytes:
     # The length comes first: a megabyte where a hash belongs is not even decoded.
     if type(value) is not str or len(value) != 2 + 2 * length:
@@ -379,6 +404,11 @@ def _array(what: str, value: object) -> Sequence[object]:
     if not isinstance(value, list):
         raise _malformed(what, value)
     return value
+
+
+def _strings(value: object) -> Sequence[str]:
+    """A list of texts; nothing where it is something else."""
+    return value if isinstance(value, list) and all(isinstance(entry, str) for entry in value) else ()
 
 
 def _malformed(what: str, value: object) -> Malformed:

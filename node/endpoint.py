@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final, TypeAlias, TypeVar
 
 import aiohttp
-from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
+from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt
 
 from node.blocks import Malformed, parse_octets
 from node.errors import NodeAnswerInvalid, NodeError, NodeRefused, NodeUnavailable, RangeRefused
 from node.exchange import AnswerTooLarge, AnswerUnreadable, HttpExchange, HttpRefused
+from node.inconsistency import Inconsistency
 from node.refusals import Refusal, classify_rpc_error
 
 if TYPE_CHECKING:
@@ -25,7 +27,6 @@ MAX_BATCH: Final = 100
 """Questions in one exchange; providers allow 100 to 1,000."""
 
 _CONNECTION_ATTEMPTS: Final = 3
-_RETRY_WAIT_MAX_SECONDS: Final = 0.5
 _REASON_CHARACTERS: Final = 200
 
 
@@ -45,8 +46,9 @@ Observe: TypeAlias = Callable[[str, str, Outcome, float], None]
 class RpcEndpoint:
     """Asks one URL, which appears in no error, log or metric: ``name`` stands for it there.
 
-    Every question is a read and may be asked twice.  A connection that breaks is tried again, shortly and few times;
-    anything else is the caller's to repeat.  After a ``Retry-After`` nothing is sent before that time has passed.
+    Every question is a read and may be asked twice.  A connection that breaks is tried again, at once and few times,
+    for a server may have closed one that we kept; anything else is the caller's to repeat.  After a ``Retry-After``
+    nothing is sent before that time has passed.
     """
 
     def __init__(
@@ -64,7 +66,8 @@ class RpcEndpoint:
         Args:
             name: For people, and a metric's label.
             url: ``http`` or ``https``; its path, query and user may hold a key.
-            request_timeout_seconds: For one try as a whole, from connecting to the answer's last byte.
+            request_timeout_seconds: For a question as a whole, from connecting to the answer's last byte, with what is
+                tried again.
             max_answer_bytes: Of an answer's body, unpacked.
             observe: Told about every question and every batch.
             clock: Seconds that never go back.
@@ -73,10 +76,16 @@ class RpcEndpoint:
         self._exchange = HttpExchange(
             url, request_timeout_seconds=request_timeout_seconds, max_answer_bytes=max_answer_bytes
         )
+        self._request_timeout_seconds = request_timeout_seconds
         self._observe = observe
         self._clock = clock
         self._silent_until = float("-inf")
         self._provider: BoundedHTTPProvider | None = None
+
+    @property
+    def connections(self) -> int:
+        """How many connections were ever opened."""
+        return self._exchange.connections
 
     async def call(self, method: str, params: Sequence[object], parse: Callable[[object], T]) -> T:
         """Ask one question and read its result with ``parse``.
@@ -148,14 +157,14 @@ class RpcEndpoint:
             self._provider = BoundedHTTPProvider(self._exchange)
         provider = self._provider
         try:
-            async for attempt in AsyncRetrying(
-                retry=retry_if_exception_type((aiohttp.ClientConnectionError, aiohttp.ClientPayloadError)),
-                stop=stop_after_attempt(_CONNECTION_ATTEMPTS),
-                wait=wait_random_exponential(multiplier=0.05, max=_RETRY_WAIT_MAX_SECONDS),
-                reraise=True,
-            ):
-                with attempt:
-                    return await ask(provider)
+            async with asyncio.timeout(self._request_timeout_seconds):
+                async for attempt in AsyncRetrying(
+                    retry=retry_if_exception_type((aiohttp.ClientConnectionError, aiohttp.ClientPayloadError)),
+                    stop=stop_after_attempt(_CONNECTION_ATTEMPTS),
+                    reraise=True,
+                ):
+                    with attempt:
+                        return await ask(provider)
         except HttpRefused as refused:
             raise self._http_refusal(method, refused) from refused
         except AnswerTooLarge as error:
@@ -179,7 +188,8 @@ class RpcEndpoint:
         try:
             return parse(answer["result"])
         except (Malformed, TypeError) as malformed:  # TypeError: an array has no place in a parser's cache
-            raise NodeAnswerInvalid(self.name, method, str(malformed)) from malformed
+            kind = malformed.kind if isinstance(malformed, Malformed) else Inconsistency.MALFORMED
+            raise NodeAnswerInvalid(self.name, method, str(malformed), kind=kind) from malformed
 
     def _http_refusal(self, method: str, refused: HttpRefused) -> NodeError:
         answer = refused.answer

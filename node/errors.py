@@ -5,6 +5,7 @@ Messages hold the endpoint's name, never its URL: providers put the key of an ac
 
 from __future__ import annotations
 
+from node.inconsistency import Inconsistency
 from node.refusals import Refusal
 
 
@@ -48,9 +49,31 @@ class NodeRefused(NodeUnavailable):
 class NodeAnswerInvalid(NodeUnavailable):
     """The endpoint lies or is broken.  Take nothing from the answer; call again later, better another endpoint."""
 
+    def __init__(
+        self, endpoint: str, method: str, reason: str, *, kind: Inconsistency = Inconsistency.MALFORMED
+    ) -> None:
+        self.kind = kind
+        super().__init__(endpoint, method, reason)
+
 
 class HistoryPruned(NodeUnavailable):
     """This endpoint has thrown the block away for good (hard case 34).  Only an archive endpoint can answer."""
+
+
+class EndpointLags(NodeUnavailable):
+    """This endpoint knows only an older chain than the one that is indexed.  Ask another, or the same one later."""
+
+
+class EndpointOfOtherChain(NodeUnavailable):
+    """This endpoint serves another chain (hard case 27).  Ask another; if all do, the settings are wrong."""
+
+    def __init__(self, endpoint: str, mismatch: ChainMismatch) -> None:
+        self.mismatch = mismatch
+        super().__init__(endpoint, "identity", str(mismatch))
+
+
+class EndpointChanged(NodeUnavailable):
+    """The endpoint of this session failed, and another one is at hand.  Start again at once, from the rows."""
 
 
 class RangeRefused(NodeError):
@@ -87,4 +110,7 @@ class ChainMismatch(NodeError):
         self.what = what
         self.expected = expected
         self.found = found
-        super().__init__(f"the node's {what} is {found}; this daemon serves {expected}")
+        super().__init__(
+            f"the node's {what} is {found}; this daemon serves {expected}: check BSKT_RPC_URL and BSKT_CHAIN_ID; "
+            "a chain that was reset needs a database of its own"
+        )

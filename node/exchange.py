@@ -13,6 +13,7 @@ from node.refusals import retry_after_seconds
 _HEADERS: Final = {"Content-Type": "application/json", "User-Agent": "bskt"}
 _OK: Final = 200
 _SECRET_MIN_CHARACTERS: Final = 6
+_KEEP_ALIVE_SECONDS: Final = 60.0  # longer than the pause between two looks at a slow chain: see `connections`
 
 
 class AnswerTooLarge(Exception):
@@ -34,7 +35,10 @@ class HttpRefused(Exception):
 
 
 class HttpExchange:
-    """One URL with its kept-alive connections.  ``close`` when done."""
+    """One URL with its kept-alive connections.  ``close`` when done.
+
+    ``connections`` counts those that were ever opened: a new one may lead to another server (hard case 27).
+    """
 
     def __init__(self, url: str, *, request_timeout_seconds: float, max_answer_bytes: int) -> None:
         self._url = url
@@ -44,6 +48,7 @@ class HttpExchange:
         self._timeout = aiohttp.ClientTimeout(total=request_timeout_seconds)
         self._max_answer_bytes = max_answer_bytes
         self._session: aiohttp.ClientSession | None = None
+        self.connections = 0
 
     async def post(self, question: object) -> object:
         """Send JSON and read JSON.  Nothing is repeated, no redirect followed, no content type believed.
@@ -56,8 +61,14 @@ class HttpExchange:
             aiohttp.ClientError: The connection failed.
         """
         if self._session is None:  # made here, because a session belongs to the running loop
+            trace = aiohttp.TraceConfig()
+            trace.on_connection_create_end.append(self._connected)
             self._session = aiohttp.ClientSession(
-                timeout=self._timeout, headers=_HEADERS, cookie_jar=aiohttp.DummyCookieJar()
+                connector=aiohttp.TCPConnector(keepalive_timeout=_KEEP_ALIVE_SECONDS),
+                timeout=self._timeout,
+                headers=_HEADERS,
+                cookie_jar=aiohttp.DummyCookieJar(),
+                trace_configs=[trace],
             )
         async with self._session.post(self._url, data=orjson.dumps(question), allow_redirects=False) as response:
             content = await self._read(response)
@@ -80,9 +91,13 @@ class HttpExchange:
         return "".join(character if character.isprintable() else " " for character in text)
 
     async def close(self) -> None:
-        """Close the connections."""
-        if self._session is not None:
-            await self._session.close()
+        """Close the connections; a later question opens new ones."""
+        session, self._session = self._session, None
+        if session is not None:
+            await session.close()
+
+    async def _connected(self, *_: object) -> None:
+        self.connections += 1
 
     async def _read(self, response: aiohttp.ClientResponse) -> bytes:
         # Counted after decompression: a small compressed body can hold gigabytes.

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Final, Literal, TypeAlias
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, replace
+from functools import wraps
+from typing import Concatenate, Final, Literal, ParamSpec, TypeAlias, TypeVar
 
 from eth_hash.auto import keccak
 
@@ -25,20 +27,27 @@ from node.blocks import (
     parse_receipts,
     parse_transaction_hashes,
     require_block,
+    require_header,
     require_range,
     to_hex,
 )
+from node.bloom import bloom_admits, bloom_admits_log, bloom_of
 from node.endpoint import GET_LOGS, RpcEndpoint
 from node.errors import (
     BlockUnknown,
     CallReverted,
-    ChainMismatch,
     HistoryPruned,
     NodeAnswerInvalid,
     NodeRefused,
     RangeRefused,
 )
+from node.identity import ChainIdentity, require_identity
+from node.inconsistency import Inconsistency
+from node.pool import EndpointPool, EndpointReport, Member
 from node.refusals import Refusal
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 Tag: TypeAlias = Literal["earliest", "finalized", "safe", "latest"]
 Block: TypeAlias = Tag | int | bytes
@@ -49,52 +58,162 @@ DEFAULT_MAX_FILTER_ADDRESSES: Final = 500
 _SUSPICIOUS_COUNTS: Final = frozenset({100, 500, 1_000, 2_000, 5_000, 10_000, 20_000, 50_000, 100_000})
 """An answer with exactly so many logs may have been cut by a provider that does not say so (hard case 22)."""
 
+_NO_SUCH_TAG: Final = frozenset({Refusal.UNSUPPORTED, Refusal.BLOCK_UNKNOWN, Refusal.INVALID_REQUEST})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Session:
+    """One endpoint for many questions: a ``node`` that asks only it, and its ``head`` at the beginning."""
+
+    node: Node
+    head: Header
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FinalityTags:
+    """Block numbers under the tags; -1 where the node has no such block, or does not know the tag."""
+
+    finalized: int
+    safe: int
+
+
+def _asked_of_one(
+    question: Callable[Concatenate[Node, P], Awaitable[T]],
+) -> Callable[Concatenate[Node, P], Coroutine[object, object, T]]:
+    """Let one endpoint answer a question whole: the session's, or the first that can."""
+
+    @wraps(question)
+    async def ask(self: Node, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        if self._member is not None:
+            return await question(self, *args, **kwargs)
+        return await self._pool.ask(lambda member: question(self._bound(member), *args, **kwargs))
+
+    return ask
+
 
 class Node:
     """One chain, asked through its endpoints.
 
-    Every method may raise ``NodeUnavailable`` (call again later) and its kinds, ``NodeAnswerInvalid`` and
-    ``HistoryPruned``; what else it may raise is with the method.
+    Every question may raise ``NodeUnavailable`` (call again later) and its kinds; what else it may raise is with the
+    method.  Outside of a session each question goes to the first endpoint that can answer it, and two questions may go
+    to two endpoints.  What must fit together is asked in a ``session``.
     """
 
     def __init__(
-        self, endpoints: Sequence[RpcEndpoint], *, max_filter_addresses: int = DEFAULT_MAX_FILTER_ADDRESSES
+        self,
+        endpoints: Sequence[RpcEndpoint] | EndpointPool,
+        *,
+        max_filter_addresses: int = DEFAULT_MAX_FILTER_ADDRESSES,
     ) -> None:
-        """Takes the endpoints over; the first is asked.
+        """Takes the endpoints over.
 
         Args:
-            endpoints: In order of preference, at least one.
+            endpoints: In order of preference, at least one; or a pool, where its limits matter.
             max_filter_addresses: How many addresses an endpoint takes in one filter.
         """
-        self._endpoints = tuple(endpoints)
-        self._endpoint = self._endpoints[0]
+        self._pool = endpoints if isinstance(endpoints, EndpointPool) else EndpointPool(endpoints)
         self._max_filter_addresses = max_filter_addresses
+        self._member: Member | None = None
+
+    def _bound(self, member: Member) -> Node:
+        bound = Node(self._pool, max_filter_addresses=self._max_filter_addresses)
+        bound._member = member
+        return bound
+
+    @property
+    def _endpoint(self) -> Member:
+        if self._member is None:
+            raise AssertionError("a question is asked of one endpoint")
+        return self._member
+
+    @asynccontextmanager
+    async def session(self, *, reaching: int = 0) -> AsyncIterator[Session]:
+        """Ask one endpoint only: the best one whose head is not below block ``reaching``, if there is one.
+
+        Begins with the question for the head.  An error that leaves the session is the endpoint's, and so is a
+        ``BlockUnknown`` if it happens again and again.
+
+        Raises:
+            EndpointChanged: The endpoint failed and another is at hand; begin again at once.
+            NodeUnavailable: No endpoint can be asked, or the last one failed.
+        """
+        member, head = await self._pool.chosen(self._head_of, reaching=reaching)
+        with self._pool.session(member, caught_up=head.number >= reaching):
+            yield Session(node=self._bound(member), head=head)
+
+    @asynccontextmanager
+    async def second_opinion(self, *, than: str | None = None, reaching: int) -> AsyncIterator[Session]:
+        """Ask one endpoint only, if possible another one ``than`` this, or than the one that answered last.
+
+        Raises:
+            EndpointChanged: The endpoint failed and another is at hand; begin again.
+            NodeUnavailable: No endpoint whose head is at least ``reaching`` can be asked.
+        """
+        member, head = await self._pool.another(self._head_of, than=than or self._pool.asked, reaching=reaching)
+        with self._pool.session(member, caught_up=True):
+            yield Session(node=self._bound(member), head=head)
+
+    def expect(self, identity: ChainIdentity) -> None:
+        """From now on believe only endpoints that serve this chain."""
+        self._pool.expect(identity)
+
+    async def prove_all(self) -> None:
+        """Look at every endpoint, at a start.
+
+        Raises:
+            ChainMismatch: None can be used, and one serves another chain.  Stop: do not call again (hard case 14).
+            NodeUnavailable: None answers.
+        """
+        await self._pool.prove_all(self._head_of)
+
+    async def probe(self) -> bool:
+        """Look at one endpoint that is due for it; ``True`` if another one is.  Never fails."""
+        return await self._pool.probe(self._head_of)
+
+    def contradiction(self, kind: Inconsistency, reason: str) -> NodeAnswerInvalid:
+        """The error to raise where several answers of a session's endpoint do not fit together."""
+        return self._invalid("several answers", reason, kind)
+
+    @property
+    def endpoint_name(self) -> str:
+        """The session's endpoint."""
+        return self._endpoint.name
+
+    def reports(self) -> tuple[EndpointReport, ...]:
+        """Every endpoint at this moment."""
+        return self._pool.reports()
+
+    def troubles(self) -> tuple[str, ...]:
+        """Why the chain cannot be followed well now, a sentence each."""
+        return self._pool.troubles()
 
     async def close(self) -> None:
         """Close the connections of all endpoints."""
-        for endpoint in self._endpoints:
-            await endpoint.close()
+        await self._pool.close()
 
+    async def _head_of(self, member: Member) -> Header:
+        return await self._bound(member).head()
+
+    @_asked_of_one
     async def chain_id(self) -> int:
         """The id of the chain that the node serves."""
         return await self._endpoint.call("eth_chainId", [], parse_quantity)
 
+    @_asked_of_one
     async def genesis_hash(self) -> bytes:
         """The hash of block 0, which tells a restarted development chain from the one before."""
         return (await self.header_by_number(0)).hash
 
+    @_asked_of_one
     async def require_chain(self, *, chain_id: int, genesis_hash: bytes | None) -> None:
         """Check that the node serves the configured chain; a genesis of ``None`` is not known yet.
 
         Raises:
             ChainMismatch: Stop.
         """
-        found_id = await self.chain_id()
-        if found_id != chain_id:
-            raise ChainMismatch(what="chain id", expected=str(chain_id), found=str(found_id))
-        if genesis_hash is not None and (found := await self.genesis_hash()) != genesis_hash:
-            raise ChainMismatch(what="genesis hash", expected=to_hex(genesis_hash), found=to_hex(found))
+        await require_identity(self._endpoint, ChainIdentity(chain_id=chain_id, genesis_hash=genesis_hash))
 
+    @_asked_of_one
     async def code_hash(self, address: bytes, block: Block = "latest") -> bytes | None:
         """The keccak of the contract's code; ``None`` if there is no code.
 
@@ -105,6 +224,7 @@ class Node:
             code = await self._endpoint.call("eth_getCode", [to_hex(address), _block_parameter(block)], parse_octets)
         return keccak(code) if code else None
 
+    @_asked_of_one
     async def call(self, to: bytes, data: bytes, block: Block = "latest") -> bytes:
         """What a contract's function returns; empty if there is no contract.
 
@@ -121,19 +241,52 @@ class Node:
                 raise CallReverted(to, refused.revert_data) from refused
             raise
 
+    @_asked_of_one
     async def head(self) -> Header:
         """The newest block."""
-        return await self._endpoint.call("eth_getBlockByNumber", ["latest", False], parse_header)
+        header = await self._endpoint.call("eth_getBlockByNumber", ["latest", False], parse_header)
+        self._endpoint.saw_head(header.number)
+        return header
 
+    @_asked_of_one
+    async def finality(self, head: Header) -> FinalityTags:
+        """The tags that are about finality, in one exchange where the endpoint knows both (hard case 33).
+
+        Args:
+            head: The newest block, asked before.
+
+        Raises:
+            NodeAnswerInvalid: A tag is above the head.
+        """
+        questions = [["finalized", False], ["safe", False]]
+        try:
+            found = await self._endpoint.batch("eth_getBlockByNumber", questions, parse_optional(parse_header))
+        except NodeRefused as refused:
+            if refused.refusal not in _NO_SUCH_TAG:
+                raise
+            found = [await self.tagged("finalized"), await self.tagged("safe")]
+        finalized, safe = (-1 if header is None else header.number for header in found)
+        if max(finalized, safe) > head.number and max(finalized, safe) > (newest := await self.head()).number:
+            raise self._invalid(
+                "eth_getBlockByNumber",
+                f"finalized block {finalized} or safe block {safe} is above the head {newest.number}",
+                Inconsistency.FINALITY_ABOVE_HEAD,
+            )
+        if finalized >= 0:
+            self._endpoint.saw_finalized(finalized)
+        return FinalityTags(finalized=finalized, safe=safe)
+
+    @_asked_of_one
     async def tagged(self, tag: Tag) -> Header | None:
         """The block under a tag; ``None`` if the node has no such block, or does not know the tag (hard case 33)."""
         try:
             return await self._endpoint.call("eth_getBlockByNumber", [tag, False], parse_optional(parse_header))
         except NodeRefused as refused:
-            if refused.refusal in {Refusal.UNSUPPORTED, Refusal.BLOCK_UNKNOWN, Refusal.INVALID_REQUEST}:
+            if refused.refusal in _NO_SUCH_TAG:
                 return None
             raise
 
+    @_asked_of_one
     async def header_by_hash(self, block_hash: bytes) -> Header:
         """One block of any branch.
 
@@ -144,7 +297,9 @@ class Node:
         def parse(value: object) -> Header:
             header = parse_header(value)
             if header.hash != block_hash:
-                raise Malformed(f"asked for block {to_hex(block_hash)}, got {to_hex(header.hash)}")
+                raise Malformed(
+                    f"asked for block {to_hex(block_hash)}, got {to_hex(header.hash)}", Inconsistency.OTHER_BLOCK
+                )
             return header
 
         with _about(block_hash):
@@ -153,6 +308,7 @@ class Node:
             raise BlockUnknown(block_hash)
         return header
 
+    @_asked_of_one
     async def header_by_number(self, number: int) -> Header:
         """One block of the node's branch of this moment.
 
@@ -161,6 +317,7 @@ class Node:
         """
         return (await self.headers_by_number([number]))[number]
 
+    @_asked_of_one
     async def headers_by_number(self, numbers: Sequence[int]) -> dict[int, Header]:
         """Many blocks at once; near the head they need not be of one branch.
 
@@ -175,10 +332,15 @@ class Node:
             if header is None:
                 raise BlockUnknown(number)
             if header.number != number:
-                raise self._invalid("eth_getBlockByNumber", f"asked for block {number}, got {header.number}")
+                raise self._invalid(
+                    "eth_getBlockByNumber",
+                    f"asked for block {number}, got {header.number}",
+                    Inconsistency.OTHER_BLOCK,
+                )
             headers[number] = header
         return headers
 
+    @_asked_of_one
     async def logs_in_block(self, block_hash: bytes, filters: Sequence[LogFilter]) -> tuple[Log, ...]:
         """The logs of one block of any branch that match any of ``filters``, in order (hard case 1).
 
@@ -191,13 +353,84 @@ class Node:
             with _about(block_hash):
                 answers = await self._log_answers({"blockHash": to_hex(block_hash)}, filters)
         except RangeRefused:
-            receipts = await self.receipts(block_hash)
-            logs = (log for receipt in receipts for log in receipt.logs)
-            return tuple(log for log in logs if any(wanted.matches(log) for wanted in filters))
+            return _matching(filters, await self._logs_of_receipts(block_hash))
         with self._believing(GET_LOGS):
             require_block((log for logs in answers for log in logs), block_hash)
             return merge_logs(answers)
 
+    @_asked_of_one
+    async def logs_of(
+        self, header: Header, filters: Sequence[LogFilter], believed: Sequence[LogFilter]
+    ) -> tuple[Log, ...]:
+        """The logs of a block near the head that match any of ``filters``, checked against the header's bloom.
+
+        Costs nothing where a proven bloom denies all that is believed; one question where it does not; the receipts of
+        the block where it admits what the answer lacks, which a bloom may do without reason (hard case 19).
+
+        Args:
+            header: The block.
+            filters: What to ask for.
+            believed: Whose logs matter, as narrow as it is known: each is part of one of ``filters``.
+
+        Raises:
+            BlockUnknown: Read the tip again.
+        """
+        trust = self._endpoint.bloom
+        if trust.is_proven:
+            logs = await self._logs_by_bloom(header, filters, believed)
+        elif trust.is_on_trial:
+            logs = _matching(filters, await self._logs_on_trial(header, filters))
+        else:
+            logs = await self.logs_in_block(header.hash, filters)
+        with self._believing(GET_LOGS):
+            require_header(logs, header)
+        return logs
+
+    async def _logs_by_bloom(
+        self, header: Header, filters: Sequence[LogFilter], believed: Sequence[LogFilter]
+    ) -> tuple[Log, ...]:
+        """What a proven bloom admits, and the receipts where the answer lacks it."""
+        bloom = header.logs_bloom
+        admitted = [each for each in believed if bloom_admits(bloom, each)]
+        if not admitted:
+            return ()
+        asked = [each for each in filters if bloom_admits(bloom, each)]
+        logs = await self.logs_in_block(header.hash, asked)
+        if not all(bloom_admits_log(bloom, log) for log in logs):
+            self._endpoint.caught(Inconsistency.BLOOM_MISMATCH)
+            self._endpoint.bloom = self._endpoint.bloom.caught()
+            # What was not asked because of this bloom is asked now.
+            return await self.logs_in_block(header.hash, filters)
+        if all(any(each.matches(log) for log in logs) for each in admitted):
+            return logs
+        settled = _matching(asked, await self._logs_of_receipts(header.hash))
+        if not _are_same(settled, logs):
+            self._endpoint.caught(Inconsistency.LOGS_MISSING)
+        return settled
+
+    async def _logs_on_trial(self, header: Header, filters: Sequence[LogFilter]) -> tuple[Log, ...]:
+        """All logs of a block; the bloom must be exactly theirs, or the receipts say who is wrong."""
+        everything = await self.logs_in_block(header.hash, [LogFilter()])
+        if bloom_of(everything) == header.logs_bloom:
+            if everything:
+                self._endpoint.bloom = self._endpoint.bloom.agreed()
+            return everything
+        settled = await self._logs_of_receipts(header.hash)
+        differ = not _are_same(_matching(filters, settled), _matching(filters, everything))
+        if bloom_of(settled) == header.logs_bloom:
+            if differ:
+                self._endpoint.caught(Inconsistency.LOGS_MISSING)
+            return settled
+        self._endpoint.caught(Inconsistency.BLOOM_MISMATCH)
+        self._endpoint.bloom = self._endpoint.bloom.caught()
+        if differ:
+            raise self._invalid(GET_LOGS, "logs, receipts and bloom tell three stories", Inconsistency.LOGS_MISSING)
+        return everything
+
+    async def _logs_of_receipts(self, block_hash: bytes) -> tuple[Log, ...]:
+        return tuple(log for receipt in await self.receipts(block_hash) for log in receipt.logs)
+
+    @_asked_of_one
     async def logs_in_range(self, first: int, last: int, filters: Sequence[LogFilter]) -> tuple[Log, ...]:
         """The logs of the blocks from ``first`` to ``last``, both included, that match any of ``filters``, in order.
 
@@ -214,6 +447,7 @@ class Node:
                 require_range(logs, first, last)
             return merge_logs(answers)
 
+    @_asked_of_one
     async def receipts(self, block_hash: bytes) -> tuple[Receipt, ...]:
         """The receipts of all transactions of one block, in order.
 
@@ -235,13 +469,16 @@ class Node:
             require_block(receipts, block_hash)
         return receipts
 
+    @_asked_of_one
     async def transaction_receipt(self, tx_hash: bytes) -> Receipt | None:
         """What a transaction did on the node's branch of this moment; ``None`` if it is not mined there."""
         receipt = await self._endpoint.call(
             "eth_getTransactionReceipt", [to_hex(tx_hash)], parse_optional(parse_receipt)
         )
         if receipt is not None and receipt.tx_hash != tx_hash:
-            raise self._invalid("eth_getTransactionReceipt", "the receipt of another transaction")
+            raise self._invalid(
+                "eth_getTransactionReceipt", "the receipt of another transaction", Inconsistency.OTHER_BLOCK
+            )
         return receipt
 
     async def _receipts_one_by_one(self, block_hash: str) -> tuple[Receipt, ...] | None:
@@ -262,6 +499,7 @@ class Node:
         answers = await self._endpoint.batch(GET_LOGS, [[blocks | piece.to_rpc()] for piece in pieces], parse_logs)
         for logs in answers:
             if len(logs) in _SUSPICIOUS_COUNTS:
+                self._endpoint.caught(Inconsistency.ROUND_COUNT)
                 raise RangeRefused(self._endpoint.name, GET_LOGS, f"exactly {len(logs)} logs: the answer may be cut")
         return answers
 
@@ -271,10 +509,19 @@ class Node:
         try:
             yield
         except Malformed as error:
-            raise self._invalid(method, str(error)) from error
+            raise self._invalid(method, str(error), error.kind) from error
 
-    def _invalid(self, method: str, reason: str) -> NodeAnswerInvalid:
-        return NodeAnswerInvalid(self._endpoint.name, method, reason)
+    def _invalid(self, method: str, reason: str, kind: Inconsistency) -> NodeAnswerInvalid:
+        return NodeAnswerInvalid(self._endpoint.name, method, reason, kind=kind)
+
+
+def _matching(filters: Sequence[LogFilter], logs: Iterable[Log]) -> tuple[Log, ...]:
+    return tuple(log for log in logs if any(wanted.matches(log) for wanted in filters))
+
+
+def _are_same(one: Sequence[Log], other: Sequence[Log]) -> bool:
+    """Whether both are the same logs; not every answer tells the block's time."""
+    return [replace(log, block_timestamp=None) for log in one] == [replace(log, block_timestamp=None) for log in other]
 
 
 @contextmanager

@@ -13,10 +13,12 @@ from service.commands.chain import chain
 from service.commands.check import check
 from service.commands.demo import demo
 from service.commands.keys import keys
+from service.commands.operate import pause, quarantine, resume
 from service.commands.requests import requests
 from service.commands.run import run
 from service.commands.schema import schema
 from service.commands.status import status
+from service.commands.verify import verify
 from service.console import Group
 
 
@@ -37,9 +39,13 @@ for command in (
     check,
     demo,
     keys,
+    pause,
+    quarantine,
     requests,
+    resume,
     run,
     schema,
     status,
+    verify,
 ):
     main.add_command(command)

@@ -14,7 +14,6 @@ A command is a coroutine function::
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import re
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
@@ -82,10 +81,12 @@ _CHOICES: Final[dict[str, tuple[str, ...]]] = {
     "log_level": ("debug", "info", "warning", "error"),
     "log_format": ("text", "json"),
 }
-_DEFAULTS: Final = {"output": "table", "log_level": "info", "log_format": "text"}
+# A command that looks says in its answer what its parts would log; the daemon has nothing but its log.
+_DEFAULTS: Final = {"output": "table", "log_level": "error", "log_format": "text"}
+DAEMON_LOG_LEVEL: Final = "info"
 _HELP: Final = {
     "output": "How data is written to stdout.",
-    "log_level": "The least level that is logged to stderr.",
+    "log_level": f"The least level that is logged to stderr; of `bskt run`, {DAEMON_LOG_LEVEL} by default.",
     "log_format": "How log lines are written.",
 }
 
@@ -178,7 +179,8 @@ class Console:
         chosen = {}
         for name, choices in _CHOICES.items():
             variable = settings.PREFIX + name.upper()
-            chosen[name] = flags.get(name) or (in_file.get(variable) or "").strip() or _DEFAULTS[name]
+            default = DAEMON_LOG_LEVEL if name == "log_level" and context.info_name == "run" else _DEFAULTS[name]
+            chosen[name] = flags.get(name) or (in_file.get(variable) or "").strip() or default
             if chosen[name] not in choices:
                 raise Refused(f"{variable}: expected {' or '.join(choices)}", Exit.USAGE)
         read: Settings | SettingsError
@@ -334,6 +336,8 @@ def asynchronous(
 
     @functools.wraps(work)
     def callback(*args: P.args, **kwargs: P.kwargs) -> None:
+        import asyncio
+
         from datastore.errors import DatastoreUnavailable, DatastoreUnsuitable
         from node.errors import ChainMismatch, NodeUnavailable
         from service import logs

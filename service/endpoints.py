@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final
 
 from node.endpoint import RpcEndpoint
 from node.errors import NodeError
+from node.health import EndpointState
 from node.node import Node
 from service.settings import Settings
 
@@ -17,12 +18,12 @@ _MAX_ANSWER_BYTES: Final = 8 * 1024 * 1024
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Endpoint:
-    """What one node said; ``name`` is its place in BSKT_RPC_URL, from 0 on; ``problem`` says why it is not alive."""
+    """What one node said; ``name`` is its place in BSKT_RPC_URL, from 0 on; ``reason`` says why it is not alive."""
 
     name: str
-    state: Literal["alive", "unreachable", "wrong_chain"]
+    state: EndpointState
     head: int | None
-    problem: str | None = None
+    reason: str | None = None
 
 
 def one_node(settings: Settings, number: int, *, timeout_seconds: float = TIMEOUT_SECONDS) -> Node:
@@ -49,9 +50,11 @@ async def _ask_one(settings: Settings, number: int, chain_id: int) -> Endpoint:
     try:
         found = await node.chain_id()
         if found != chain_id:
-            return Endpoint(name=str(number), state="wrong_chain", head=None, problem=f"it serves chain {found}")
-        return Endpoint(name=str(number), state="alive", head=(await node.head()).number)
+            return Endpoint(
+                name=str(number), state=EndpointState.WRONG_CHAIN, head=None, reason=f"it serves chain {found}"
+            )
+        return Endpoint(name=str(number), state=EndpointState.ALIVE, head=(await node.head()).number)
     except NodeError as error:
-        return Endpoint(name=str(number), state="unreachable", head=None, problem=str(error))
+        return Endpoint(name=str(number), state=EndpointState.UNREACHABLE, head=None, reason=str(error))
     finally:
         await node.close()

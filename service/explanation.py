@@ -141,10 +141,10 @@ REASONS: Final = {
 """What each reason of a transition means."""
 
 HOLDS: Final = {
+    "operator": "a person holds it (the timeline says who and why)",
     "before_first_trigger_block": "its block is below BSKT_TRIGGER_FROM_BLOCK: history is not minted again by itself",
-    "operator": "a person holds it, its timeline tells who and why",
     "backfill": "it was found by `bskt backfill`",
-    "quarantine": "the database was restored, and the chain is not read again to finality yet",
+    # These end by themselves.
     "daily_cap": "the daily cap (BSKT_DAILY_CAP_TOKENS) is reached",
     "amount_above_cap": "it asks for more than BSKT_MAX_MINT_TOKENS allows now",
     "basket_not_canonical": "no basket of this branch has this token and this consumer",
@@ -404,7 +404,8 @@ def _commands(request: Request) -> tuple[str, ...]:
         verbs = ("release",)
     # A request that was sent can never be cancelled: it may still be minted.
     verbs = [verb for verb in verbs if not (verb == "cancel" and request.sent)]
-    return tuple(f"bskt requests {verb} {request.id} --reason …" for verb in verbs)
+    options = {"resolve": " --as completed|failed"}
+    return tuple(f"bskt requests {verb} {request.id}{options.get(verb, '')} --reason …" for verb in verbs)
 
 
 def _seen(request: Request, standing: Standing) -> _Said:

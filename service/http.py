@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from importlib.metadata import version
 from typing import Final, TypeAlias
 
 import uvicorn
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse, Response
-from prometheus_client import CONTENT_TYPE_LATEST
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry
 
 from datastore.errors import DatastoreUnavailable
 from datastore.schema import SCHEMA_VERSION
 from datastore.status import Attention, Snapshot
 from datastore.tally import Totals
+from node.pool import EndpointReport
 from service import shapes
 from service.explanation import counted, is_lagging, span
-from service.metrics import exposition
+from service.metrics import endpoint_families, exposition
 
 LONGEST_TURN_SECONDS: Final = 150.0
 """A tick may wait for CRE's answer for 90 s; a part that has not turned for longer than this is stuck."""
@@ -70,7 +73,9 @@ def application(
     clock: Callable[[], float],
     look: Callable[[], Awaitable[Attention]],
     failing: Mapping[str, str],
-    endpoints: Callable[[], Sequence[Mapping[str, object]]] = tuple,
+    endpoints: Callable[[], Sequence[EndpointReport]] = tuple,
+    troubles: Callable[[], Sequence[str]] = tuple,
+    measured: Sequence[CollectorRegistry] = (),
     longest_turn_seconds: float = LONGEST_TURN_SECONDS,
 ) -> FastAPI:
     """The endpoints; no page loads anything from elsewhere, so there are no interactive docs.
@@ -85,6 +90,8 @@ def application(
         look: What needs a person.
         failing: What went wrong last, by the name of each part whose latest tick failed.
         endpoints: The nodes that are asked, as ``/status`` shows them; never their URLs.
+        troubles: Why the chain cannot be followed well, a sentence each, for ``/readyz``.
+        measured: Metrics of this process, which are no rows.
         longest_turn_seconds: A part that has not turned for longer is stuck.
     """
     program = version("bskt")
@@ -101,6 +108,7 @@ def application(
             reasons = unready_reasons(await read(), halted, failing)
         except DatastoreUnavailable as error:
             reasons = [f"database: {error}"]
+        reasons += troubles()
         return JSONResponse({"reasons": reasons}, status_code=503 if reasons else 200)
 
     @app.get("/status")
@@ -109,7 +117,9 @@ def application(
             snapshot = await read()
             if snapshot is None:
                 return JSONResponse({"error": "the chain is not pinned yet"}, status_code=503)
-            shape = shapes.status(snapshot, await look(), version=program, endpoints=endpoints())
+            shape = shapes.status(
+                snapshot, await look(), version=program, endpoints=[asdict(report) for report in endpoints()]
+            )
         except DatastoreUnavailable as error:
             return JSONResponse({"error": f"database: {error}"}, status_code=503)
         return Response(shapes.as_json(shape), media_type="application/json")
@@ -117,7 +127,8 @@ def application(
     @app.get("/metrics")
     async def metrics() -> Response:
         try:
-            text = exposition(await read(), await count(), chain_id)
+            live = endpoint_families(endpoints(), troubles(), chain_id)
+            text = exposition(await read(), await count(), chain_id, live=live, measured=measured)
         except DatastoreUnavailable as error:
             return Response(f"# database: {error}\n", status_code=503, media_type=CONTENT_TYPE_LATEST)
         return Response(text, media_type=CONTENT_TYPE_LATEST)
@@ -144,4 +155,10 @@ async def serve(app: FastAPI, *, host: str, port: int) -> None:
     )
     # Bound here: on an address in use, uvicorn would end the process by itself, without the other parts' leave.
     with socket.create_server((host, port)) as listening:
-        await _Server(config).serve(sockets=[listening])
+        server = _Server(config)
+        try:
+            await server.serve(sockets=[listening])
+        except asyncio.CancelledError:
+            # uvicorn would leave its socket with the loop, and who gets its number next would wait for ever.
+            await server.shutdown(sockets=[listening])
+            raise

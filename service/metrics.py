@@ -1,18 +1,28 @@
-"""The metrics that follow from the rows, computed at each scrape: a restart forgets nothing, no gauge goes stale."""
+"""The metrics of a process.
+
+Most follow from the rows and are computed at each scrape: a restart forgets nothing, no gauge goes stale.  What no row
+tells, how the nodes answer, is counted as it happens.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from itertools import accumulate
 from typing import TypeAlias, TypeVar
 
 from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import Counter as CounterMetric
+from prometheus_client import Histogram as HistogramMetric
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.utils import floatToGoString
 
 from datastore.status import Snapshot
 from datastore.tally import Histogram, Totals
+from node.endpoint import Outcome
+from node.health import EndpointState
+from node.inconsistency import Inconsistency
+from node.pool import EndpointReport
 
 T = TypeVar("T")
 
@@ -36,7 +46,13 @@ def families(snapshot: Snapshot, chain_id: int) -> list[Metric]:
         "bskt_chain_safe_block": ("Highest safe block that is indexed.", snapshot.safe),
         "bskt_chain_finalized_block": ("Highest finalized block that is indexed.", snapshot.finalized),
         "bskt_indexed_block": ("Last block that is indexed.", snapshot.indexed),
-        "bskt_indexer_lag_blocks": ("Blocks between the head and the index.", max(0, snapshot.head - snapshot.indexed)),
+        "bskt_indexed_block_timestamp_seconds": (
+            "Its own time, Unix seconds; 0 before the first.",
+            float(snapshot.indexed_timestamp or 0),
+        ),
+        "bskt_baskets": ("Baskets of the followed branch.", snapshot.baskets),
+        "bskt_indexer_lag_blocks": ("Blocks between the head and the index.", snapshot.lag_blocks),
+        "bskt_indexer_lag_seconds": ("How old the index is while it lags.", snapshot.lag_seconds),
         "bskt_indexer_last_progress_timestamp_seconds": (
             "When the indexer committed last, Unix seconds.",
             snapshot.indexed_at.timestamp(),
@@ -44,6 +60,10 @@ def families(snapshot: Snapshot, chain_id: int) -> list[Metric]:
         "bskt_queue_waiting": ("Requests that wait for a claim.", snapshot.waiting),
         "bskt_queue_oldest_seconds": ("How long the oldest of them has waited.", snapshot.oldest_seconds),
         "bskt_paused": ("1 while a person has paused the invocator.", float(snapshot.paused is not None)),
+        "bskt_quarantined": (
+            "1 while nothing is triggered after a restore or a failover.",
+            float(snapshot.quarantined is not None),
+        ),
         "bskt_cre_next_slot_seconds": (
             "Until a workflow may be triggered again; 0 for at once.",
             min((_seconds_until(slot.next_at, snapshot.read_at) for slot in snapshot.slots), default=0.0),
@@ -140,9 +160,79 @@ def _cumulated(histogram: Histogram) -> list[tuple[str, float]]:
     return list(zip(names, accumulate(histogram.counts), strict=True))
 
 
-def exposition(snapshot: Snapshot | None, totals: Totals, chain_id: int) -> bytes:
-    """The text that Prometheus scrapes; nothing before the chain is pinned."""
+def endpoint_families(endpoints: Sequence[EndpointReport], troubles: Sequence[str], chain_id: int) -> list[Metric]:
+    """What the process knows of its nodes at this moment."""
+    states = GaugeMetricFamily(
+        "bskt_rpc_endpoint_state", "1 for the state that an endpoint is in.", labels=["chain_id", "endpoint", "state"]
+    )
+    for endpoint in endpoints:
+        for state in EndpointState:
+            states.add_metric([str(chain_id), endpoint.name, state.value], float(state is endpoint.state))
+    count = GaugeMetricFamily(
+        "bskt_chain_troubles", "Reasons why the chain cannot be followed well now.", labels=["chain_id"]
+    )
+    count.add_metric([str(chain_id)], len(troubles))
+    return [states, count]
+
+
+class RpcMetrics:
+    """How the nodes answer; what is counted here starts from zero with the process."""
+
+    def __init__(self, chain_id: int) -> None:
+        self.registry = CollectorRegistry()
+        self._chain_id = str(chain_id)
+        self._requests = CounterMetric(
+            "bskt_rpc_requests",
+            "Questions and batches, by endpoint, method and outcome.",
+            ["chain_id", "endpoint", "method", "outcome"],
+            registry=self.registry,
+        )
+        self._seconds = HistogramMetric(
+            "bskt_rpc_request_seconds",
+            "How long they took.",
+            ["chain_id", "endpoint"],
+            buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
+            registry=self.registry,
+        )
+        self._inconsistencies = CounterMetric(
+            "bskt_rpc_inconsistencies",
+            "Answers that contradict the protocol, the question or each other, by kind.",
+            ["chain_id", "kind"],
+            registry=self.registry,
+        )
+        self._failovers = CounterMetric(
+            "bskt_rpc_failovers",
+            "Times that an endpoint in trouble was left for another one.",
+            ["chain_id"],
+            registry=self.registry,
+        ).labels(self._chain_id)
+        for kind in Inconsistency:  # a rate needs the zero before the first one
+            self._inconsistencies.labels(self._chain_id, kind.value)
+
+    def observe(self, endpoint: str, method: str, outcome: Outcome, seconds: float) -> None:
+        """A question or batch ended."""
+        self._requests.labels(self._chain_id, endpoint, method, outcome.value).inc()
+        self._seconds.labels(self._chain_id, endpoint).observe(seconds)
+
+    def inconsistent(self, kind: Inconsistency) -> None:
+        """An endpoint contradicted something."""
+        self._inconsistencies.labels(self._chain_id, kind.value).inc()
+
+    def failed_over(self) -> None:
+        """Another endpoint took over."""
+        self._failovers.inc()
+
+
+def exposition(
+    snapshot: Snapshot | None,
+    totals: Totals,
+    chain_id: int,
+    *,
+    live: Sequence[Metric] = (),
+    measured: Sequence[CollectorRegistry] = (),
+) -> bytes:
+    """The text that Prometheus scrapes: the rows' metrics once the chain is pinned, the process's own at any time."""
     registry = CollectorRegistry()
-    if snapshot is not None:
-        registry.register(_Fixed([*families(snapshot, chain_id), *counted(totals, chain_id)]))
-    return generate_latest(registry)
+    of_rows = [] if snapshot is None else [*families(snapshot, chain_id), *counted(totals, chain_id)]
+    registry.register(_Fixed([*of_rows, *live]))
+    return b"".join(generate_latest(each) for each in (registry, *measured))

@@ -229,6 +229,13 @@ class Settings(BaseModel):
     rpc_url: Annotated[tuple[SecretStr, ...], BeforeValidator(_rpc_urls)] = Field(
         default=(), description="JSON-RPC URLs of nodes, comma-separated, in order of preference"
     )
+    rpc_requests_per_second: float | None = Field(
+        default=None,
+        gt=0,
+        le=1_000_000,
+        allow_inf_nan=False,
+        description="most questions a second to each node, a batch counted by its questions; default: no limit of ours",
+    )
     ws_url: Annotated[SecretStr | None, BeforeValidator(_ws_url)] = Field(
         default=None, description="WebSocket URL of a node: tells of new heads sooner, never needed"
     )
@@ -257,6 +264,21 @@ class Settings(BaseModel):
         description="when a mint counts as complete: finalized, safe or depth:N blocks",
     )
     poll_interval_seconds: Seconds = Field(default=2, description="pause between looks at an unchanged chain, seconds")
+    head_timeout_seconds: float | None = Field(
+        default=None,
+        ge=0,
+        le=_LONGEST_SECONDS,
+        allow_inf_nan=False,
+        description="no new head for so long is a trouble, seconds; 0: never; default: ten block times as observed, at"
+        " least 60",
+    )
+    finality_timeout_seconds: float = Field(
+        default=3_600,
+        ge=0,
+        le=_LONGEST_SECONDS,
+        allow_inf_nan=False,
+        description="finality that stands still for so long is a trouble, seconds; 0: never",
+    )
     max_log_range_blocks: int = Field(
         default=2_000, ge=1, le=1_000_000, description="most blocks in one eth_getLogs; halved when a node refuses"
     )

@@ -9,6 +9,7 @@ from enum import IntEnum
 from typing import TypeAlias
 
 from datastore.inspection import History, Request
+from datastore.lifecycle import State
 from service.explanation import ANSWERS, address, block_time, counted, reason, reference, tokens
 
 
@@ -61,7 +62,8 @@ def _asked(request: Request, history: History) -> Iterable[_Told]:
 
 
 def _delivered(request: Request, history: History) -> Iterable[_Told]:
-    sent_at = min((attempt.started_at for attempt in history.attempts), default=request.recorded_at)
+    # A block's time has whole seconds: what was sent in the same second came first all the same.
+    sent_at = min((t.at for t in history.transitions if t.after is State.IN_DOUBT), default=request.recorded_at)
     for delivery in history.deliveries:
         word = "succeeded" if delivery.result else "failed"
         left = "" if delivery.canonical else " (orphaned later)"

@@ -3,7 +3,8 @@
 A part does its work once a tick and says whether there is more.  Here it is repeated, paused, woken early, forgiven
 what it was said to be forgiven, and stopped.  A tick is never cancelled to stop it: what it sent would be in doubt.
 
-* A forgiven error is weather: a warning, then a back-off that grows and that no wake shortens.
+* A forgiven error is weather: a warning, then a back-off that grows and that no wake shortens.  It grows less far for a
+  server of our own, which gains nothing by being left alone.
 * A halting error is for a person: the part stops ticking, the others go on, ``/readyz`` says why.
 * Any other error is a bug: the process ends with exit code 1 after the running ticks have finished.
 * The first SIGTERM or SIGINT lets the running ticks finish; the second ends the process at once.
@@ -27,6 +28,7 @@ EXIT_INTERRUPTED: Final = 130
 
 LEAST_BACK_OFF_SECONDS: Final = 1.0
 MOST_BACK_OFF_SECONDS: Final = 60.0
+MOST_HURRIED_BACK_OFF_SECONDS: Final = 3.0
 GRACE_SECONDS: Final = 100.0  # longer than the client of CRE waits for an answer
 
 _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
@@ -39,7 +41,8 @@ class Part:
     """Work that is done again and again.
 
     ``tick`` answers True when there is more to do at once.  ``wake`` belongs to this part alone, for it is cleared here
-    before each tick; whoever sets it only shortens the pause.
+    before each tick; whoever sets it only shortens the pause.  ``hurries_after``: those of the forgiven errors whose
+    back-off ends after ``MOST_HURRIED_BACK_OFF_SECONDS`` at most.
     """
 
     name: str
@@ -47,6 +50,7 @@ class Part:
     pause_seconds: float
     wake: asyncio.Event
     forgives: tuple[type[Exception], ...] = ()
+    hurries_after: tuple[type[Exception], ...] = ()
     halts_on: tuple[type[Exception], ...] = ()
 
 
@@ -102,9 +106,9 @@ class Stop:
         self.ask()
 
 
-def back_off_seconds(failures: int, chance: float) -> float:
+def back_off_seconds(failures: int, chance: float, *, most_seconds: float = MOST_BACK_OFF_SECONDS) -> float:
     """How long to wait after so many failures in a row; ``chance`` in [0, 1) keeps replicas from knocking together."""
-    longest = min(MOST_BACK_OFF_SECONDS, LEAST_BACK_OFF_SECONDS * 2.0 ** min(failures - 1, 16))
+    longest = min(most_seconds, LEAST_BACK_OFF_SECONDS * 2.0 ** min(failures - 1, 16))
     return longest * (0.5 + chance / 2)
 
 
@@ -191,7 +195,8 @@ class Supervisor:
                 return
             except part.forgives as error:
                 failures += 1
-                await self._back_off(part.name, failures, error)
+                hurries = isinstance(error, part.hurries_after)
+                await self._back_off(part.name, failures, error, hurries=hurries)
                 continue
             if failures:
                 log.info("part.recovered", part=part.name, failures=failures)
@@ -214,8 +219,9 @@ class Supervisor:
             else:
                 return
 
-    async def _back_off(self, name: str, failures: int, error: Exception) -> None:
-        seconds = back_off_seconds(failures, self._chance())
+    async def _back_off(self, name: str, failures: int, error: Exception, *, hurries: bool = False) -> None:
+        most_seconds = MOST_HURRIED_BACK_OFF_SECONDS if hurries else MOST_BACK_OFF_SECONDS
+        seconds = back_off_seconds(failures, self._chance(), most_seconds=most_seconds)
         self.failing[name] = f"{type(error).__name__}: {error}"
         # The error's text says enough; a traceback for weather would bury what matters.
         log.warning("part.failed", part=name, error=self.failing[name], failures=failures, retry_seconds=seconds)

@@ -28,6 +28,7 @@ from indexer.decoding import EventCatalog
 from indexer.follower import FinalityRule, Follower
 from indexer.observation import Sources
 from indexer.policy import Policy
+from indexer.sweep import Examiner, Sweep
 from invocator.cre_gateway import CreGateway
 from invocator.cre_simulate import DEFAULT_TIMEOUT_SECONDS as SIMULATION_SECONDS
 from invocator.cre_simulate import CreCommand, CreSimulation
@@ -36,9 +37,14 @@ from invocator.invocation import SIMULATED_WORKFLOW, Invocator, Terms
 from invocator.signing import Signer
 from node.endpoint import RpcEndpoint
 from node.errors import BlockUnknown, NodeUnavailable, RangeRefused
+from node.heads import hear_heads
+from node.identity import ChainIdentity
 from node.node import Node
+from node.pool import EndpointPool, Told
+from node.watchdog import Limits
 from service import http, logs
 from service.embedded_postgres import EmbeddedPostgres
+from service.metrics import RpcMetrics
 from service.preflight import read_contracts
 from service.settings import Finality, Settings, SettingsError, cre_environment, wei
 from service.supervision import Companion, Part, Stop, Supervisor, wait
@@ -47,16 +53,20 @@ log = structlog.get_logger(__name__)
 
 INDEXER: Final = "indexer"
 INVOCATOR: Final = "invocator"
+SWEEP: Final = "sweep"
 PARTS: Final = (INDEXER, INVOCATOR)
 
 _RPC_TIMEOUT_SECONDS: Final = 30.0
 _MAX_ANSWER_BYTES: Final = 64 * 1024 * 1024
 _SECRET_BYTES: Final = 32
 _CLOSE_SECONDS: Final = 5.0
+_PROBE_PAUSE_SECONDS: Final = 5.0
+_FINALITY_POLLS: Final = 3  # finality moves slowly: it is asked at every third look at most
 
 T = TypeVar("T")
 
 Reached: TypeAlias = Callable[[str], None]
+Troubles: TypeAlias = Callable[[], tuple[str, ...]]
 
 
 async def run(
@@ -93,7 +103,8 @@ async def run(
         dsn, secret = await stack.enter_async_context(_datastore(settings))
         # Of the embedded database, both were made here: the log must not show them either.
         logs.configure(level=log_level, fmt=log_format, secrets=(*settings.secret_texts(), dsn, secret.hex()))
-        node = _node(settings)
+        rpc_metrics = RpcMetrics(_present(settings.chain_id))
+        node = _node(settings, rpc_metrics)
         stack.push_async_callback(node.close)
         pool = await _opened(stack, dsn, Role.INDEXER)
         await check_server(pool)
@@ -105,9 +116,14 @@ async def run(
         if in_force is not None:
             log.error("quarantine.entered" if in_force.entered else "quarantine.in_force", sentence=str(in_force))
         running: list[Part] = []
+        companions: list[Companion] = []
+        troubles: Troubles = tuple
         if INDEXER in parts:
             follower = _follower(settings, pool, node, sources, pinned, reached)
-            running.append(_part(INDEXER, _halting(follower, pool, sources.chain_id), settings))
+            indexer = _part(INDEXER, _halting(follower.tick, pool, sources.chain_id), settings)
+            running += [indexer, _sweep(settings, pool, node, sources, pinned, reached), *_probing(settings, node)]
+            companions += _listening(settings, indexer)
+            troubles = _troubles(node, follower)
             await pinning.clear_halt(pool, sources.chain_id)
         if INVOCATOR in parts:
             role = Role.READER if settings.cre_mode == "dry-run" else Role.INVOCATOR
@@ -115,9 +131,11 @@ async def run(
             running.append(_part(INVOCATOR, tick, settings))
         log.info("daemon.started", parts=[part.name for part in running], chain_id=settings.chain_id)
         reader = await _opened(stack, dsn, Role.READER)
-        companions = [_ear(dsn, sources.chain_id, part) for part in running if part.name == INVOCATOR]
+        companions += [_ear(dsn, sources.chain_id, part) for part in running if part.name == INVOCATOR]
         supervisor = Supervisor(running, companions, stop=stop)
-        companions.append(_server(settings, reader, sources.chain_id, supervisor))
+        companions.append(
+            _server(settings, reader, sources.chain_id, supervisor, node=node, troubles=troubles, rpc=rpc_metrics)
+        )
         code = await supervisor.run()
         log.info("daemon.stopped", exit_code=code)
         return code
@@ -129,20 +147,27 @@ async def _datastore(settings: Settings) -> AsyncIterator[tuple[str, bytes]]:
     if settings.database_url is not None:
         dsn = settings.database_url.get_secret_value()
         await schema.check(dsn)
-        yield dsn, _secret(settings)
+        yield dsn, instance_secret(settings)
         return
     async with EmbeddedPostgres(settings.data_dir / "postgres") as postgres:
         log.info("datastore.embedded", sentence=postgres.sentence)
         await schema.apply(postgres.dsn)
-        yield postgres.dsn, _secret(settings)
+        yield postgres.dsn, instance_secret(settings)
 
 
-def _secret(settings: Settings) -> bytes:
-    """The configured instance secret; or, with the embedded database only, the one that is kept beside it."""
+def instance_secret(settings: Settings, *, make: bool = True) -> bytes:
+    """The configured instance secret; or, with the embedded database only, the one that is kept beside it.
+
+    Raises:
+        SettingsError: There is none, and none may be made.
+    """
     if settings.instance_secret is not None:
         return settings.instance_secret.get_secret_value()
     if settings.database_url is not None:
         raise SettingsError(["BSKT_INSTANCE_SECRET is needed with BSKT_DATABASE_URL"])
+    kept = kept_secret_path(settings.data_dir)
+    if not make and not kept.exists():
+        raise SettingsError([f"{kept} is missing: put the daemon's secret back from a backup"])
     return _kept_secret(settings.data_dir)
 
 
@@ -190,18 +215,26 @@ async def _close(pool: Pool) -> None:
         pool.terminate()
 
 
-def _node(settings: Settings) -> Node:
+def _node(settings: Settings, metrics: RpcMetrics | None = None) -> Node:
+    metrics = metrics or RpcMetrics(_present(settings.chain_id))
     return Node(
-        [
-            RpcEndpoint(
-                str(number),
-                url.get_secret_value(),
-                request_timeout_seconds=_RPC_TIMEOUT_SECONDS,
-                max_answer_bytes=_MAX_ANSWER_BYTES,
-                observe=lambda *_: None,
-            )
-            for number, url in enumerate(settings.rpc_url)
-        ]
+        EndpointPool(
+            [
+                RpcEndpoint(
+                    str(number),
+                    url.get_secret_value(),
+                    request_timeout_seconds=_RPC_TIMEOUT_SECONDS,
+                    max_answer_bytes=_MAX_ANSWER_BYTES,
+                    observe=metrics.observe,
+                )
+                for number, url in enumerate(settings.rpc_url)
+            ],
+            requests_per_second=settings.rpc_requests_per_second,
+            limits=Limits(
+                head_seconds=settings.head_timeout_seconds, finality_seconds=settings.finality_timeout_seconds
+            ),
+            told=Told(inconsistency=metrics.inconsistent, failover=metrics.failed_over),
+        )
     )
 
 
@@ -245,12 +278,12 @@ async def indexing(settings: Settings, dsn: str) -> AsyncIterator[Indexing]:
     settings.require_chain()
     async with AsyncExitStack() as stack:
         await schema.check(dsn)
-        node = _node(settings)
+        node = _node(settings, RpcMetrics(_present(settings.chain_id)))
         stack.push_async_callback(node.close)
         pool = await _opened(stack, dsn, Role.INDEXER)
         await check_server(pool)
-        sources = _sources(settings, _secret(settings))
-        pinned = await pinning.pinned(pool, await _found(node, sources))
+        sources = _sources(settings, instance_secret(settings))
+        pinned = await pinning.pinned(pool, await _shown(pool, node, sources))
         if pinned is None:
             raise DatastoreUnsuitable(
                 f"the database does not hold chain {sources.chain_id} yet: start `bskt run` first, it pins the chain"
@@ -265,10 +298,33 @@ async def indexing(settings: Settings, dsn: str) -> AsyncIterator[Indexing]:
         )
 
 
+def _identity(pin: pinning.Pin) -> ChainIdentity:
+    return ChainIdentity(
+        chain_id=pin.chain_id,
+        genesis_hash=pin.genesis_hash,
+        factory_address=pin.factory_address,
+        factory_code_hash=pin.factory_code_hash,
+    )
+
+
+async def _shown(pool: Pool, node: Node, sources: Sources) -> pinning.Pin:
+    """Let every endpoint show the chain that the database pinned; from here on only such ones are believed."""
+    known = await pinning.stored(pool, sources.chain_id)
+    if known is None or known.factory_address != sources.factory:  # another factory is refused later, with the reason
+        node.expect(ChainIdentity(chain_id=sources.chain_id, genesis_hash=known.genesis_hash if known else None))
+    else:
+        node.expect(_identity(known))
+    await node.prove_all()
+    async with node.session() as session:
+        pin = await _found(session.node, sources)
+    # Endpoints that were away at this start have to show all of it when they come back.
+    node.expect(_identity(pin))
+    return pin
+
+
 async def _found(node: Node, sources: Sources) -> pinning.Pin:
     """What the node says of that which must never change."""
     genesis_hash = await node.genesis_hash()
-    await node.require_chain(chain_id=sources.chain_id, genesis_hash=None)
     code_hash = await node.code_hash(sources.factory)
     if code_hash is None:
         raise DatastoreUnsuitable(
@@ -286,12 +342,13 @@ async def _found(node: Node, sources: Sources) -> pinning.Pin:
 
 async def _pin(pool: Pool, node: Node, settings: Settings, sources: Sources) -> pinning.Pinned:
     """Check the chain against what the first start pinned; be that first start if there was none."""
-    pin = await _found(node, sources)
+    pin = await _shown(pool, node, sources)
     if (pinned := await pinning.pinned(pool, pin)) is not None:
         return pinned
     start = await node.header_by_number(max(1, _present(settings.start_block)))
-    head = await node.head()
-    first_trigger = head.number + 1 if settings.trigger_from_block is None else settings.trigger_from_block
+    # The highest head that any endpoint knows: history is not what happened after the start.
+    head_number = max(report.head for report in node.reports() if report.head is not None)
+    first_trigger = head_number + 1 if settings.trigger_from_block is None else settings.trigger_from_block
     await pinning.pin_first_start(
         pool,
         pin,
@@ -314,7 +371,38 @@ def _follower(
         complete_finality=_finality(settings.complete_finality),
         max_range_blocks=settings.max_log_range_blocks,
         reached=reached,
+        finality_pause_seconds=_FINALITY_POLLS * settings.poll_interval_seconds,
     )
+
+
+def examiner(settings: Settings, indexing: Indexing) -> Examiner:
+    """Compares final rows with the chain, for a command."""
+    return _examiner(settings, indexing.pool, indexing.node, indexing.sources)
+
+
+def _examiner(settings: Settings, pool: Pool, node: Node, sources: Sources) -> Examiner:
+    return Examiner(
+        pool=pool,
+        node=node,
+        sources=sources,
+        trigger_finality=_finality(settings.trigger_finality),
+        complete_finality=_finality(settings.complete_finality),
+        max_range_blocks=settings.max_log_range_blocks,
+    )
+
+
+def _sweep(
+    settings: Settings, pool: Pool, node: Node, sources: Sources, pinned: pinning.Pinned, reached: Reached
+) -> Part:
+    """Its own part, so that it never holds the follower up."""
+    sweep = Sweep(
+        pool=pool,
+        chain_id=sources.chain_id,
+        examiner=_examiner(settings, pool, node, sources),
+        rules=_rules(settings, sources, pinned),
+        reached=reached,
+    )
+    return _part(SWEEP, _halting(sweep.tick, pool, sources.chain_id), settings)
 
 
 def _rules(settings: Settings, sources: Sources, pinned: pinning.Pinned) -> Rules:
@@ -407,12 +495,12 @@ def _ear(dsn: str, chain_id: int, part: Part) -> Companion:
     )
 
 
-def _halting(follower: Follower, pool: Pool, chain_id: int) -> Callable[[], Awaitable[bool]]:
-    """The follower's tick, which leaves word in the database when it must not go on: every replica shows it."""
+def _halting(work: Callable[[], Awaitable[bool]], pool: Pool, chain_id: int) -> Callable[[], Awaitable[bool]]:
+    """A tick that leaves word in the database when it must not go on: every replica shows it."""
 
     async def tick() -> bool:
         try:
-            return await follower.tick()
+            return await work()
         except FinalityViolated as error:
             await pinning.halt(pool, chain_id, str(error))
             raise
@@ -420,7 +508,16 @@ def _halting(follower: Follower, pool: Pool, chain_id: int) -> Callable[[], Awai
     return tick
 
 
-def _server(settings: Settings, reader: Pool, chain_id: int, supervisor: Supervisor) -> Companion:
+def _server(
+    settings: Settings,
+    reader: Pool,
+    chain_id: int,
+    supervisor: Supervisor,
+    *,
+    node: Node,
+    troubles: Troubles,
+    rpc: RpcMetrics,
+) -> Companion:
     tally = Tally(chain_id)
     app = http.application(
         chain_id=chain_id,
@@ -431,11 +528,39 @@ def _server(settings: Settings, reader: Pool, chain_id: int, supervisor: Supervi
         clock=time.monotonic,
         look=lambda: status.attention(reader, chain_id),
         failing=supervisor.failing,
+        endpoints=node.reports,
+        troubles=troubles,
+        measured=(rpc.registry,),
         # A simulation may take its whole time inside one turn.
         longest_turn_seconds=http.LONGEST_TURN_SECONDS + (SIMULATION_SECONDS if settings.cre_mode == "simulate" else 0),
     )
     listen = settings.listen
     return Companion(name="http", run=lambda: http.serve(app, host=listen.host, port=listen.port))
+
+
+def _troubles(node: Node, follower: Follower) -> Troubles:
+    return lambda: (*node.troubles(), *follower.troubles())
+
+
+def _probing(settings: Settings, node: Node) -> list[Part]:
+    """Looks at the endpoints that nobody asks; a single one is asked all the time."""
+    if len(settings.rpc_url) < 2:  # noqa: PLR2004 - one endpoint
+        return []
+    return [Part(name="endpoints", tick=node.probe, pause_seconds=_PROBE_PAUSE_SECONDS, wake=asyncio.Event())]
+
+
+def _listening(settings: Settings, indexer: Part) -> list[Companion]:
+    """Wakes the indexer at a new head; it never needs that (hard case 29)."""
+    if settings.ws_url is None:
+        return []
+    url = settings.ws_url.get_secret_value()
+    return [
+        Companion(
+            name="heads",
+            run=lambda: hear_heads(url, wake=indexer.wake.set, clock=time.monotonic),
+            forgives=(NodeUnavailable,),
+        )
+    ]
 
 
 def _part(name: str, tick: Callable[[], Awaitable[bool]], settings: Settings) -> Part:
@@ -445,6 +570,7 @@ def _part(name: str, tick: Callable[[], Awaitable[bool]], settings: Settings) ->
         pause_seconds=settings.poll_interval_seconds,
         wake=asyncio.Event(),
         forgives=(DatastoreUnavailable, NodeUnavailable, RangeRefused, BlockUnknown),
+        hurries_after=(DatastoreUnavailable,),
         halts_on=(FinalityViolated,),
     )
 

@@ -42,7 +42,9 @@ async def head(console: Console) -> None:
             "head": "head",
             "safe": "safe",
             "finalized": "finalized",
-            "nodes": "endpoints",
+            "nodes": lambda _: [
+                f"{node.name}: {node.state}" + ("" if node.head is None else f", head {node.head}") for node in nodes
+            ],
         },
         title=f"Chain {chain_id}",
     )

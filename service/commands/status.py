@@ -77,7 +77,7 @@ async def _look(console: Console, pool: Pool, chain_id: int) -> _Look:
     # The rows know the head of the latest commit; a node knows the head of now, also while the daemon is down.
     heads = [node.head for node in nodes if node.head is not None]
     snapshot = replace(snapshot, head=max([snapshot.head, *heads]))
-    listed = [{"name": node.name, "state": node.state, "head": node.head, "problem": node.problem} for node in nodes]
+    listed = [{"name": node.name, "state": node.state, "head": node.head, "reason": node.reason} for node in nodes]
     shape = shapes.status(snapshot, attention, version=version("bskt"), endpoints=listed)
     verdict, code = judge(snapshot, attention, nodes)
     return _Look(shape=plain(shape), verdict=verdict, code=code)
@@ -100,7 +100,7 @@ def judge(  # noqa: PLR0911 - one return a verdict reads best
     if is_lagging(snapshot):
         behind = f"{counted(snapshot.lag_blocks, 'block')}, {span(snapshot.lag_seconds)}"
         return f"LAGGING: the index is {behind} behind the head; is `bskt run` running?", Exit.NOT_READY
-    if nodes and all(node.state != "alive" for node in nodes):
+    if nodes and all(node.head is None for node in nodes):
         return "NOT READY: no node answers", Exit.NOT_READY
     silent_seconds = (snapshot.read_at - snapshot.indexed_at).total_seconds()
     if not nodes and silent_seconds > SILENT_SECONDS:
@@ -180,14 +180,14 @@ def _rendered(looked: _Look) -> RenderableType:
 
 
 def _facts(shape: Mapping[str, Json]) -> RenderableType:
-    from service.explanation import span
+    from service.explanation import counted, span
 
     def at(path: str) -> Json:
         return member(shape, path)
 
     counts = shape["requests"]
     states = [f"{count} {state}" for state, count in counts.items() if count] if isinstance(counts, dict) else []
-    lag = f"{at('chain.lag_blocks')} blocks"
+    lag = counted(behind, "block") if isinstance(behind := at("chain.lag_blocks"), int) else ""
     if isinstance(seconds := at("chain.lag_seconds"), float) and seconds:
         lag += f", {span(seconds)}"
     waiting = f"{at('queue.waiting')} waiting"
@@ -205,7 +205,7 @@ def _facts(shape: Mapping[str, Json]) -> RenderableType:
         "nodes": [
             f"{node['name']}: {node['state']}"
             + (f", head {node['head']}" if node["head"] is not None else "")
-            + (f" ({node['problem']})" if node["problem"] else "")
+            + (f" ({node['reason']})" if node["reason"] else "")
             for node in _dicts(at("chain.endpoints"))
         ],
         "requests": ", ".join(states) or "none",

@@ -29,7 +29,7 @@ STOP_TIMEOUT_SECONDS = 5
 
 # Started in between, because code that runs after fork and before exec is unsafe in a process that has threads.
 # PR_SET_PDEATHSIG (1) survives exec; a parent that died before the call is noticed by the second line.
-_EXEC_AND_DIE_WITH_PARENT = """
+EXEC_AND_DIE_WITH_PARENT = """
 import ctypes, os, signal, sys
 if sys.platform == "linux": ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)
 if os.getppid() != int(sys.argv[1]): sys.exit("the parent died first")
@@ -196,7 +196,7 @@ class Anvil:
         if block_time_seconds is not None:
             options += ["--block-time", str(block_time_seconds)]
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-I", "-S", "-c", _EXEC_AND_DIE_WITH_PARENT, str(os.getpid())),
+            *(sys.executable, "-I", "-S", "-c", EXEC_AND_DIE_WITH_PARENT, str(os.getpid())),
             *(str(binary), *options, *extra_options),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,

@@ -1,14 +1,16 @@
-"""``bskt demo``: users, a reorg, an outage and a kill -9, and a summary that the chain itself must confirm."""
+"""``bskt demo``: users, an outage, a reorg, a lost answer and a kill -9; the chain itself must confirm the summary."""
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import secrets
 import shutil
 import socket
 import sys
 import tempfile
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -26,7 +28,7 @@ from datastore.connection import Pool, Role, open_pool
 from datastore.inspection import Request
 from datastore.reference import reference_text
 from invocator.signing import Signer
-from service.demo.anvil import Anvil, find_or_install_anvil
+from service.demo.anvil import EXEC_AND_DIE_WITH_PARENT, Anvil, find_or_install_anvil
 from service.demo.contracts import (
     Basket,
     DevChain,
@@ -39,7 +41,7 @@ from service.demo.contracts import (
 )
 from service.demo.cre_stand_in import CreStandIn, Workflow, faults
 from service.embedded_postgres import EmbeddedPostgres
-from service.supervision import wait
+from service.supervision import EXIT_INTERRUPTED, Stop, wait
 
 CHAIN_ID: Final = 31337
 SIGNER_KEY: Final = (
@@ -49,6 +51,7 @@ WORKFLOW_ID: Final = bytes(range(32))
 TOKEN: Final = 10**18
 ENDED: Final = frozenset({"completed", "rejected", "failed", "review", "dropped", "cancelled"})
 LONGEST_SECONDS: Final = 80.0
+OUTAGE_BEATS: Final = 12
 _BEAT_SECONDS: Final = 0.25
 
 
@@ -61,26 +64,31 @@ class Stage:
     cre: CreStandIn
     pool: Pool
     environment: dict[str, str]
-    log_file: Path
+    folder: Path
     console: Console
+    stop: Stop
+    started_at: float
     baskets: dict[str, Basket] = field(default_factory=dict)
     promised: dict[str, dict[str, int]] = field(default_factory=dict)
     daemon: asyncio.subprocess.Process | None = None
     kills: int = 0
     last: dict[int, str] = field(default_factory=dict)
 
+    @property
+    def log_file(self) -> Path:
+        """What the daemon says."""
+        return self.folder / "daemon.log"
+
     def say(self, sentence: str) -> None:
         """One line of the story."""
-        self.console.print(f"• {sentence}")
+        self.console.print(f"• {time.monotonic() - self.started_at:3.0f} s  {sentence}", soft_wrap=True)
 
     async def start_daemon(self) -> None:
-        """Start ``bskt run`` as its own process; its log goes to a file."""
+        """Start ``bskt run`` as its own process; its log goes to a file, and it never outlives the demo."""
         with self.log_file.open("ab") as log:
             self.daemon = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-c",
-                "from service.cli import main; main()",
-                "run",
+                *(sys.executable, "-I", "-S", "-c", EXEC_AND_DIE_WITH_PARENT, str(os.getpid())),
+                *(sys.executable, "-c", "from service.cli import main; main()", "run"),
                 env=self.environment,
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.DEVNULL,
@@ -107,9 +115,10 @@ class Stage:
         )
         return receipt.tx_hash
 
-    async def beat(self, live: Live | None) -> list[Request]:
+    async def beat(self, live: Live | None, *, mine: bool = True) -> list[Request]:
         """Mine a block, look at the requests, and show them."""
-        await self.chain.mine()
+        if mine:
+            await self.chain.mine()
         lines = await _requests(self.pool)
         if live is not None:
             live.update(_table(self, lines))
@@ -121,12 +130,13 @@ class Stage:
         await wait(asyncio.Event(), _BEAT_SECONDS)
         return lines
 
-    async def until(self, live: Live | None, done: Callable[[Sequence[Request]], bool]) -> bool:
-        """Beat until ``done``; ``False`` if the time is over first."""
+    async def until(self, live: Live | None, done: Callable[[Sequence[Request]], bool], *, mine: bool = True) -> bool:
+        """Beat until ``done``; ``False`` if the time is over first, or somebody wants an end."""
         try:
             async with asyncio.timeout(LONGEST_SECONDS):
-                while not done(await self.beat(live)):
-                    pass
+                while not done(await self.beat(live, mine=mine)):
+                    if self.stop.asked.is_set():
+                        return False
         except TimeoutError:
             return False
         return True
@@ -135,24 +145,42 @@ class Stage:
 async def run(*, keep: bool, cache_dir: Path) -> int:
     """Set the stage, play the story, and compare: 0 only if the chain agrees with the requests."""
     console = Console(stderr=True)
-    async with _staged(console, cache_dir) as stage:
-        live = Live(console=console, refresh_per_second=8) if console.is_terminal else None
-        if live is not None:
-            live.start()
-        try:
-            ended = await _play(stage, live)
-        finally:
+    stop = Stop()
+    with stop.on_signals():
+        async with _staged(console, cache_dir, stop) as stage:
+            live = Live(console=console, refresh_per_second=8) if console.is_terminal else None
             if live is not None:
-                live.stop()
-        agrees = await _summary(stage) and ended
-        if keep:
-            console.print(f"Everything stays up; the daemon's log: {stage.log_file}; database and node:")
-            for name in ("BSKT_DATABASE_URL", "BSKT_RPC_URL", "BSKT_LISTEN"):
-                console.print(f"  {name}={stage.environment[name]}", highlight=False, soft_wrap=True)
-            console.print("Ctrl-C ends it.")
-            while True:
-                await stage.beat(None)
+                live.start()
+            try:
+                ended = await _play(stage, live)
+            finally:
+                if live is not None:
+                    live.stop()
+            if stop.asked.is_set():
+                console.print("Interrupted.")
+                return EXIT_INTERRUPTED
+            agrees = await _summary(stage) and ended
+            if keep:
+                await _stay(stage)
     return 0 if agrees else 1
+
+
+async def _stay(stage: Stage) -> None:
+    """Keep everything up, with a block every beat, until somebody wants an end."""
+    env_file = stage.folder / "env"
+    env_file.write_text("".join(f"{name}={value}\n" for name, value in stage.environment.items() if name != "PATH"))
+    for line in (
+        "Everything stays up, with a block every moment.  Look at it from another terminal:",
+        f"  bskt --env-file {env_file} status --watch",
+        f"  bskt --env-file {env_file} requests list",
+        f"  bskt --env-file {env_file} requests timeline 7",
+        f"  curl http://{stage.environment['BSKT_LISTEN']}/status",
+        f"  the chain: {stage.environment['BSKT_RPC_URL']}, CRE: {stage.cre.url}, the daemon's log: {stage.log_file}",
+        "Ctrl-C (or SIGTERM) ends it.",
+    ):
+        stage.console.print(line, highlight=False, markup=False, soft_wrap=True)
+    while not stage.stop.asked.is_set():
+        await stage.beat(None)
 
 
 async def _play(stage: Stage, live: Live | None) -> bool:
@@ -167,6 +195,8 @@ async def _play(stage: Stage, live: Live | None) -> bool:
     stage.say("A request in a basket whose on-chain policy rejects every mint.")
     await stage.request("BAD", "DEP-1005", 10, 5)
     stage.promised["BAD"] = {}
+    if not await _outage(stage, live):
+        return False
     if not await stage.until(live, lambda lines: sum(line.state in ENDED for line in lines) >= len(lines) > 0):
         return False
 
@@ -174,6 +204,9 @@ async def _play(stage: Stage, live: Live | None) -> bool:
     tx_hash = await stage.request("EUR", "DEP-1006", 60, 2)
     raw = await stage.chain.raw_transaction(tx_hash)
     await stage.chain.mine()
+    # Without another block until it is recorded: the reorg must reach it, and find it unsent.
+    if not await stage.until(live, lambda lines: any(_deposit(line) == "DEP-1006" for line in lines), mine=False):
+        return False
     await stage.chain.reorg(2, [(raw, 1)])
 
     stage.say("The gateway fails: it takes the next request, runs it, and its answer is lost.")
@@ -188,6 +221,19 @@ async def _play(stage: Stage, live: Live | None) -> bool:
     await stage.request("EUR", "DEP-1008", 20, 4)
     await stage.start_daemon()
     return await stage.until(live, lambda lines: len(lines) == 9 and all(line.state in ENDED for line in lines))  # noqa: PLR2004 - as many as were asked for above
+
+
+async def _outage(stage: Stage, live: Live | None) -> bool:
+    """The gateway is away while requests wait: nothing is lost or sent twice, and nobody has to do anything."""
+    async with stage.cre.outage():
+        stage.say("The gateway is down: requests wait, and the invocator pauses itself.")
+        if not await stage.until(live, lambda lines: any(line.last_outcome == "never_connected" for line in lines)):
+            return False
+        beats = itertools.count()
+        if not await stage.until(live, lambda _: next(beats) >= OUTAGE_BEATS):
+            return False
+    stage.say("The gateway is back: they go on by themselves.")
+    return True
 
 
 async def _summary(stage: Stage) -> bool:
@@ -209,7 +255,8 @@ async def _summary(stage: Stage) -> bool:
     ids = len(stage.cre.ledger.request_ids())
     out.print(
         f"{len(lines)} requests: " + ", ".join(f"{count} {state}" for state, count in sorted(states.items())),
-        f"\n{ids} ids at CRE, {len(stage.cre.ledger.mints())} mints, {stage.kills} kill -9, 1 reorg, 1 lost answer",
+        f"\n{ids} ids at CRE, {len(stage.cre.ledger.mints())} mints, {stage.kills} kill -9, 1 reorg, 1 lost answer, "
+        "1 outage",
     )
     expected = Counter({"completed": 7, "rejected": 1, "failed": 1})
     out.print("Requests and chain agree." if agrees and states == expected else "They do NOT agree.", style="bold")
@@ -217,7 +264,8 @@ async def _summary(stage: Stage) -> bool:
 
 
 @asynccontextmanager
-async def _staged(console: Console, cache_dir: Path) -> AsyncIterator[Stage]:
+async def _staged(console: Console, cache_dir: Path, stop: Stop) -> AsyncIterator[Stage]:
+    started_at = time.monotonic()
     async with AsyncExitStack() as stack:
         folder = _folder()
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
@@ -251,8 +299,10 @@ async def _staged(console: Console, cache_dir: Path) -> AsyncIterator[Stage]:
             cre=cre,
             pool=pool,
             environment=_environment(postgres.dsn, anvil.url, cre.url, system),
-            log_file=folder / "daemon.log",
+            folder=folder,
             console=console,
+            stop=stop,
+            started_at=started_at,
             baskets=baskets,
         )
         stack.push_async_callback(stage.stop_daemon)
@@ -280,6 +330,7 @@ def _environment(dsn: str, rpc_url: str, gateway_url: str, system: System) -> di
         "BSKT_TRIGGER_FINALITY": "depth:4",
         "BSKT_COMPLETE_FINALITY": "depth:6",
         "BSKT_POLL_INTERVAL_SECONDS": "0.2",
+        "BSKT_HEAD_TIMEOUT_SECONDS": "0",  # this chain makes a block only when something happens
         "BSKT_CRE_GATEWAY_URL": gateway_url,
         "BSKT_CRE_WORKFLOW": WORKFLOW_ID.hex(),
         "BSKT_CRE_SIGNER_KEY": SIGNER_KEY,

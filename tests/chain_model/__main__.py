@@ -3,25 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
-import logging
+import os
 import secrets
-import shutil
 import sys
-import tempfile
 import time
-from pathlib import Path
-from typing import Final
 
-import structlog
-
-from datastore import schema
-from service.embedded_postgres import EmbeddedPostgres
-from tests.chain_model.arena import arena, explore
-from tests.chain_model.machine import Arena
-
-_SEQUENCES_A_SEED: Final = 500
-"""Hypothesis remembers what it drew; a new seed for each so many keeps the memory bounded and the reports coming."""
+from tests.chain_model.exploration import explored
+from tests.chain_model.machine import Tally
 
 
 def main() -> int:
@@ -29,47 +17,35 @@ def main() -> int:
     parser.add_argument("--sequences", type=int, default=500)
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--seed", type=int, default=secrets.randbelow(10**9))
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes at once")
     asked = parser.parse_args()
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
-    # As root, the server runs as another user, who must reach its files.
-    folder = Path(tempfile.mkdtemp(prefix="bskt-model-"))
-    folder.chmod(0o755)
-    server = EmbeddedPostgres(folder / "postgres", durable=False)
-    asyncio.run(server.start())
-    try:
-        asyncio.run(schema.apply(server.dsn))
-        with arena(server.dsn) as place:
-            return _explored(place, sequences=asked.sequences, steps=asked.steps, first_seed=asked.seed)
-    finally:
-        asyncio.run(server.stop())
-        shutil.rmtree(folder, ignore_errors=True)
+    started, total, code = time.monotonic(), Tally(), 0
+    for part in explored(sequences=asked.sequences, steps=asked.steps, first_seed=asked.seed, jobs=asked.jobs):
+        total.add(part.tally)
+        seconds = time.monotonic() - started
+        print(f"seed {part.seed}: {total.sequences} sequences, {seconds:.0f} s", flush=True)  # noqa: T201
+        if part.failure is not None:
+            again = f"python -m tests.chain_model --sequences {part.sequences} --steps {asked.steps} --seed {part.seed}"
+            print(f"{part.failure}\nagain: {again}", flush=True)  # noqa: T201
+            code = 1
+    print(report(total), flush=True)  # noqa: T201 - the command's output
+    return code
 
 
-def _explored(place: Arena, *, sequences: int, steps: int, first_seed: int) -> int:
-    started = time.monotonic()
-    for seed, done in enumerate(range(0, sequences, _SEQUENCES_A_SEED), first_seed):
-        some = min(_SEQUENCES_A_SEED, sequences - done)
-        print(f"seed {seed}: {some} sequences of {steps} steps", flush=True)  # noqa: T201 - the command's output
-        try:
-            explore(place, sequences=some, steps=steps, seed_number=seed)
-        except BaseException:
-            print(f"again: python -m tests.chain_model --sequences {some} --steps {steps} --seed {seed}")  # noqa: T201
-            raise
-        finally:
-            print(_report(place, time.monotonic() - started), flush=True)  # noqa: T201
-    return 0
-
-
-def _report(place: Arena, seconds: float) -> str:
-    tally = place.tally
-    total = (
-        f"sequences {tally.sequences}, operations {tally.operations.total()}, blocks {tally.blocks}, "
-        f"requests {tally.requests}, looks at all rows {tally.looks}, seconds {seconds:.0f}"
-    )
+def report(tally: Tally) -> str:
+    """A tally, for people."""
     lines = [
-        total,
-        *(f"  {name:24} {count:8}" for name, count in sorted(tally.operations.items())),
-        *(f"  killed: {name:16} {count:8}" for name, count in sorted(tally.kills.items())),
+        f"sequences {tally.sequences}",
+        f"operations {tally.operations.total()}",
+        f"blocks {tally.blocks}",
+        f"requests {tally.requests}",
+        f"reorgs {tally.operations['reorganise'] + tally.operations['flip'] + tally.operations['overtake']}",
+        f"faults injected {tally.faults.total()}",
+        *(f"  {name:30} {count:8}" for name, count in sorted(tally.faults.items())),
+        *(f"killed: {name:24} {count:8}" for name, count in sorted(tally.kills.items())),
+        *(f"trouble: {name:23} {count:8}" for name, count in sorted(tally.troubles.items())),
+        *(f"sweep: {name:25} {count:8}" for name, count in sorted(tally.differences.items())),
+        *(f"looks at all rows: {name:13} {count:8}" for name, count in sorted(tally.looks.items())),
         f"wrong rows {tally.wrong_rows}",
     ]
     return "\n".join(lines)

@@ -1,71 +1,46 @@
-"""Histories of a chain and of the follower beside it, drawn by Hypothesis; the oracle looks when it has settled."""
+"""Histories of a chain and of the daemon beside it, drawn by Hypothesis; the oracle looks when it has settled.
+
+What holds whenever the follower has settled: the rows are exactly those of the branch.  There is one exception.  Some
+faults cannot be seen in any single answer of one endpoint; after one of them the rows may be wrong until what is wrong
+is final and was swept, and exactly then they are right again (``audit``).
+"""
 
 from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Coroutine
-from dataclasses import dataclass, field, replace
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass, field
 from functools import wraps
-from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeAlias, TypeVar
 from uuid import uuid4
 
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
-from datastore import claims
+from datastore import claims, sweeping
 from datastore.claims import Answered, Frozen, Pacing
 from datastore.connection import Pool
-from datastore.following import Rules
+from datastore.errors import FinalityViolated
 from datastore.identity import execution_id_candidates
-from datastore.pinning import Pin, pin_first_start
-from datastore.rows import Block as FirstBlock
-from indexer.abi_files import load_abis
-from indexer.decoding import EventCatalog
 from indexer.follower import FinalityRule, Follower
-from indexer.observation import Sources
-from indexer.policy import Policy
-from node.endpoint import RpcEndpoint
-from node.node import Node
-from tests.chain_model.chain import (
-    FACTORY,
-    FORWARDER,
-    NOISES,
-    Ask,
-    CreateBasket,
-    Deliver,
-    Garble,
-    Noise,
-    OnEven,
-    Transaction,
-    Wish,
-    digest,
-    genesis,
-    mine,
-    user,
-)
+from node.errors import EndpointChanged, NodeUnavailable, RangeRefused
+from tests.chain_model.chain import Deliver, Transaction, digest, user
+from tests.chain_model.daemon import RULES, Daemon, pin
+from tests.chain_model.faults import SILENT, Fault
 from tests.chain_model.oracle import Oracle
-from tests.chain_model.rpc import HonestNode, View
+from tests.chain_model.rpc import HonestNode
 from tests.chain_model.server import Endpoint, Server
+from tests.chain_model.world import CHAIN_ID, KINDS, Order, World
 
 T = TypeVar("T")
 
-CHAIN_ID: Final = 31337
-SECRET: Final = b"a secret of the chain model, 32 b"
 WORKFLOW: Final = digest("workflow")
 PACING: Final = Pacing(seconds_per_trigger=0, burst=1, max_in_flight=1_000)
-CATALOG: Final = EventCatalog(load_abis(Path(__file__).parents[2] / "abi"))
-ETHER: Final = 10**18
 
-# Deleting is a hundred times faster than truncating as long as the tables are small.
-_TABLES: Final = (
-    *("attempt", "frozen_request", "execution_id", "basket_turn", "workflow_slot", "workflow", "alarm", "report"),
-    *("mint_execution", "mint_transition", "mint_request", "reorg", "basket", "log", "block", "operator_action"),
-    *("control", "cursor", "chain"),
-)
-_EMPTY: Final = ";".join(f"DELETE FROM {table}" for table in _TABLES)  # noqa: S608 - names of ours
-_TICKS_TO_SETTLE: Final = 200
+_TICKS_TO_SETTLE: Final = 400
+_REST_SECONDS: Final = 4_000.0  # longer than any endpoint rests
+_PATIENCE_SECONDS: Final = 30.0
 
 
 class Killed(Exception):
@@ -78,11 +53,18 @@ class Tally:
 
     sequences: int = 0
     operations: Counter[str] = field(default_factory=Counter)
-    looks: int = 0
+    looks: Counter[str] = field(default_factory=Counter)
     blocks: int = 0
     requests: int = 0
     kills: Counter[str] = field(default_factory=Counter)
+    faults: Counter[Fault] = field(default_factory=Counter)
+    troubles: Counter[str] = field(default_factory=Counter)
+    differences: Counter[str] = field(default_factory=Counter)
     wrong_rows: int = 0
+
+    def add(self, other: Tally) -> None:
+        for name in self.__slots__:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,28 +77,16 @@ class Arena:
     owner_pool: Pool
     server: Server
     tally: Tally
+    tables: tuple[str, ...]
+
+    async def empty(self) -> None:
+        """Delete every row.  As long as the tables are small, that is a hundred times faster than truncating them."""
+        async with self.owner_pool.acquire() as connection, connection.transaction():
+            await connection.execute("SET LOCAL session_replication_role = replica")  # no foreign key minds the order
+            await connection.execute(";".join(f"DELETE FROM {table}" for table in self.tables))  # noqa: S608 - ours
 
     def run(self, work: Coroutine[object, object, T]) -> T:
         return self.loop.run_until_complete(work)
-
-
-KINDS: Final = (
-    "create",
-    "create_and_ask",
-    "ask_token",
-    "ask_token",
-    "ask_factory",
-    "ask_twice",
-    "ask_stranger",
-    "ask_shifted",
-    "ask_on_even",
-    "garble",
-    "noise",
-    "again",
-    "again",
-)
-small: Final = st.integers(0, 7)
-orders: Final = st.lists(st.tuples(st.sampled_from(KINDS), small, small), max_size=4)
 
 
 def operation(**strategies: st.SearchStrategy[Any]) -> Callable[[Callable[..., None]], Any]:
@@ -133,24 +103,34 @@ def operation(**strategies: st.SearchStrategy[Any]) -> Callable[[Callable[..., N
     return made
 
 
+small: Final = st.integers(0, 7)
+block_orders: Final = st.lists(st.tuples(st.sampled_from(KINDS), small, small), max_size=4)
+branch_orders: Final = st.lists(block_orders, min_size=1, max_size=5)
+Failure: TypeAlias = tuple[int, Fault, int, int]
+failures: Final = st.lists(
+    st.tuples(st.integers(0, 2), st.sampled_from(Fault), st.integers(1, 8), st.integers(0, 1_000)),
+    min_size=1,
+    max_size=3,
+)
+
+
 class Histories(RuleBasedStateMachine):
-    """One history: a chain that grows, forks and becomes final, and a follower that is killed and started again."""
+    """One history: the world changes, fails and heals; the daemon follows, is killed and started again."""
 
     def __init__(self, arena: Arena) -> None:
         super().__init__()
         self.arena = arena
-        self.genesis = genesis()
-        self.blocks_by_hash = {self.genesis.hash: self.genesis}
-        self.view = View(chain_id=CHAIN_ID, head=self.genesis)
-        self.oracle = Oracle(chain_id=CHAIN_ID, blocks_by_hash=self.blocks_by_hash, genesis=self.genesis)
-        self.finalized = -1
-        self.mempool: list[Transaction] = []
-        self.count = 0
+        self.world = World()
+        self.oracle = Oracle(chain_id=CHAIN_ID, blocks_by_hash=self.world.blocks_by_hash)
         self.sent: list[claims.Order] = []
-        self.nodes: list[Node] = []
+        self.daemon: Daemon | None = None
         self.trigger = FinalityRule(tag="finalized")
         self.max_range_blocks = 5
         self.kill_at: tuple[str, int] | None = None
+        self.silent_before = 0
+        self.may_be_wrong = False
+        self.was_lied_to = False
+        self.is_audited = True
 
     # -- beginning and end ----------------------------------------------------------------------------------------
 
@@ -159,69 +139,44 @@ class Histories(RuleBasedStateMachine):
         range_blocks=st.integers(1, 6),
         grown=st.integers(1, 12),
         final=st.integers(0, 12),
+        endpoints=st.integers(1, 3),
+        liar=st.integers(0, 2),
+        audited=st.integers(0, 3),
     )
-    def begin(self, tag: str, range_blocks: int, grown: int, final: int) -> None:
+    def begin(
+        self, tag: str, range_blocks: int, grown: int, final: int, endpoints: int, liar: int, audited: int
+    ) -> None:
+        self.is_audited = audited == 0
         self.trigger = FinalityRule(tag=tag, depth=2)  # type: ignore[arg-type]
         self.max_range_blocks = range_blocks
         for number in range(grown):
-            self._grow([("create_and_ask" if number % 3 == 0 else "ask_token", number % 8, number % 5)])
+            self.world.grow([("create_and_ask" if number % 3 == 0 else "ask_token", number % 8, number % 5)])
         if final:
-            self._become_final(final, 1)
+            self.world.become_final(final, 1)
+        self.world.open_endpoints(endpoints, liar, self.arena.tally.faults)
+        self.silent_before = self._silent_faults()
         self.arena.run(self._begin())
 
     async def _begin(self) -> None:
-        await self.arena.owner_pool.execute(_EMPTY)
         self.arena.tally.sequences += 1
-        self.arena.server.endpoints = (Endpoint(HonestNode(self.view, self.blocks_by_hash)),)
-        first = self.view.head.at(1)
-        if first is None:
-            raise AssertionError("a chain begins with a block 1")
-        # The start block is not pinned to a branch: the cursor starts on genesis.
-        await pin_first_start(
-            self.arena.indexer_pool,
-            Pin(
-                chain_id=CHAIN_ID,
-                genesis_hash=self.genesis.hash,
-                factory_address=FACTORY,
-                factory_code_hash=digest("code"),
-                forwarder_address=FORWARDER,
-                secret_check=b"check",
-            ),
-            start=FirstBlock(
-                number=1, hash=first.hash, parent_hash=self.genesis.hash, timestamp=self.genesis.timestamp
-            ),
-            first_trigger_block_number=0,
-        )
+        await self.arena.empty()
+        self.arena.server.endpoints = self.world.endpoints
+        await pin(self.arena.indexer_pool, self.world)
         await claims.list_workflows(self.arena.invocator_pool, CHAIN_ID, [WORKFLOW])
-        self.follower = self._follower()
-
-    def _follower(self) -> Follower:
-        return Follower(
+        self.daemon = Daemon(
             pool=self.arena.indexer_pool,
-            node=self._node(),
-            sources=Sources(chain_id=CHAIN_ID, factory=FACTORY, forwarder=FORWARDER, catalog=CATALOG, secret=SECRET),
-            rules=Rules(policy=Policy(max_mint_wei=None), contest=True, first_trigger_block_number=0),
-            trigger_finality=self.trigger,
-            complete_finality=FinalityRule(tag="finalized"),
+            server=self.arena.server,
+            world=self.world,
+            trigger=self.trigger,
             max_range_blocks=self.max_range_blocks,
             reached=self._reached,
         )
 
-    def _node(self) -> Node:
-        node = Node(
-            [
-                RpcEndpoint(
-                    str(number),
-                    self.arena.server.url(number),
-                    request_timeout_seconds=10,
-                    max_answer_bytes=1_000_000,
-                    observe=lambda *_: None,
-                )
-                for number in range(len(self.arena.server.endpoints))
-            ]
-        )
-        self.nodes.append(node)
-        return node
+    @property
+    def running(self) -> Daemon:
+        if self.daemon is None:
+            raise AssertionError("a history begins with its beginning")
+        return self.daemon
 
     def _reached(self, name: str) -> None:
         if self.kill_at is not None and self.kill_at[0] == name:
@@ -233,124 +188,62 @@ class Histories(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         try:
-            if self.nodes:
-                self.settle()
+            if self.daemon and (self.may_be_wrong or self._silent_faults() > self.silent_before or self.is_audited):
+                self._audit()
+            elif self.daemon:
+                self._heal()
+                self.arena.run(self._settled())
+                self._look("settled")
         finally:
-            self.arena.tally.requests += len(self.oracle.known)
-            for node in self.nodes:
-                self.arena.run(node.close())
+            tally = self.arena.tally
+            tally.requests += len(self.oracle.known)
+            tally.blocks += len(self.world.blocks_by_hash)
+            self.arena.run(self._close())
 
-    # -- the chain ------------------------------------------------------------------------------------------------
+    async def _close(self) -> None:
+        self.world.heal()
+        if self.daemon is not None:
+            await self.daemon.close()
 
-    @operation(orders=orders)
-    def grow(self, orders: list[tuple[str, int, int]]) -> None:
-        self._grow(orders)
+    # -- the world ------------------------------------------------------------------------------------------------
+
+    @operation(orders=block_orders)
+    def grow(self, orders: list[Order]) -> None:
+        self.world.grow(orders)
 
     @operation(number=st.integers(1, 8))
     def grow_empty(self, number: int) -> None:
         for _ in range(number):
-            self._grow([])
+            self.world.grow([])
 
-    @operation(depth=st.integers(1, 6), orders=st.lists(orders, min_size=1, max_size=5))
-    def reorganise(self, depth: int, orders: list[list[tuple[str, int, int]]]) -> None:
-        """Another branch takes over; what the old one held waits to be mined again, replaced, or lost."""
-        ancestor = self.view.head
-        while depth and ancestor.number > max(self.finalized, 0) and ancestor.parent is not None:
-            self.mempool += ancestor.transactions
-            ancestor, depth = ancestor.parent, depth - 1
-        if ancestor is self.view.head:
-            return
-        self.view.head = ancestor
-        for order in orders:
-            self._grow(order)
-        self._settle_tags()
+    @operation(depth=st.integers(1, 6), branch=branch_orders)
+    def reorganise(self, depth: int, branch: list[list[Order]]) -> None:
+        self.world.reorganise(depth, branch)
 
     @operation(choice=st.integers(0, 200))
     def flip(self, choice: int) -> None:
-        """Any block that was ever mined above finality is the head now: A→B→A, a shorter chain, a step back."""
-        final = self.view.head.at(max(self.finalized, 0))
-        living = [block for block in self.blocks_by_hash.values() if final and block.descends_from(final)]
-        self.view.head = living[choice % len(living)]
-        mined = {transaction.hash for block in self.view.head.branch() for transaction in block.transactions}
-        self.mempool = [transaction for transaction in self.mempool if transaction.hash not in mined]
-        self._settle_tags()
+        self.world.flip(choice)
 
     @operation(number=st.integers(1, 8), safe=st.integers(0, 3))
     def become_final(self, number: int, safe: int) -> None:
-        self._become_final(number, safe)
+        self.world.become_final(number, safe)
 
-    def _become_final(self, number: int, safe: int) -> None:
-        head = self.view.head
-        self.finalized = min(max(self.finalized, 0) + number, head.number)
-        self.view.finalized = head.at(self.finalized)
-        self.view.safe = head.at(min(self.finalized + safe, head.number))
+    @operation(failures=failures, orders=block_orders, ticks=st.integers(0, 4))
+    def fail(self, failures: list[Failure], orders: list[Order], ticks: int) -> None:
+        """Endpoints begin to fail in some ways, and there is news to miss."""
+        for place, fault, times, seed in failures:
+            self.world.fail(place, fault, times=min(times, 2) if fault is Fault.HUNG else times, seed=seed)
+        self.world.grow(orders)
+        for _ in range(ticks):
+            self.arena.run(self._forgiven(self.running.follower.tick))
 
-    def _settle_tags(self) -> None:
-        """``safe`` may be left by a reorg, ``finalized`` never is."""
-        head, safe = self.view.head, self.view.safe
-        if safe is not None and not head.descends_from(safe):
-            self.view.safe = self.view.finalized
+    @operation()
+    def heal(self) -> None:
+        self._heal()
 
-    def _grow(self, orders: list[tuple[str, int, int]]) -> None:
-        self.count += 1
-        on_branch = {transaction.hash for block in self.view.head.branch() for transaction in block.transactions}
-        transactions = [self._transaction(*order) for order in orders]
-        unique = {made.hash: made for made in transactions if made.hash not in on_branch}
-        block = mine(self.view.head, list(unique.values()), salt=self.count)
-        self.blocks_by_hash[block.hash] = block
-        self.view.head = block
-        self.arena.tally.blocks += 1
-
-    def _transaction(self, kind: str, a: int, b: int) -> Transaction:
-        if kind == "again" and self.mempool:
-            waiting = self.mempool.pop(a % len(self.mempool))
-            if b < 6:  # the same transaction elsewhere
-                return waiting
-            # Replaced by its sender: another hash, the same wish (hard case 99).
-            return Transaction(hash=digest("tx", "replaced", waiting.hash, self.count), wishes=waiting.wishes)
-        self.count += 1
-        return Transaction(hash=digest("tx", self.count), wishes=tuple(self._wishes(kind, a, b)))
-
-    def _wishes(self, kind: str, a: int, b: int) -> list[Wish]:  # noqa: PLR0911 - a table of kinds
-        hostile = (b"Dollar", b"\xff\xfe\x00", "\u202eolleH".encode(), b"")[b % 4]
-        create = CreateBasket(name=hostile, symbol=b"USD" * (b + 1))
-        ask = Ask(
-            ordinal=a % 3,
-            form="token",
-            requester=user(a),
-            beneficiary=user(2 + b % 2),
-            amount=(0, 1, ETHER, 2**256 - 1, 10**14, 3 * ETHER, ETHER, ETHER)[b],
-            reference=self._reference(a, b),
-        )
-        of_factory = replace(ask, form="factory")
-        match kind:
-            case "create":
-                return [create]
-            case "create_and_ask":
-                newborn = len(self.view.head.consumer_by_token)
-                return [create, replace(ask, ordinal=newborn)]
-            case "ask_factory":
-                return [of_factory]
-            case "ask_twice":
-                return [ask, ask]
-            case "ask_stranger":
-                return [replace(of_factory, ordinal=99)]
-            case "ask_shifted":
-                return [OnEven(wish=Noise(kind="transfer")), OnEven(wish=of_factory), ask]
-            case "ask_on_even":
-                return [OnEven(wish=ask)]
-            case "garble":
-                return [Garble(ordinal=a, event=("BasketCreated", "MintRequested")[b % 2])]
-            case "noise":
-                return [Noise(kind=NOISES[a % len(NOISES)])]
-            case _:
-                return [ask]
-
-    def _reference(self, a: int, b: int) -> bytes:
-        if b < 2:  # a deposit that several ask for
-            return f"deposit-{a % 3}".encode().ljust(32, b"\0")
-        self.count += 1
-        return digest("reference", self.count) if b < 4 else f"bank-{self.count}".encode().ljust(32, b"\0")
+    def _heal(self) -> None:
+        self.world.heal()
+        self.running.clock.now += _REST_SECONDS
 
     # -- CRE ------------------------------------------------------------------------------------------------------
 
@@ -404,7 +297,6 @@ class Histories(RuleBasedStateMachine):
         if not self.sent:
             return
         order = self.sent[choice % len(self.sent)]
-        self.count += 1
         wish = Deliver(
             consumer=order.consumer,
             recipient=order.beneficiary,
@@ -414,37 +306,48 @@ class Histories(RuleBasedStateMachine):
             mints=kind not in {"false", "empty"},
             report=None if kind == "forged" else kind != "false",
         )
-        transaction = Transaction(hash=digest("tx", self.count), wishes=(wish,))
+        transaction = Transaction(hash=digest("tx", self.world.next_number()), wishes=(wish,))
         if kind == "late":
-            self.mempool.append(transaction)
-            return
-        block = mine(self.view.head, [transaction], salt=self.count)
-        self.blocks_by_hash[block.hash] = block
-        self.view.head = block
+            self.world.transactions[transaction.hash] = transaction
+        else:
+            self.world.mine([transaction])
 
-    # -- the follower ---------------------------------------------------------------------------------------------
+    # -- the daemon -----------------------------------------------------------------------------------------------
 
     @operation()
     def tick(self) -> None:
-        self.arena.run(self.follower.tick())
+        self.arena.run(self._forgiven(self.running.follower.tick))
 
-    @operation(name=st.sampled_from(["indexer.before_commit", "indexer.after_commit"]), after=st.integers(0, 2))
+    @operation()
+    def sweep_on(self) -> None:
+        """While an only endpoint leaves something out, nothing could tell that it does so again."""
+        if len(self.world.endpoints) > 1 or not self.world.is_lied_to:
+            self.arena.run(self._forgiven(self.running.sweep.tick))
+
+    @operation(
+        name=st.sampled_from(
+            ["indexer.before_commit", "indexer.after_commit", "sweep.before_commit", "sweep.after_commit"]
+        ),
+        after=st.integers(0, 2),
+    )
     def kill_at_a_commit(self, name: str, after: int) -> None:
         self.kill_at = (name, after)
         try:
             self.arena.run(self._settled())
+            if not self.world.is_lied_to:
+                self.arena.run(self._swept())
         except Killed:
-            self.follower = self._follower()
+            self.running.start()
         self.kill_at = None
 
     @operation(root=st.integers(0, 40))
     def kill_anywhere(self, root: int) -> None:
         """The process ends at whatever line it has come to after some turns of the loop."""
         self.arena.run(self._killed(turns=root**2))
-        self.follower = self._follower()
+        self.running.start()
 
     async def _killed(self, *, turns: int) -> None:
-        ticking = asyncio.create_task(self.follower.tick())  # noqa: TID251 - somebody has to be killed
+        ticking = asyncio.create_task(self._forgiven(self.running.follower.tick))  # noqa: TID251 - somebody has to be killed
         for _ in range(turns):
             if ticking.done():
                 break
@@ -455,43 +358,153 @@ class Histories(RuleBasedStateMachine):
 
     @operation()
     def start_again(self) -> None:
-        self.follower = self._follower()
+        self.running.start()
 
     @operation()
     def tick_twice_at_once(self) -> None:
         """Two followers of one chain (hard case 54)."""
-        other = self._follower()
+        daemon = self.running
+        other = daemon.new_follower(daemon.new_node(range(len(self.world.endpoints))))
         self.arena.run(self._race(other))
 
     async def _race(self, other: Follower) -> None:
-        await asyncio.gather(self.follower.tick(), other.tick())
+        await asyncio.gather(self._forgiven(self.running.follower.tick), self._forgiven(other.tick))
+
+    @operation(exchange=st.integers(0, 6), depth=st.integers(1, 6), branch=branch_orders)
+    def overtake(self, exchange: int, depth: int, branch: list[list[Order]]) -> None:
+        """A follower is paused in the middle of a tick; chain and another follower go on; it wakes (hard case 54)."""
+        self.arena.run(self._overtaken(exchange, depth, branch))
+
+    async def _overtaken(self, exchange: int, depth: int, branch: list[list[Order]]) -> None:
+        slow = Endpoint(HonestNode(self.world.view, self.world.blocks_by_hash), place=0, injected=Counter())
+        place = len(self.world.endpoints)
+        self.arena.server.endpoints = (*self.world.endpoints, slow)
+        daemon = self.running
+        follower = daemon.new_follower(daemon.new_node(range(place, place + 1), timeout_seconds=60))
+        is_paused = slow.pause_after(exchange)
+        ticking = asyncio.create_task(self._forgiven(follower.tick))  # noqa: TID251 - it must be paused in between
+        pausing = asyncio.create_task(is_paused.wait())  # noqa: TID251 - see above
+        await asyncio.wait({ticking, pausing}, return_when=asyncio.FIRST_COMPLETED)
+        pausing.cancel()
+        self.world.reorganise(depth, branch)
+        await self._settled()
+        slow.go_on()
+        await ticking
 
     @operation()
     def settle(self) -> None:
+        """Let the follower come to rest; the rows are right then, unless it was lied to."""
+        if any(endpoint.faults for endpoint in self.world.endpoints):
+            self._heal()
         self.arena.run(self._settled())
-        wrong = self.arena.run(self._look())
+        self._look("settled")
+
+    @operation(chance=st.integers(0, 4))
+    def audit(self, chance: int) -> None:
+        """All becomes final and is swept: the rows are right then, whatever was lied."""
+        if chance == 0:  # seldom, for it leaves no fork alive
+            self._audit()
+
+    def _audit(self) -> None:
+        self._heal()
+        self.world.become_final(10_000, 0)
+        self.arena.run(self._settled())
+        self.arena.run(self._swept())
+        self.arena.run(self._verified_by_hand())
+        self._note_lies()
+        if self.may_be_wrong:
+            self.oracle.forget_final_rows()
+        self.may_be_wrong = False
+        self._look("audited")
+
+    def _look(self, what: str) -> None:
+        self._note_lies()
+        self.arena.tally.looks["while lied to" if self.may_be_wrong else what] += 1
+        wrong = self.arena.run(self._wrong())
         self.arena.tally.wrong_rows += len(wrong)
         assert not wrong, "\n".join(wrong)
+
+    def _note_lies(self) -> None:
+        silent = self._silent_faults()
+        if silent > self.silent_before:
+            self.may_be_wrong = self.was_lied_to = True
+        self.silent_before = silent
+
+    def _silent_faults(self) -> int:
+        return sum(self.arena.tally.faults[fault] for fault in SILENT)
+
+    async def _forgiven(self, tick: Callable[[], Awaitable[bool]]) -> bool:
+        """One tick, forgiven as the supervisor does; time passes after a trouble."""
+        self.world.note_lies()
+        is_lied_to = any(endpoint.faults for endpoint in self.world.endpoints)
+        try:
+            return await tick()
+        except (NodeUnavailable, RangeRefused) as error:
+            self.arena.tally.troubles[type(error).__name__] += 1
+            self.running.clock.now += _PATIENCE_SECONDS
+            return True
+        except FinalityViolated:
+            # It stops for a person, who finds an endpoint that lied and starts it again.
+            if not is_lied_to:
+                raise
+            self.arena.tally.troubles["FinalityViolated"] += 1
+            self.running.start()
+            return True
 
     async def _settled(self) -> None:
         quiet = 0
         for _ in range(_TICKS_TO_SETTLE):
-            quiet = 0 if await self.follower.tick() else quiet + 1
+            quiet = 0 if await self._forgiven(self.running.follower.tick) else quiet + 1
             if quiet == 2:
                 return
         raise AssertionError("the follower does not come to rest")
 
-    async def _look(self) -> list[str]:
-        view = self.view
+    async def _swept(self) -> None:
+        for _ in range(_TICKS_TO_SETTLE):
+            if not await self._forgiven(self.running.sweep.tick):
+                return
+        raise AssertionError("the sweep does not come to rest")
+
+    async def _verified_by_hand(self) -> None:
+        """What a person does about endpoints that disagreed, once the liar is out: ``bskt verify --repair``."""
+        pool = self.arena.indexer_pool
+        rows = await pool.fetch("SELECT kind, repaired FROM sweep_difference")
+        self.arena.tally.differences.update(
+            f"{row['kind']} {'repaired' if row['repaired'] else 'disputed'}" for row in rows
+        )
+        if all(row["repaired"] for row in rows):
+            return
+        done = 0
+        while done < self.world.finalized:
+            try:
+                examined = await self.running.examiner.examine(done, self.world.finalized, by_hand=True)
+            except (NodeUnavailable, EndpointChanged):
+                self.running.clock.now += _PATIENCE_SECONDS
+                continue
+            await sweeping.conclude(
+                pool,
+                CHAIN_ID,
+                swept=None,
+                differences=examined.differences,
+                repair=examined.repair,
+                rules=RULES,
+                sentence=examined.sentence,
+            )
+            done = examined.last
+
+    async def _wrong(self) -> list[str]:
+        view = self.world.view
         safe = view.safe.number if view.safe else -1
-        self.arena.tally.looks += 1
         async with self.arena.owner_pool.acquire() as connection:
+            if self.may_be_wrong:
+                return await self.oracle.wrong_stories(connection)
             tip = await connection.fetchval("SELECT block_number FROM cursor")
-            height = self.trigger.height(tip=tip, finalized=self.finalized, safe=safe)
+            height = self.trigger.height(tip=tip, finalized=self.world.finalized, safe=safe)
             return await self.oracle.wrong(
                 connection,
                 tip=view.head,
-                finalized=self.finalized,
+                finalized=(self.world.finalized, max(self.world.finalized, self.world.floor)),
                 trigger=height,
-                exact_trigger=self.trigger.tag == "finalized",
+                exact_trigger=self.trigger.tag == "finalized" and self.world.floor <= max(0, self.world.finalized),
+                is_swept_clean=not self.was_lied_to,
             )

@@ -64,24 +64,41 @@ _MINTED_STATES: Final = {"executed", "completed"}
 class Oracle:
     """Looks at one chain's rows again and again."""
 
-    def __init__(self, *, chain_id: int, blocks_by_hash: Mapping[bytes, Block], genesis: Block) -> None:
+    def __init__(self, *, chain_id: int, blocks_by_hash: Mapping[bytes, Block]) -> None:
         self._chain_id = chain_id
         self._blocks_by_hash = blocks_by_hash
-        self._genesis = genesis
         self.known: dict[RequestKey, tuple[int, bytes, UUID]] = {}
         self._final_rows: dict[str, set[Row]] = {}
 
+    def forget_final_rows(self) -> None:
+        """Rows that were wrong were repaired; from here on what is final stays again."""
+        self._final_rows.clear()
+
+    async def wrong_stories(self, connection: Connection) -> list[str]:
+        """What is wrong whatever the daemon was told."""
+        rows = [dict(row) for row in await connection.fetch(_REQUESTS, self._chain_id)]
+        transitions = [dict(row) for row in await connection.fetch(_TRANSITIONS, self._chain_id)]
+        return list(_told_story(rows, transitions))
+
     async def wrong(
-        self, connection: Connection, *, tip: Block, finalized: int, trigger: int, exact_trigger: bool
+        self,
+        connection: Connection,
+        *,
+        tip: Block,
+        finalized: tuple[int, int],
+        trigger: int,
+        exact_trigger: bool,
+        is_swept_clean: bool,
     ) -> list[str]:
         """What is wrong with the rows once the follower has settled on ``tip``.
 
         Args:
             connection: May read everything.
             tip: The head of the chain.
-            finalized: The highest number that the chain ever called final, -1 for none.
+            finalized: The highest number that the chain called final, -1 for none; and that anybody called so.
             trigger: Up to which number a request has to be judged by now.
             exact_trigger: Whether a request above that may not have been judged.
+            is_swept_clean: Whether the second sweep may not have found anything.
         """
         cursor = await connection.fetchrow(_CURSOR, self._chain_id)
         if cursor is None:
@@ -95,9 +112,11 @@ class Oracle:
         branch = list(at.branch())[::-1]
         said = said_by(branch[1:])
         found: list[str] = []
-        final = min(finalized, at.number)
-        if cursor["finalized_number"] != final:
-            found.append(f"finalized_number is {cursor['finalized_number']}, not {final}")
+        final = cursor["finalized_number"]
+        if not min(finalized[0], at.number) <= final <= finalized[1]:
+            found.append(f"finalized_number is {final}, not {finalized}")
+        if is_swept_clean and await connection.fetchval("SELECT count(*) FROM sweep_difference"):
+            found.append("the second sweep found something where there was nothing")
         found += await self._blocks(connection, branch, final)
         found += await self._told(connection, said, branch, final)
         found += await self._requests(

@@ -1,25 +1,33 @@
-"""The follower beside modelled chains (see ``machine``); ``python -m tests.chain_model`` draws as many as one likes."""
+"""The daemon beside modelled chains (see ``machine``); ``python -m tests.chain_model`` draws as many as one likes."""
 
 from typing import Final
 
 import pytest
 
-from tests.chain_model.arena import arena, explore
+from tests.chain_model.exploration import explored
+from tests.chain_model.faults import Fault
+from tests.chain_model.machine import Tally
 
 SEQUENCES: Final = 500
 STEPS: Final = 30
 
 
 @pytest.mark.long
-@pytest.mark.timeout(900)
-def test_whatever_the_chain_does_the_rows_are_those_of_its_branch(dsn: str) -> None:
-    """Hard cases 1 to 10, 15, 17, 35 to 38, 54, 94 and 97."""
-    with arena(dsn) as place:
-        explore(place, sequences=SEQUENCES, steps=STEPS, seed_number=1)
-        tally = place.tally
+@pytest.mark.timeout(1200)
+def test_whatever_the_chain_and_its_nodes_do_the_rows_are_those_of_its_branch() -> None:
+    """Hard cases 1 to 10, 15, 17 to 28, 30, 31, 33, 35 to 38, 54, 94 and 97."""
+    tally = Tally()
+    for part in explored(sequences=SEQUENCES, steps=STEPS, first_seed=1, jobs=2):
+        assert part.failure is None, part.failure
+        tally.add(part.tally)
     assert tally.wrong_rows == 0
     assert tally.sequences >= SEQUENCES
     # What was meant to happen did happen: a model that stands still would find nothing.
     assert tally.operations["reorganise"] > SEQUENCES
     assert tally.requests > SEQUENCES
-    assert {"indexer.before_commit", "indexer.after_commit", "cancelled"} <= tally.kills.keys()
+    # Some strike only in the middle of a fork, which so few histories may miss; the long run strikes with all of them.
+    assert len(set(Fault) - tally.faults.keys()) <= 3
+    assert {"indexer.before_commit", "indexer.after_commit", "sweep.before_commit", "sweep.after_commit"} <= set(
+        tally.kills
+    )
+    assert tally.differences["missing repaired"] > 0

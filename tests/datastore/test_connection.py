@@ -9,7 +9,8 @@ from urllib.parse import urlsplit
 import asyncpg
 import pytest
 
-from datastore.connection import Role, check_server, is_transient, open_pool
+from datastore import connection
+from datastore.connection import Role, check_server, is_transient, open_pool, unit
 from datastore.errors import DatastoreUnavailable, DatastoreUnsuitable
 
 
@@ -55,6 +56,26 @@ async def test_a_server_that_acknowledges_before_it_wrote_is_refused(dsn: str) -
     async with await open_pool(dsn, Role.INDEXER) as pool:
         with pytest.raises(DatastoreUnsuitable, match="synchronous_commit = off"):
             await check_server(pool)
+
+
+@pytest.mark.parametrize("role", [Role.INDEXER, Role.INVOCATOR, Role.OPERATOR])
+async def test_a_transaction_that_lasts_too_long_loses_its_locks(
+    dsn: str, role: Role, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Hard case 67: its process may have been stopped, and its replica waits."""
+    monkeypatch.setitem(connection._TRANSACTION, "transaction_timeout", "50ms")
+    async with await open_pool(dsn, role) as pool:
+        with pytest.raises(DatastoreUnavailable):
+            async with unit(pool) as transaction:
+                await transaction.execute("SELECT pg_sleep(5)")
+
+
+async def test_a_server_that_does_not_know_the_limit_of_a_transaction_is_accepted(
+    dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "_TRANSACTION", {"a_limit_of_postgres_99": "60s"})
+    async with await open_pool(dsn, Role.INDEXER) as pool:
+        await check_server(pool)
 
 
 async def test_a_server_in_order_is_accepted(dsn: str) -> None:

@@ -1,6 +1,7 @@
 """The daemon as processes of its own, beside a real chain, a real database and the CRE stand-in."""
 
 import asyncio
+import multiprocessing
 import os
 import re
 import signal
@@ -9,6 +10,8 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Self
 
@@ -23,19 +26,49 @@ from tests.end_to_end.world import AMOUNT, CHAIN_ID, KEY, ROOT, SECRET, USER, WO
 
 PATIENCE_SECONDS = 60.0
 _BEAT_SECONDS = 0.05
-# Runs `bskt run`; the process sends itself a signal at the named boundary, the n-th time that it reaches it.
-_RUN = """
-import asyncio, os, sys
-from service import settings, wiring
-from service.supervision import Stop
-point, left, number = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-def reached(at):
-    global left
-    left -= at == point
-    if at == point and left == 0:
-        os.kill(os.getpid(), number)
-sys.exit(asyncio.run(wiring.run(settings.load({}), parts=wiring.PARTS, stop=Stop(), reached=reached)))
-"""
+# A Python that starts anew imports for longer than the daemon then needs to come up.  Where a thousand lives are
+# wanted, a daemon is forked from a process that has imported everything and done nothing.
+_FORKING = multiprocessing.get_context("forkserver")
+_FORKING.set_forkserver_preload(
+    [
+        __name__,
+        "node.provider",
+        "service.commands.run",
+        "service.wiring",
+        "uvicorn.lifespan.off",
+        "uvicorn.protocols.http.h11_impl",
+        "uvicorn.protocols.websockets.auto",
+    ]
+)
+_ANEW = (
+    "import sys; from tests.end_to_end.processes import run_daemon; run_daemon(sys.argv[1], *map(int, sys.argv[2:]))"
+)
+
+
+def run_daemon(point: str, times: int, number: int) -> None:
+    """Be ``bskt run``, and send this process a signal when it reaches a boundary for the n-th time."""
+    from service import wiring  # noqa: PLC0415 - as late as the command itself imports it
+    from service.cli import main  # noqa: PLC0415 - see above
+
+    left = times
+
+    def reached(at: str) -> None:
+        nonlocal left
+        left -= at == point
+        if at == point and left == 0:
+            os.kill(os.getpid(), number)
+
+    wiring.run = partial(wiring.run, reached=reached)
+    main(["run"])
+
+
+def _run_forked(settings: Mapping[str, str], log: Path, point: str, times: int, number: int) -> None:
+    os.environ.clear()  # noqa: TID251 - becomes the process that the settings are for
+    os.environ.update(settings)  # noqa: TID251 - see above
+    with log.open("ab") as output, Path(os.devnull).open("r+b") as nothing:
+        for stream, number_of_stream in ((nothing, 0), (nothing, 1), (output, 2)):
+            os.dup2(stream.fileno(), number_of_stream)
+    run_daemon(point, times, number)
 
 
 class NotInTime(Exception):
@@ -83,33 +116,82 @@ def free_port() -> int:
         return port
 
 
+def _size(log: Path) -> int:
+    return log.stat().st_size if log.exists() else 0
+
+
+class _Forked:
+    """The few members of an asyncio subprocess that are used here, for a forked process."""
+
+    def __init__(self, process: ForkServerProcess) -> None:
+        self._process = process
+        self.pid = process.pid
+
+    @property
+    def returncode(self) -> int | None:
+        return self._process.exitcode
+
+    def send_signal(self, number: signal.Signals) -> None:
+        if self.pid is not None and self.returncode is None:
+            os.kill(self.pid, number)
+
+    async def wait(self) -> int:
+        loop, ended = asyncio.get_running_loop(), asyncio.Event()
+        loop.add_reader(self._process.sentinel, ended.set)
+        try:
+            while (code := self.returncode) is None:
+                await ended.wait()
+        finally:
+            loop.remove_reader(self._process.sentinel)
+        return code
+
+
 class Daemon:
     """One process of ``bskt run``; its log goes to a file, so that it never waits for a reader."""
 
-    def __init__(self, process: asyncio.subprocess.Process, log: Path, settings: Mapping[str, str]) -> None:
+    def __init__(self, process: asyncio.subprocess.Process | _Forked, log: Path, log_start_bytes: int) -> None:
         self.process = process
-        self.settings = settings
         self._log = log
-        self._log_start_bytes = log.stat().st_size
+        self._log_start_bytes = log_start_bytes
 
     @classmethod
-    async def start(cls, settings: Mapping[str, str], log: Path, *, at: AtPoint = NOWHERE) -> Self:
-        """Start it; it is not ready yet when this returns."""
+    async def start(
+        cls, settings: Mapping[str, str], log: Path, *, at: AtPoint = NOWHERE, forked: bool = False
+    ) -> Self:
+        """Start it; it is not ready yet when this returns.
+
+        Args:
+            settings: Its whole environment.
+            log: Where it logs to, behind what is there.
+            at: Where it signals itself.
+            forked: From a process that has imported everything, instead of a Python that starts anew.
+        """
+        log_start_bytes = _size(log)
+        point = (at.name, at.times, int(at.number))
+        if forked:
+            process = _FORKING.Process(target=_run_forked, args=(dict(settings), log, *point))
+            await asyncio.to_thread(process.start)
+            return cls(_Forked(process), log, log_start_bytes)
         with log.open("ab") as output:
-            process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-c", _RUN, at.name, str(at.times), str(int(at.number))),
+            anew = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-c", _ANEW, *map(str, point)),
                 env=dict(settings),
                 cwd=ROOT,
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.DEVNULL,
                 stderr=output,
             )
-        return cls(process, log, settings)
+        return cls(anew, log, log_start_bytes)
+
+    @property
+    def is_forked(self) -> bool:
+        """Whether it was spared Python's own start."""
+        return isinstance(self.process, _Forked)
 
     @property
     def said(self) -> str:
         """Everything that it logged so far."""
-        return self._log.read_bytes()[self._log_start_bytes :].decode()
+        return "" if not self._log.exists() else self._log.read_bytes()[self._log_start_bytes :].decode()
 
     @property
     def is_running(self) -> bool:
@@ -214,6 +296,7 @@ async def open_stage(
     slots_in_an_epoch: int = 1,
     block_time_seconds: float | None = None,
     accounts: int = 10,
+    check_interval_seconds: float = 0.05,
 ) -> AsyncIterator[Stage]:
     """Start a chain with contracts, and CRE.
 
@@ -223,6 +306,7 @@ async def open_stage(
         slots_in_an_epoch: A block is final when twice as many are above it.
         block_time_seconds: A block every so often; without it, one for each transaction.
         accounts: How many users there are.
+        check_interval_seconds: How often CRE looks whether its deliveries are mined.
     """
     async with (
         await Anvil.start(
@@ -241,6 +325,9 @@ async def open_stage(
         ]
         workflow = Workflow(workflow_id=WORKFLOW_ID, authorized_keys=frozenset({Signer.from_text(KEY).address}))
         async with CreStandIn(
-            rpc_url=anvil.url, forwarder=system.forwarder, workflows=[workflow], check_interval_seconds=0.05
+            rpc_url=anvil.url,
+            forwarder=system.forwarder,
+            workflows=[workflow],
+            check_interval_seconds=check_interval_seconds,
         ) as cre:
             yield Stage(rpc_url=anvil.url, chain=chain, system=system, baskets=tuple(created), cre=cre)

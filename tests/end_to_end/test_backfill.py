@@ -19,6 +19,7 @@ from service import wiring
 from service.commands import backfill
 from service.demo.anvil import Anvil, find_or_install_anvil
 from service.demo.contracts import Basket, DevChain, create_basket, deploy_system, request_mint
+from service.metrics import RpcMetrics
 from service.settings import Settings, load
 
 pytestmark = pytest.mark.end_to_end
@@ -130,7 +131,7 @@ async def world(dsn: str) -> AsyncIterator[World]:
         await chain.mine(2)
         # The first start, and the daemon's indexer until it has caught up.
         async with wiring._datastore(made.settings) as (opened, secret):
-            node = wiring._node(made.settings)
+            node = wiring._node(made.settings, RpcMetrics(31337))
             pool = await open_pool(opened, Role.INDEXER)
             sources = wiring._sources(made.settings, secret)
             pinned = await wiring._pin(pool, node, made.settings, sources)

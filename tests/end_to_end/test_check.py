@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,6 @@ from tests.service.rows import bskt
 
 pytestmark = pytest.mark.end_to_end
 
-ROOT = Path(__file__).parents[2]
 KEY = "0xac0974bec39a17e36ba4a6b4d238ff944bacb478cbed5efcae784d7bf4f2ff80"  # the first well-known anvil key
 WORKFLOW_ID = bytes(range(32))
 
@@ -107,7 +107,7 @@ async def test_another_chain_or_a_start_after_the_deployment_is_found(world: Wor
 
 def test_the_installed_command_says_the_same_with_its_exit_code() -> None:
     answer = subprocess.run(  # noqa: S603 - our own program
-        [str(ROOT / ".venv" / "bin" / "bskt"), "--output", "json", "check"],
+        [str(Path(sys.executable).with_name("bskt")), "--output", "json", "check"],
         env={"BSKT_DATA_DIR": "/nonexistent/bskt"},
         capture_output=True,
         text=True,

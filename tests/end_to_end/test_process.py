@@ -1,10 +1,8 @@
 """The installed daemon as a process of its own: an embedded Postgres, real signals, kill -9."""
 
 import json
-import shutil
 import signal
-import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import aiohttp
@@ -17,15 +15,6 @@ from tests.end_to_end.processes import AtPoint, Stage, crash_points, daemon, ope
 from tests.end_to_end.world import AMOUNT, USER, minted, reference
 
 pytestmark = pytest.mark.end_to_end
-
-
-@pytest.fixture
-def data_dir() -> Iterator[Path]:
-    # Not pytest's own folder: as root its parents are closed to the user that the embedded server runs as.
-    folder = Path(tempfile.mkdtemp(prefix="bskt-test-"))
-    folder.chmod(0o755)
-    yield folder
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """A node's answers are parsed whole or not at all."""
 
 from contextlib import suppress
+from itertools import permutations
 from typing import Any
 
 import pytest
@@ -13,7 +14,6 @@ from node.blocks import (
     Log,
     LogFilter,
     Malformed,
-    bloom_contains,
     merge_logs,
     parse_header,
     parse_log,
@@ -24,6 +24,8 @@ from node.blocks import (
     require_block,
     require_range,
 )
+from node.bloom import bloom_contains
+from node.inconsistency import Inconsistency
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=5) | st.sampled_from(["0x", "0x0", "0x" + "11" * 32]),
@@ -181,11 +183,29 @@ def test_a_message_about_a_huge_answer_is_short() -> None:
     assert len(str(caught.value)) < 1000
 
 
-def test_logs_come_out_in_chain_order() -> None:
+def test_logs_come_in_chain_order_or_not_at_all() -> None:
     """Hard case 31."""
     later_block = raw_log(blockNumber="0x11", blockHash=hex32(9), logIndex="0x0")
-    logs = parse_logs([later_block, raw_log(logIndex="0x6"), raw_log()])
-    assert [(log.block_number, log.log_index) for log in logs] == [(16, 5), (16, 6), (17, 0)]
+    answer = [raw_log(), raw_log(logIndex="0x6"), later_block]
+    assert [(log.block_number, log.log_index) for log in parse_logs(answer)] == [(16, 5), (16, 6), (17, 0)]
+    for shuffled in permutations(answer):
+        if shuffled != tuple(answer):
+            with pytest.raises(Malformed) as caught:
+                parse_logs(list(shuffled))
+            assert caught.value.kind is Inconsistency.UNSORTED_LOGS
+
+
+def test_what_is_wrong_with_an_answer_has_a_kind() -> None:
+    """Hard cases 1, 30, 31."""
+    two_blocks = [raw_log(), raw_log(blockHash=hex32(9), logIndex="0x6")]
+    for answer, kind in (
+        ([raw_log(), raw_log()], Inconsistency.DUPLICATE_LOGS),
+        (two_blocks, Inconsistency.OTHER_BLOCK),
+        ([None], Inconsistency.MALFORMED),
+    ):
+        with pytest.raises(Malformed) as caught:
+            parse_logs(answer)
+        assert caught.value.kind is kind
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """The questions, asked of a real chain; and of servers whose answers contradict the question."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +11,8 @@ import pytest
 from aiohttp import web
 from eth_hash.auto import keccak
 
-from node.blocks import LogFilter, bloom_contains
+from node.blocks import LogFilter
+from node.bloom import bloom_contains
 from node.endpoint import RpcEndpoint
 from node.errors import (
     BlockUnknown,
@@ -22,6 +23,7 @@ from node.errors import (
     NodeUnavailable,
     RangeRefused,
 )
+from node.inconsistency import Inconsistency
 from node.node import Node, Tag
 from service.demo.anvil import Anvil
 from service.demo.contracts import (
@@ -297,18 +299,22 @@ async def test_another_block_than_the_one_asked_for_is_refused() -> None:
         "eth_getLogs": lambda _: [raw_log(block_hash=OTHER_HASH)],
         "eth_getBlockReceipts": lambda _: [raw_receipt() | {"blockHash": OTHER_HASH, "logs": []}],
         "eth_getTransactionReceipt": lambda _: raw_receipt(),
+        "eth_chainId": lambda _: "0x1",
     }
     async with answering(answers) as node:
-        for question in (
-            node.header_by_hash(BLOCK_HASH),
-            node.header_by_number(16),
-            node.logs_in_block(BLOCK_HASH, [LogFilter()]),
-            node.logs_in_range(17, 20, [LogFilter()]),
-            node.receipts(BLOCK_HASH),
-            node.transaction_receipt(bytes(32)),
-        ):
-            with pytest.raises(NodeAnswerInvalid):
-                await question
+        questions: list[Callable[[], Awaitable[object]]] = [
+            lambda: node.header_by_hash(BLOCK_HASH),
+            lambda: node.header_by_number(16),
+            lambda: node.logs_in_block(BLOCK_HASH, [LogFilter()]),
+            lambda: node.logs_in_range(17, 20, [LogFilter()]),
+            lambda: node.receipts(BLOCK_HASH),
+            lambda: node.transaction_receipt(bytes(32)),
+        ]
+        for question in questions:
+            with pytest.raises(NodeAnswerInvalid) as caught:
+                await question()
+            assert caught.value.kind is Inconsistency.OTHER_BLOCK
+            assert await node.chain_id() == 1  # it works again: its circuit stays closed
 
 
 async def test_a_null_block_is_unknown_and_a_null_head_is_invalid() -> None:

@@ -1,6 +1,8 @@
 import asyncio
 import json
 import shutil
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -113,6 +115,17 @@ def test_the_environment_beats_the_env_file_which_beats_the_default(tmp_path: Pa
     assert json.loads(result.stdout) == {"output": "json", "level": "warning"}
 
 
+@program.command("run")
+@asynchronous
+async def like_the_daemon(console: Console) -> None:
+    console.record({"level": console.log_level})
+
+
+def test_the_daemon_logs_what_it_does_and_a_command_only_what_is_wrong() -> None:
+    assert json.loads(run("run", "--output", "json").stdout) == {"level": "info"}
+    assert json.loads(run("deeper", "levels", "--output", "json").stdout)["level"] == "error"
+
+
 def test_a_wrong_value_is_a_usage_error_wherever_it_stands(tmp_path: Path) -> None:
     env_file = tmp_path / "env"
     env_file.write_text("BSKT_OUTPUT=xml\n")
@@ -177,3 +190,11 @@ def test_a_command_attaches_to_the_embedded_database_of_a_daemon_and_starts_it_w
 def test_the_help_of_the_whole_program_names_every_command() -> None:
     text = CliRunner().invoke(main, ["--help"]).stdout
     assert all(name in text for name in main.commands)
+
+
+def test_what_costs_time_is_imported_only_by_the_command_that_needs_it() -> None:
+    """`bskt --help` must answer at once; ./check measures it."""
+    code = "import sys, service.cli; print(*sys.modules)"
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)  # noqa: S603 - ours
+    heavy = {"aiohttp", "asyncio", "asyncpg", "eth_account", "eth_utils", "orjson", "pydantic", "rich", "web3"}
+    assert heavy & set(answer.stdout.split()) == set()

@@ -1,7 +1,7 @@
 import json
 import re
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -13,8 +13,12 @@ from datastore.errors import DatastoreUnavailable
 from datastore.schema import SCHEMA_VERSION
 from datastore.status import Attention, Snapshot
 from datastore.tally import Totals
+from node.endpoint import Outcome
+from node.health import EndpointState
+from node.inconsistency import Inconsistency
+from node.pool import EndpointReport
 from service.http import LONGEST_TURN_SECONDS, application, stuck_parts, unready_reasons
-from service.metrics import counted, families
+from service.metrics import RpcMetrics, counted, endpoint_families, families
 
 SNAPSHOT = Snapshot(
     chain_id=31337,
@@ -32,6 +36,7 @@ SNAPSHOT = Snapshot(
     waiting=0,
     oldest_seconds=0.0,
     in_flight=0,
+    baskets=1,
     slots=(),
     paused=None,
     paused_at=None,
@@ -44,12 +49,20 @@ SNAPSHOT = Snapshot(
 )
 NOTHING = Attention(groups=(), alarms=(), sends_fail=None)
 
+ENDPOINT = EndpointReport(
+    name="0", state=EndpointState.RATE_LIMITED, head=12, reason="slow down", requests=3, failovers=1
+)
+
 
 Read: TypeAlias = Callable[[], Awaitable[Snapshot | None]]
 
 
-async def answer(path: str, read: Read, halted: dict[str, str]) -> tuple[int, bytes]:
+async def answer(path: str, read: Read, halted: dict[str, str], troubles: tuple[str, ...] = ()) -> tuple[int, bytes]:
     """Ask the application as a server would, by its ASGI interface."""
+    rpc = RpcMetrics(31337)
+    rpc.observe("0", "eth_getLogs", Outcome.OK, 0.02)
+    rpc.inconsistent(Inconsistency.LOGS_MISSING)
+    rpc.failed_over()
     app = application(
         chain_id=31337,
         read=read,
@@ -57,9 +70,11 @@ async def answer(path: str, read: Read, halted: dict[str, str]) -> tuple[int, by
         last_turn_at={"indexer": 0.0},
         halted=halted,
         clock=lambda: 1.0,
+        endpoints=lambda: [ENDPOINT],
+        troubles=lambda: troubles,
         look=nothing_to_see,
         failing={},
-        endpoints=lambda: [{"name": "0", "state": "alive", "head": 12}],
+        measured=[rpc.registry],
     )
     sent: list[dict[str, object]] = []
 
@@ -92,7 +107,12 @@ async def answer(path: str, read: Read, halted: dict[str, str]) -> tuple[int, by
 def test_every_metric_is_documented_and_every_documented_metric_exists() -> None:
     text = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
     documented = set(re.findall(r"^\| `(bskt_\w+)`", text, re.MULTILINE))
-    exposed = [*families(SNAPSHOT, 31337), *counted(Totals(), 31337)]
+    exposed = [
+        *families(SNAPSHOT, 31337),
+        *counted(Totals(), 31337),
+        *endpoint_families([], [], 31337),
+        *RpcMetrics(31337).registry.collect(),
+    ]
     assert documented == {f"{family.name}_total" if family.type == "counter" else family.name for family in exposed}
 
 
@@ -155,7 +175,7 @@ async def test_status_has_the_promised_members() -> None:
         "lag_blocks": 3,
         "lag_seconds": 36.0,
         "last_reorg": None,
-        "endpoints": [{"name": "0", "state": "alive", "head": 12}],
+        "endpoints": [asdict(ENDPOINT)],
     }
     assert status["requests"] == {"seen": 1}
     assert status["queue"] == {
@@ -180,6 +200,37 @@ async def test_status_has_the_promised_members() -> None:
         ("/metrics", healthy, {}, 200, b'bskt_mint_end_to_end_seconds_bucket{chain_id="31337",le="+Inf"} 0.0'),
         ("/metrics", down, {}, 503, b"database: postgres"),
         ("/status", healthy, {}, 200, b'"lag_blocks":3'),
+        (
+            "/status",
+            healthy,
+            {},
+            200,
+            b'"endpoints":[{"name":"0","state":"rate_limited","head":12,"reason":"slow down"',
+        ),
+        (
+            "/metrics",
+            healthy,
+            {},
+            200,
+            b'bskt_rpc_requests_total{chain_id="31337",endpoint="0",method="eth_getLogs",outcome="ok"} 1.0',
+        ),
+        (
+            "/metrics",
+            healthy,
+            {},
+            200,
+            b'bskt_rpc_request_seconds_bucket{chain_id="31337",endpoint="0",le="0.025"} 1.0',
+        ),
+        ("/metrics", healthy, {}, 200, b'bskt_rpc_inconsistencies_total{chain_id="31337",kind="logs_missing"} 1.0'),
+        (
+            "/metrics",
+            unpinned,
+            {},
+            200,
+            b'bskt_rpc_endpoint_state{chain_id="31337",endpoint="0",state="rate_limited"} 1.0',
+        ),
+        ("/metrics", unpinned, {}, 200, b'bskt_chain_troubles{chain_id="31337"} 0.0'),
+        ("/metrics", unpinned, {}, 200, b'bskt_rpc_failovers_total{chain_id="31337"} 1.0'),
         ("/status", unpinned, {}, 503, b"not pinned"),
         ("/status", down, {}, 503, b"database: postgres"),
     ],
@@ -195,3 +246,11 @@ async def test_an_endpoint_tells_the_truth(
     code, body = await answer(path, read, halted)
     assert code == status
     assert text in body
+
+
+@pytest.mark.parametrize("read", [healthy, down])
+async def test_what_is_wrong_with_the_chain_makes_us_unready(read: Read) -> None:
+    """Hard case 120."""
+    trouble = "node: no new head after block 12 for 130 s (limit 120 s)"
+    code, body = await answer("/readyz", read, {}, (trouble,))
+    assert (code, trouble.encode() in body) == (503, True)

@@ -65,7 +65,7 @@ async def test_a_chain_in_order_is_well(chain: Chain, dsn: str) -> None:
         code, shown = await status(dsn, BSKT_RPC_URL=url)
         table = await bskt(dsn, "status", BSKT_RPC_URL=url)
     assert code == Exit.DONE
-    assert shown["chain"]["endpoints"] == [{"name": "0", "state": "alive", "head": 1, "problem": None}]
+    assert shown["chain"]["endpoints"] == [{"name": "0", "state": "alive", "head": 1, "reason": None}]
     assert shown["requests"]["seen"] == 1
     assert shown["queue"]["slots"] == [{"workflow_id": "0x" + WORKFLOW.hex(), "next_at": None}]
     assert (table.code, "chain 31337: following" in table.stdout) == (Exit.DONE, True)

@@ -2,6 +2,7 @@ import asyncio
 import os
 import signal
 from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import replace
 
 import pytest
 from structlog.testing import capture_logs
@@ -66,10 +67,31 @@ async def test_a_forgiven_error_is_waited_for_longer_each_time_and_forgotten_aft
     assert events == ["part.failed"] * 3 + ["part.recovered", "part.failed", "part.recovered"]
 
 
+async def test_a_part_is_failing_from_its_forgiven_error_until_it_recovers_or_halts() -> None:
+    stop, waits, seen = Stop(), Waits(), []
+    steps = script([Weather("rain"), True, Weather("hail"), Halt("enough")], stop)
+
+    async def tick() -> bool:
+        seen.append(dict(watched.failing))
+        return await steps()
+
+    watched = supervisor(part(tick), stop=stop, waits=waits)
+    await watched.run()
+    assert seen == [{}, {"part": "Weather: rain"}, {}, {"part": "Weather: hail"}]
+    assert (watched.failing, watched.halted) == ({}, {"part": "enough"})
+
+
 def test_the_back_off_is_capped_and_never_shorter_than_half() -> None:
     assert back_off_seconds(10_000, 1.0) == 60
     assert back_off_seconds(10_000, 0.0) == 30
     assert back_off_seconds(1, 0.0) == 0.5
+
+
+async def test_a_part_comes_back_soon_after_an_error_that_it_hurries_after() -> None:
+    stop, waits = Stop(), Waits()
+    hurried = replace(part(script([Weather()] * 4 + [True], stop)), hurries_after=(Weather,))
+    assert await supervisor(hurried, stop=stop, waits=waits).run() == 0
+    assert waits.seconds == [1, 2, 3, 3]
 
 
 async def test_any_other_error_stops_the_process_with_exit_code_1_and_its_traceback() -> None:

@@ -3,8 +3,8 @@
 import asyncio
 import hashlib
 import ipaddress
-from collections.abc import Coroutine, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Coroutine, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from types import TracebackType
 from typing import Self
 
@@ -128,6 +128,7 @@ class CreStandIn:
         stack.callback(self._stopping.set)
         await web.TCPSite(runner, self._host, self._port).start()
         host, port = runner.addresses[0][:2]
+        self._runner, self._port = runner, port
         self.url = f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"
 
     def _spawn(self, run: Coroutine[None, None, None]) -> None:
@@ -143,6 +144,14 @@ class CreStandIn:
         while True:
             await self.clock.wait(interval_seconds)
             await self._deliveries.check()
+
+    @asynccontextmanager
+    async def outage(self) -> AsyncIterator[None]:
+        """Take no connections inside of this; what runs goes on, and the same address is open again afterwards."""
+        for site in tuple(self._runner.sites):
+            await site.stop()
+        yield
+        await web.TCPSite(self._runner, self._host, self._port).start()
 
     def hold_deliveries(self) -> None:
         """Let runs write reports but send none, until `release_deliveries`."""

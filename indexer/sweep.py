@@ -1,0 +1,288 @@
+"""Read what is final a second time, and make the rows right where they are not (design §5, hard case 19).
+
+A node may give an answer that is short, or of another block, and look in order: near the head a bloom may tell, in the
+final zone nothing does.  So each final block is read once more, from another endpoint than the one that is followed,
+and compared with the rows.  A difference is believed only if a second reading, by the receipts of the block itself and
+again from another endpoint where there is one, says the same as the first.  Then the rows are repaired; where the two
+readings differ, the rows stay as they are and a person is told.  An endpoint that is alone may add to the rows, but
+what it told us once and denies now is not taken from them: that needs two endpoints, or a person.
+
+A request that is found late was final before it was found: it is judged at once, as any other, and held where the start
+was told to hold blocks of its age.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import structlog
+
+from datastore import following, sweeping
+from datastore.connection import Pool
+from datastore.errors import CursorMoved, FinalityViolated
+from datastore.following import Position, Rules
+from datastore.rows import Batch, Block, Difference, Finality, Kind, LogRow, Place
+from indexer.differences import compare, is_confirmed, of_places
+from indexer.final_zone import FinalRange, FinalZone
+from indexer.follower import BLOCKS_A_COMMIT, FinalityRule, Reached, report
+from indexer.observation import Observation, Observed, Sources
+from node.blocks import Log
+from node.errors import BlockUnknown, EndpointChanged
+from node.node import Node
+
+log = structlog.get_logger(__name__)
+
+MOST_DIFFERING_BLOCKS = 32
+"""Looked at again in one go; a range with more of them is cut before the next one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Examined:
+    """The blocks from ``first`` to ``last``, read and compared with the rows.
+
+    ``repair`` is what the chain says of every difference; ``None`` where the readings do not agree on one.  ``readers``
+    are the names of the endpoints of the first and the second reading.
+    """
+
+    first: int
+    last: int
+    differences: tuple[Difference, ...]
+    repair: Batch | None
+    readers: tuple[str, str | None]
+
+    @property
+    def sentence(self) -> str:
+        """Who said what, for the alarm."""
+        first, second = self.readers
+        if self.repair is not None:
+            return f"Endpoints {first} and {second} agree; the rows were repaired."
+        if first == second:
+            return (
+                f"Endpoint {first} said otherwise before, and there is no other to ask; the rows stay as they are.  "
+                f"Add an endpoint to BSKT_RPC_URL, then run `bskt verify --blocks {self.first}:{self.last} --repair`."
+            )
+        return (
+            f"Endpoint {first} says so, endpoint {second} does not; the rows stay as they are.  Take the one that "
+            f"is wrong out of BSKT_RPC_URL, then run `bskt verify --blocks {self.first}:{self.last} --repair`."
+        )
+
+
+class Examiner:
+    """Reads and compares; writes nothing."""
+
+    def __init__(
+        self,
+        *,
+        pool: Pool,
+        node: Node,
+        sources: Sources,
+        trigger_finality: FinalityRule,
+        complete_finality: FinalityRule,
+        max_range_blocks: int,
+    ) -> None:
+        """Begin; nothing is asked yet.  The arguments are those of ``Follower``."""
+        self._pool = pool
+        self._node = node
+        self._sources = sources
+        self._trigger = trigger_finality
+        self._complete = complete_finality
+        self._zone = FinalZone(sources, max_range_blocks=max_range_blocks)
+
+    async def examine(self, after: int, up_to: int, *, by_hand: bool = False) -> Examined:
+        """Compare the blocks that follow block ``after``, up to ``up_to`` at the latest, which must be final.
+
+        ``by_hand`` lets the only endpoint that there is take something from the rows.
+
+        Raises:
+            NodeUnavailable: Call again; nothing is known.
+            EndpointChanged, BlockUnknown: Call again; nothing is known.
+            DatastoreUnavailable: Call again.
+            FinalityViolated: The chain is not the one that was indexed; do not call again.
+        """
+        position = await following.position(self._pool, self._sources.chain_id)
+        known = dict(await following.known_baskets(self._pool, self._sources.chain_id, up_to=after))
+        async with self._node.second_opinion(reaching=up_to) as session:
+            read = await self._zone.read(session.node, after, up_to)
+            last = read.blocks[-1].number
+            # The rows are read after the node: what is final does not change any more, except by a repair.
+            stored = await sweeping.stored_range(self._pool, self._sources.chain_id, read.first, last)
+            told = await _hashes(session.node, read, stored.hash_by_number)
+            if any(told[number] != block_hash for number, block_hash in stored.hash_by_number.items()):
+                await self._require_final(session.node, position)
+            reader = session.node.endpoint_name
+        observation = Observation(self._sources, known)
+        observation.read(read.logs, read.timestamp_by_block())
+        found = compare(stored, told, observation.observed)
+        if not found:
+            return Examined(first=read.first, last=last, differences=(), repair=None, readers=(reader, None))
+        return await self._confirmed(position, read, told, observation.observed, found, reader, by_hand=by_hand)
+
+    async def _require_final(self, node: Node, position: Position) -> None:
+        """One block of ours may be a node's mistake; if the newest final one is not on the chain either, all are."""
+        newest = await sweeping.newest_block(self._pool, self._sources.chain_id, up_to=position.finalized)
+        if (found := await node.header_by_number(newest.number)).hash != newest.hash:
+            raise FinalityViolated(
+                f"block {newest.number}, which is final, has another hash 0x{found.hash.hex()} on the node's chain; "
+                "nothing was changed"
+            )
+
+    async def _confirmed(
+        self,
+        position: Position,
+        read: FinalRange,
+        told: Mapping[int, bytes],
+        observed: Observed,
+        found: Sequence[Difference],
+        reader: str,
+        *,
+        by_hand: bool,
+    ) -> Examined:
+        numbers = sorted({difference.block_number for difference in found})
+        last = read.blocks[-1].number
+        if len(numbers) > MOST_DIFFERING_BLOCKS:
+            last = numbers[MOST_DIFFERING_BLOCKS] - 1
+        rows = {(row.block_hash, row.log_index): row for row in observed.logs}
+        hashes = {**told, **{block.number: block.hash for block in read.blocks}}
+        async with self._node.second_opinion(than=reader, reaching=last) as session:
+            disputed = await _disputed(session.node, [d for d in found if d.block_number <= last], rows, hashes)
+            second = session.node.endpoint_name
+        if second == reader and not by_hand:
+            taken = [d.block_number for d in found if d.kind is not Kind.MISSING and d.block_number <= last]
+            disputed = min([*taken, *([] if disputed is None else [disputed])], default=None)
+        first = read.first
+        if disputed is not None and disputed > first:
+            last = disputed - 1  # what is before it is beyond dispute; the next look begins with it
+        elif disputed is not None:
+            last = disputed
+        differences = tuple(difference for difference in found if difference.block_number <= last)
+        is_repairable = disputed is None or last < disputed
+        batch = self._batch(position, read.blocks, of_places(observed, differences), differences)
+        return Examined(
+            first=first,
+            last=last,
+            differences=differences,
+            repair=batch if differences and is_repairable else None,
+            readers=(reader, second),
+        )
+
+    def _batch(
+        self, position: Position, blocks: Iterable[Block], observed: Observed, differences: Sequence[Difference]
+    ) -> Batch:
+        numbers = {difference.block_number for difference in differences}
+        final = position.finalized
+        return Batch(
+            expected=position.cursor,
+            ancestor=position.cursor,
+            blocks=tuple(block for block in blocks if block.number in numbers),
+            head_number=position.head,
+            # What is above the final blocks is the follower's to judge.
+            finality=Finality(
+                finalized=final,
+                safe=final,
+                trigger=min(final, _height(self._trigger, position)),
+                complete=min(final, _height(self._complete, position)),
+            ),
+            logs=tuple(observed.logs),
+            baskets=tuple(observed.baskets),
+            requests=tuple(observed.requests),
+            mints=tuple(observed.mints),
+            reports=tuple(observed.reports),
+        )
+
+
+def _height(rule: FinalityRule, position: Position) -> int:
+    return rule.height(tip=position.cursor.number, finalized=position.finalized, safe=position.safe)
+
+
+async def _hashes(node: Node, read: FinalRange, stored: Mapping[int, bytes]) -> dict[int, bytes]:
+    """What the node says of each block that is stored."""
+    known = {block.number: block.hash for block in read.blocks}
+    headers = await node.headers_by_number(sorted(set(stored) - set(known)))
+    known |= {number: header.hash for number, header in headers.items()}
+    return {number: known[number] for number in stored}
+
+
+async def _disputed(
+    node: Node, differences: Sequence[Difference], told: Mapping[Place, LogRow], told_hashes: Mapping[int, bytes]
+) -> int | None:
+    """The first block about which this node does not confirm a difference; ``None`` if it confirms them all."""
+    numbers = sorted({difference.block_number for difference in differences})
+    headers = await node.headers_by_number(numbers)
+    for number in numbers:
+        second_hash = headers[number].hash
+        logs: list[Log] = []
+        if second_hash == told_hashes[number]:
+            logs = [entry for receipt in await node.receipts(second_hash) for entry in receipt.logs]
+        if not all(
+            is_confirmed(difference, told, told_hashes[number], second_hash=second_hash, second_logs=logs)
+            for difference in differences
+            if difference.block_number == number
+        ):
+            return number
+    return None
+
+
+class Sweep:
+    """Goes over the final blocks with a cursor of its own; ``tick`` does one range."""
+
+    def __init__(
+        self, *, pool: Pool, chain_id: int, examiner: Examiner, rules: Rules, reached: Reached = lambda _: None
+    ) -> None:
+        """Begin; nothing is asked yet.
+
+        Args:
+            pool: The indexer's.
+            chain_id: The chain.
+            examiner: Reads and compares.
+            rules: What the settings say about recording and judging.
+            reached: Told each boundary around a commit.
+        """
+        self._pool = pool
+        self._chain_id = chain_id
+        self._examiner = examiner
+        self._rules = rules
+        self._reached = reached
+
+    async def tick(self) -> bool:
+        """Sweep the next range of what is final; ``True`` if there is more to do at once.
+
+        While the follower has blocks to catch up with, it has the node for itself.
+
+        Raises:
+            NodeUnavailable: Nothing was written; call again.
+            DatastoreUnavailable: Nothing is known to be written; call again.
+            FinalityViolated: Nothing was written; do not call again.
+        """
+        at = await sweeping.position(self._pool, self._chain_id)
+        if at.swept >= at.finalized or at.head - at.cursor > BLOCKS_A_COMMIT:
+            return False
+        try:
+            examined = await self._examiner.examine(at.swept, at.finalized)
+            self._reached("sweep.before_commit")
+            committed = await sweeping.conclude(
+                self._pool,
+                self._chain_id,
+                swept=(examined.first, examined.last),
+                differences=examined.differences,
+                repair=examined.repair,
+                rules=self._rules,
+                sentence=examined.sentence,
+            )
+            self._reached("sweep.after_commit")
+        except EndpointChanged as error:
+            log.debug("sweep.tick_repeated", reason=str(error))
+            return True
+        except (BlockUnknown, CursorMoved) as error:
+            log.debug("sweep.tick_repeated", reason=str(error))
+            return False
+        if examined.differences:
+            log.error(
+                "sweep.rows_repaired" if committed else "sweep.endpoints_disagree",
+                first=examined.first,
+                last=examined.last,
+                differences=len(examined.differences),
+            )
+        if committed is not None:
+            report(committed, undecodable=0)
+        return examined.last < at.finalized

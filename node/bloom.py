@@ -1,0 +1,81 @@
+"""The bloom of a header, as evidence of which logs its block has.  Pure (Yellow Paper, section 4.3.1).
+
+A true bloom may say "maybe" without reason, never "no" without reason.  Some chains and proxies leave it empty, or
+full: so it counts as evidence only after it has proven itself, and never again after it was caught.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Final
+
+from eth_hash.auto import keccak
+
+from node.blocks import BLOOM_BYTES, Log, LogFilter
+
+BLOCKS_TO_PROVE: Final = 3
+"""Blocks with logs whose bloom was exactly that of all their logs."""
+
+_BLOOM_BITS: Final = 8 * BLOOM_BYTES
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BloomTrust:
+    """Whether the blooms of one endpoint are evidence."""
+
+    proofs: int = 0
+    was_caught: bool = False
+
+    @property
+    def is_proven(self) -> bool:
+        """Its "no" needs no question, and its "maybe" needs an answer."""
+        return not self.was_caught and self.proofs >= BLOCKS_TO_PROVE
+
+    @property
+    def is_on_trial(self) -> bool:
+        """It is worth comparing whole blocks."""
+        return not self.was_caught and self.proofs < BLOCKS_TO_PROVE
+
+    def agreed(self) -> BloomTrust:
+        """A block with logs had exactly their bloom."""
+        return replace(self, proofs=self.proofs + 1)
+
+    def caught(self) -> BloomTrust:
+        """A block has a log that its bloom denies, or a bloom that its logs do not make."""
+        return replace(self, was_caught=True)
+
+
+def bloom_contains(bloom: bytes, value: bytes) -> bool:
+    """Whether a block's bloom admits ``value``, an address or a topic; it may be wrong only by saying yes."""
+    return all(bloom[position] & mask for position, mask in _bloom_bits(value))
+
+
+def bloom_admits(bloom: bytes, wanted: LogFilter) -> bool:
+    """Whether a block with this bloom may have a log that matches ``wanted``."""
+    return (not wanted.addresses or any(bloom_contains(bloom, address) for address in wanted.addresses)) and all(
+        position is None or any(bloom_contains(bloom, topic) for topic in position) for position in wanted.topics
+    )
+
+
+def bloom_admits_log(bloom: bytes, log: Log) -> bool:
+    """Whether a block with this bloom may have this log."""
+    return all(bloom_contains(bloom, value) for value in (log.address, *log.topics))
+
+
+def bloom_of(logs: Iterable[Log]) -> bytes:
+    """The bloom of a block that has exactly these logs."""
+    bloom = bytearray(BLOOM_BYTES)
+    for value in {value for log in logs for value in (log.address, *log.topics)}:
+        for position, mask in _bloom_bits(value):
+            bloom[position] |= mask
+    return bytes(bloom)
+
+
+@lru_cache(maxsize=65_536)
+def _bloom_bits(value: bytes) -> tuple[tuple[int, int], ...]:
+    """Position of the byte and mask in it, for each of the three bits."""
+    digest = keccak(value)
+    bits = (int.from_bytes(digest[start : start + 2]) % _BLOOM_BITS for start in (0, 2, 4))
+    return tuple((BLOOM_BYTES - 1 - bit // 8, 1 << bit % 8) for bit in bits)

@@ -1,0 +1,541 @@
+"""Several endpoints of one chain: one is asked, the others wait until it fails.
+
+Nothing here sleeps.  A question is either answered, by the first endpoint that can, or raises ``NodeUnavailable``; its
+caller repeats it.  What waits is only the next look: at a resting endpoint, at an idle one (``probe``).
+
+Why a failover is safe, although two endpoints never know quite the same chain:
+
+* A follower's tick is one *session*: all of its questions go to one endpoint.  If that one fails, the session ends and
+  the tick begins again from the rows, with another endpoint.  No commit holds answers of two endpoints.
+* Every tick proves again, by parent hash, that what the endpoint tells follows what the rows hold.  An endpoint on
+  another fork is therefore a reorg like any other, and one that is behind is `AlreadyHeld`: a number never moves
+  anything (hard cases 7, 26).
+* An endpoint whose head is behind the indexed block is not asked while another is ahead.
+* An answer is believed only after the connection it came over has shown the pinned chain id, genesis and factory.
+
+What a question that is asked outside of a session finds out holds for one endpoint at one moment, no more.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from asyncio import Lock, gather
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Final, TypeVar
+
+import structlog
+
+from node.blocks import Header
+from node.bloom import BloomTrust
+from node.endpoint import RpcEndpoint
+from node.errors import (
+    BlockUnknown,
+    CallReverted,
+    ChainMismatch,
+    EndpointChanged,
+    EndpointLags,
+    EndpointOfOtherChain,
+    HistoryPruned,
+    NodeAnswerInvalid,
+    NodeRefused,
+    NodeUnavailable,
+    RangeRefused,
+)
+from node.health import Budget, EndpointState, Health, order
+from node.identity import ChainIdentity, require_identity
+from node.inconsistency import Inconsistency
+from node.refusals import Refusal
+from node.watchdog import ChainWatch, Limits
+
+log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
+
+_USABLE: Final = frozenset({EndpointState.ALIVE, EndpointState.UNPROVEN, EndpointState.LAGGING})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EndpointReport:
+    """What people and machines may see of an endpoint: no URL, no key.
+
+    ``reason`` is its last trouble, also when that is over; ``failovers`` how often another one took its work over.
+    """
+
+    name: str
+    state: EndpointState
+    head: int | None
+    reason: str | None
+    requests: int
+    failovers: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Told:
+    """Who is told what, for metrics."""
+
+    inconsistency: Callable[[Inconsistency], None] = lambda _: None
+    failover: Callable[[], None] = lambda: None
+
+
+class Member:
+    """One endpoint of a pool: asks as ``RpcEndpoint`` does, within its budget, and believes only the pinned chain."""
+
+    def __init__(self, endpoint: RpcEndpoint, pool: EndpointPool) -> None:
+        self._endpoint = endpoint
+        self._pool = pool
+        self.name = endpoint.name
+        self.health = Health()
+        self.bloom = BloomTrust()
+        self.requests = 0
+        self.failovers = 0
+        self.finalized: int | None = None
+        self.stall_checked_at = float("-inf")
+        self._budget = pool.new_budget()
+        self._proven_connections = -1
+        self._proving = Lock()
+
+    async def call(self, method: str, params: Sequence[object], parse: Callable[[object], T]) -> T:
+        """Ask one question; see ``RpcEndpoint.call``.
+
+        Raises:
+            EndpointOfOtherChain: Nothing of it may be believed.
+        """
+        await self._spend(method, 1)
+        answer = await self._endpoint.call(method, params, parse)
+        await self.prove()
+        return answer
+
+    async def batch(self, method: str, questions: Sequence[Sequence[object]], parse: Callable[[object], T]) -> list[T]:
+        """Ask several questions at once; see ``RpcEndpoint.batch``.
+
+        Raises:
+            EndpointOfOtherChain: Nothing of it may be believed.
+        """
+        if not questions:
+            return []
+        await self._spend(method, len(questions))
+        answers = await self._endpoint.batch(method, questions, parse)
+        await self.prove()
+        return answers
+
+    async def prove(self) -> None:
+        """See which chain is behind the connections, if one was opened since the last time.
+
+        Raises:
+            EndpointOfOtherChain: Not ours.
+            EndpointLags, NodeUnavailable: Not known.
+        """
+        identity = self._pool.identity
+        if identity is None or self._endpoint.connections == self._proven_connections:
+            return
+        async with self._proving:
+            # Others that waited for this lock find it done.
+            if self._endpoint.connections != self._proven_connections:
+                # What is opened from here on, also by these questions, has to be looked at again.
+                connections, self._proven_connections = self._endpoint.connections, -1
+                try:
+                    await require_identity(self._endpoint, identity)
+                except ChainMismatch as mismatch:
+                    raise EndpointOfOtherChain(self.name, mismatch) from mismatch
+                self._proven_connections = connections
+
+    def doubt(self) -> None:
+        """Prove the chain again before the next answer is believed."""
+        self._proven_connections = -1
+
+    async def reconnect(self) -> None:
+        """Drop the connections: one may be half-open, or lead to a server that stands still (hard case 28)."""
+        await self._endpoint.close()
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._endpoint.close()
+
+    def saw_head(self, number: int) -> None:
+        """The number of its newest block."""
+        if self.health.head is not None and number < self.health.head:
+            self.caught(Inconsistency.HEAD_BACKWARDS)
+        now = self._pool.now()
+        self.health = self.health.saw_head(number, now)
+        self._pool.watch = self._pool.watch.saw_head(number, now)
+
+    def saw_finalized(self, number: int) -> None:
+        """The number of its finalized block."""
+        if self.finalized is not None and number < self.finalized:
+            self.caught(Inconsistency.FINALIZED_BACKWARDS)
+        self.finalized = number
+        self._pool.watch = self._pool.watch.saw_finalized(number, self._pool.now())
+
+    def caught(self, kind: Inconsistency) -> None:
+        """Count a contradiction; it need not make an answer invalid."""
+        log.debug("endpoint.contradicted_itself", endpoint=self.name, kind=kind.value)
+        self._pool.told.inconsistency(kind)
+
+    @contextmanager
+    def blamed(self) -> Iterator[None]:
+        """What fails inside is this endpoint's fault; that it went well is for others to say."""
+        before = self.health
+        try:
+            yield
+        except NodeUnavailable as error:
+            self._blame(error)
+            raise
+        finally:
+            self._report(before)
+
+    @contextmanager
+    def judged(self) -> Iterator[None]:
+        """One question: it fails, or it is answered."""
+        before = self.health
+        try:
+            yield
+        except (BlockUnknown, RangeRefused, CallReverted, HistoryPruned):
+            # Answers, though not what was hoped for; what is too old for one endpoint says nothing about its tip.
+            self.health = self.health.worked(self._pool.now())
+            raise
+        except NodeUnavailable as error:
+            self._blame(error)
+            raise
+        else:
+            self.health = self.health.worked(self._pool.now())
+        finally:
+            self._report(before)
+
+    @contextmanager
+    def judged_as_a_whole(self, *, caught_up: bool) -> Iterator[None]:
+        """Many questions about the tip: that all were answered is what counts."""
+        with self.blamed():
+            try:
+                yield
+            except BlockUnknown:
+                # Once, the tip has moved.  Where it goes on, another endpoint may know (hard cases 21, 32).
+                self.health = self.health.did_not_know_a_block(self._pool.now(), self._pool.chance())
+                raise
+            self.health = self.health.worked(self._pool.now())
+            if caught_up:
+                self.health = self.health.caught_up()
+
+    def lags(self, reason: str) -> None:
+        """Its head is behind."""
+        before = self.health
+        self.health = self.health.lags(reason, self._pool.now(), self._pool.chance())
+        self._report(before)
+
+    def passed_probe(self) -> None:
+        """It was looked at, and is in order."""
+        before = self.health
+        self.health = self.health.passed_probe(self._pool.now(), self._pool.chance())
+        self._report(before)
+
+    def _blame(self, error: NodeUnavailable) -> None:
+        now, chance = self._pool.now(), self._pool.chance()
+        reason = f"{error.method}: {error.reason}"
+        match error:
+            case EndpointOfOtherChain():
+                self.caught(Inconsistency.OTHER_CHAIN)
+                self.health = self.health.is_of_another_chain(error.reason, now, chance)
+            case EndpointLags():
+                self.health = self.health.lags(reason, now, chance)
+            case NodeRefused(refusal=Refusal.RATE_LIMITED):
+                self.health = self.health.limited(reason, now, chance, rest_seconds=error.retry_after_seconds)
+            case NodeUnavailable(retry_after_seconds=None):
+                if isinstance(error, NodeAnswerInvalid):
+                    self.caught(error.kind)
+                self.doubt()  # what comes back may be another server
+                self.health = self.health.failed(reason, now, chance)
+            case _:
+                self.health = self.health.limited(reason, now, chance, rest_seconds=error.retry_after_seconds)
+
+    async def _spend(self, method: str, questions: int) -> None:
+        if self.health.state is EndpointState.WRONG_CHAIN:
+            await self.prove()  # not even a question goes to another chain
+        if self._budget is not None:
+            now = self._pool.now()
+            if wait := self._budget.wait_seconds(now):
+                raise NodeUnavailable(self.name, method, "our own budget for it is spent", retry_after_seconds=wait)
+            self._budget = self._budget.spent(questions, now)
+        self.requests += questions
+
+    def _report(self, before: Health) -> None:
+        """Log a change of state, once."""
+        after = self.health
+        if before.state is after.state:
+            return
+        message = log.info
+        if after.state is EndpointState.WRONG_CHAIN:
+            message = log.error
+        elif not after.is_alive:
+            message = log.warning
+        message(
+            "endpoint.state_changed",
+            endpoint=self.name,
+            from_state=before.state.value,
+            to_state=after.state.value,
+            reason=None if after.is_alive else after.reason,
+        )
+
+
+class EndpointPool:
+    """The endpoints of one chain, in the operator's order of preference."""
+
+    def __init__(
+        self,
+        endpoints: Sequence[RpcEndpoint],
+        *,
+        requests_per_second: float | None = None,
+        limits: Limits | None = None,
+        told: Told | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        chance: Callable[[], float] = random.random,
+    ) -> None:
+        """Take the endpoints over; nothing is asked yet.
+
+        Args:
+            endpoints: At least one.
+            requests_per_second: The budget of each; ``None`` is no limit of ours.
+            limits: How long a head and finality may stand still.
+            told: Whom to tell what, for metrics.
+            clock: Seconds that never go back.
+            chance: In [0, 1): jitter, so that replicas do not knock together.
+        """
+        if not endpoints:
+            raise ValueError("a pool needs an endpoint")
+        self.now = clock
+        self.chance = chance
+        self.told = told or Told()
+        self.limits = limits or Limits()
+        self.identity: ChainIdentity | None = None
+        self.watch = ChainWatch()
+        self._requests_per_second = requests_per_second
+        self.members = tuple(Member(endpoint, self) for endpoint in endpoints)
+        self._asked: Member | None = None
+
+    def new_budget(self) -> Budget | None:
+        """A full budget."""
+        return None if self._requests_per_second is None else Budget.full(self._requests_per_second, self.now())
+
+    def expect(self, identity: ChainIdentity) -> None:
+        """From now on believe only endpoints of this chain."""
+        self.identity = identity
+        for member in self.members:
+            member.doubt()
+
+    async def close(self) -> None:
+        """Close the connections of all endpoints."""
+        for member in self.members:
+            await member.close()
+
+    async def ask(self, question: Callable[[Member], Awaitable[T]]) -> T:
+        """Have one question answered whole by the first endpoint that can.
+
+        Raises:
+            NodeUnavailable: None could; the last one's error.
+        """
+        failure: NodeUnavailable | None = None
+        for member in self._candidates():
+            try:
+                with member.judged():
+                    answer = await question(member)
+            except NodeUnavailable as error:
+                failure = error
+                continue
+            self._settle_on(member)
+            return answer
+        raise failure or self._nobody()
+
+    async def chosen(self, head_of: Callable[[Member], Awaitable[Header]], *, reaching: int) -> tuple[Member, Header]:
+        """The endpoint for a session, and its head: the best one whose head is not below block ``reaching``.
+
+        If all are below, it is the one with the highest head: a chain can become shorter.
+
+        Raises:
+            NodeUnavailable: None answers.
+        """
+        failure: NodeUnavailable | None = None
+        answered: list[tuple[Member, Header]] = []
+        for member in self._candidates():
+            try:
+                with member.blamed():
+                    head = await head_of(member)
+            except NodeUnavailable as error:
+                failure = error
+                continue
+            answered.append((member, head))
+            if head.number >= reaching and not await self._stands_still(member):
+                break
+        if not answered:
+            raise failure or self._nobody()
+        chosen, best = max(answered, key=lambda pair: pair[1].number)  # the first of equals
+        for member, head in answered:
+            if head.number < best.number:
+                member.lags(f"its head {head.number} is behind block {best.number}")
+        self._settle_on(chosen)
+        return chosen, best
+
+    @property
+    def asked(self) -> str | None:
+        """The name of the endpoint that answered last; ``None`` before the first answer."""
+        return None if self._asked is None else self._asked.name
+
+    async def another(
+        self, head_of: Callable[[Member], Awaitable[Header]], *, than: str | None, reaching: int
+    ) -> tuple[Member, Header]:
+        """An endpoint whose head is not below block ``reaching``, if possible another one ``than`` this.
+
+        Nothing is settled by it: whoever follows the chain stays with its own.
+
+        Raises:
+            NodeUnavailable: None answers, or none is as far.
+        """
+        failure: NodeUnavailable | None = None
+        for member in sorted(self._candidates(), key=lambda each: each.name == than):
+            try:
+                with member.blamed():
+                    head = await head_of(member)
+            except NodeUnavailable as error:
+                failure = error
+                continue
+            if head.number >= reaching:
+                return member, head
+            failure = EndpointLags(member.name, "eth_getBlockByNumber", f"its head is {head.number}, not {reaching}")
+        raise failure or self._nobody()
+
+    @contextmanager
+    def session(self, member: Member, *, caught_up: bool) -> Iterator[None]:
+        """All that is asked inside goes to one endpoint.
+
+        Raises:
+            EndpointChanged: It failed, and another one is at hand.
+        """
+        try:
+            with member.judged_as_a_whole(caught_up=caught_up):
+                yield
+        except NodeUnavailable as error:
+            if any(
+                other.health.is_alive or other.health.state is EndpointState.UNPROVEN for other in self._candidates()
+            ):
+                raise EndpointChanged(error.endpoint, error.method, error.reason) from error
+            raise
+
+    async def probe(self, head_of: Callable[[Member], Awaitable[Header]]) -> bool:
+        """Look at one endpoint that is due: an idle one, or one in trouble; ``True`` if another one is due.
+
+        Its failure is no error here: it is what is found out.
+        """
+        now = self.now()
+        due = [member for member in self.members if member.health.probe_at <= now]
+        if not due:
+            return False
+        member = min(due, key=lambda each: each.health.probe_at)
+        try:
+            with member.blamed():
+                await member.prove()
+                head = await head_of(member)
+        except NodeUnavailable:
+            return len(due) > 1
+        best = max((other.health.head or 0) for other in self.members if other.health.is_alive or other is member)
+        if head.number + self.watch.lag_blocks() < best:
+            member.lags(f"its head {head.number} is behind block {best}")
+        else:
+            member.passed_probe()
+        return len(due) > 1
+
+    async def prove_all(self, head_of: Callable[[Member], Awaitable[Header]]) -> None:
+        """Look at every endpoint, at a start.
+
+        Raises:
+            ChainMismatch: None can be used, and one serves another chain: the settings or the chain are wrong.
+            NodeUnavailable: None answers.
+        """
+
+        async def look(member: Member) -> NodeUnavailable | None:
+            try:
+                with member.judged():
+                    await member.prove()
+                    await head_of(member)
+            except NodeUnavailable as error:
+                return error
+            return None
+
+        found = await gather(*(look(member) for member in self.members))
+        errors = [error for error in found if error is not None]
+        if len(errors) == len(found):
+            for error in errors:
+                if isinstance(error, EndpointOfOtherChain):
+                    raise error.mismatch from error
+            raise errors[0]
+
+    def reports(self) -> tuple[EndpointReport, ...]:
+        """Every endpoint at this moment."""
+        return tuple(
+            EndpointReport(
+                name=member.name,
+                state=member.health.state,
+                head=member.health.head,
+                reason=member.health.reason,
+                requests=member.requests,
+                failovers=member.failovers,
+            )
+            for member in self.members
+        )
+
+    def troubles(self) -> tuple[str, ...]:
+        """Why the chain cannot be followed well now, a sentence each; none if it can."""
+        found = self.watch.troubles(self.limits, self.now())
+        if any(member.health.state in _USABLE for member in self.members):
+            return found
+        return (f"node: no endpoint can be used: {self._states()}", *found)
+
+    def _candidates(self) -> tuple[Member, ...]:
+        return tuple(self.members[place] for place in order([member.health for member in self.members], self.now()))
+
+    async def _stands_still(self, member: Member) -> bool:
+        """Whether to compare it with the others: no new head for too long, asked once in that time."""
+        now = self.now()
+        limit = self.watch.head_limit_seconds(self.limits)
+        if now - max(member.health.head_rose_at, member.stall_checked_at) <= limit:
+            return False
+        member.stall_checked_at = now
+        log.warning(
+            "endpoint.head_stands_still",
+            endpoint=member.name,
+            head=member.health.head,
+            seconds=round(now - member.health.head_rose_at),
+        )
+        await member.reconnect()
+        return True
+
+    def _settle_on(self, member: Member) -> None:
+        before = self._asked
+        if before is member:
+            return
+        if before is not None and before.health.is_alive and self._place(before) < self._place(member):
+            return  # a detour for one question
+        self._asked = member
+        if before is None:
+            return
+        if before.health.is_alive:
+            log.info("endpoint.returned", endpoint=member.name, instead_of=before.name)
+            return
+        before.failovers += 1
+        self.told.failover()
+        log.warning("endpoint.failed_over", endpoint=member.name, instead_of=before.name, reason=before.health.reason)
+
+    def _place(self, member: Member) -> int:
+        return self.members.index(member)
+
+    def _nobody(self) -> NodeUnavailable:
+        rest = min(member.health.rests_until for member in self.members) - self.now()
+        return NodeUnavailable(
+            "all", "any", f"none may be asked now: {self._states()}", retry_after_seconds=max(0.0, rest)
+        )
+
+    def _states(self) -> str:
+        return "; ".join(
+            f"{member.name} {member.health.state.value}"
+            + (f" ({member.health.reason})" if member.health.reason else "")
+            for member in self.members
+        )

@@ -1,0 +1,226 @@
+"""Whether a block's logs are all there: the bloom, the receipts, and what happens when they disagree (hard case 19)."""
+
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from node.blocks import Log, LogFilter
+from node.bloom import BLOCKS_TO_PROVE
+from node.endpoint import RpcEndpoint
+from node.errors import NodeAnswerInvalid, RangeRefused
+from node.inconsistency import Inconsistency
+from node.node import Node
+from node.pool import EndpointPool, Told
+from tests.node.rpc_stand_in import Emitted, RpcStandIn, genesis, mined
+
+US, THEM = b"\x11" * 20, b"\x22" * 20
+OURS, OTHER = b"\xaa" * 32, b"\xbb" * 32
+FILTERS = (LogFilter(topics=((OURS,),)), LogFilter(addresses=(b"\x33" * 20,), topics=((b"\xcc" * 32,),)))
+BELIEVED = (LogFilter(addresses=(US,), topics=((OURS,),)),)
+NOISE = Emitted(address=THEM, topics=(OTHER,))
+WANTED = Emitted(address=US, topics=(OURS,))
+
+
+class World:
+    def __init__(self, server: RpcStandIn, node: Node, pool: EndpointPool, kinds: Counter[Inconsistency]) -> None:
+        self.server, self.node, self.pool, self.kinds = server, node, pool, kinds
+
+    async def logs(self, *emitted: Emitted, believed: Sequence[LogFilter] = BELIEVED) -> tuple[Log, ...]:
+        """The logs of a new block with these."""
+        self.server.chain = mined(self.server.chain, emitted)
+        head = await self.node.head()
+        self.server.forget()
+        return await self.node.logs_of(head, FILTERS, believed)
+
+    async def prove_bloom(self) -> None:
+        for _ in range(BLOCKS_TO_PROVE):
+            assert await self.logs(NOISE) == ()
+        assert self.trust.is_proven
+
+    @property
+    def trust(self) -> Any:
+        return self.pool.members[0].bloom
+
+
+@asynccontextmanager
+async def world() -> AsyncIterator[World]:
+    kinds: Counter[Inconsistency] = Counter()
+    async with RpcStandIn(chain=genesis()).running() as server:
+        endpoint = RpcEndpoint(
+            "0", server.url, request_timeout_seconds=30, max_answer_bytes=10_000_000, observe=lambda *_: None
+        )
+        pool = EndpointPool([endpoint], told=Told(inconsistency=lambda kind: kinds.update([kind])))
+        node = Node(pool)
+        try:
+            yield World(server, node, pool, kinds)
+        finally:
+            await node.close()
+
+
+async def test_a_bloom_on_trial_is_compared_with_the_whole_block_at_the_price_of_one_question() -> None:
+    async with world() as w:
+        for proofs in range(BLOCKS_TO_PROVE):
+            assert w.trust.proofs == proofs
+            (log,) = await w.logs(NOISE, WANTED)
+            assert (log.address, log.log_index, w.server.exchanges) == (US, 1, 1)
+        assert w.trust.is_proven
+        assert w.kinds == Counter()
+
+
+async def test_empty_blocks_prove_nothing() -> None:
+    async with world() as w:
+        for _ in range(BLOCKS_TO_PROVE):
+            assert await w.logs() == ()
+        assert w.trust.is_on_trial
+
+
+async def test_a_proven_bloom_that_denies_our_logs_saves_the_question() -> None:
+    async with world() as w:
+        await w.prove_bloom()
+        assert await w.logs(NOISE) == ()
+        assert await w.logs() == ()
+        # Another contract's event of our name is denied by its emitter.
+        assert await w.logs(Emitted(address=THEM, topics=(OURS,))) == ()
+        assert w.server.exchanges == 0
+
+
+async def test_a_block_with_our_log_costs_one_question_for_it() -> None:
+    async with world() as w:
+        await w.prove_bloom()
+        (log,) = await w.logs(NOISE, WANTED)
+        assert (log.address, w.server.exchanges, w.server.seen["eth_getLogs"]) == (US, 1, 1)
+
+
+async def test_a_log_that_the_answer_lacks_is_found_in_the_receipts() -> None:
+    """Hard case 19."""
+    async with world() as w:
+        await w.prove_bloom()
+        w.server.tampers["eth_getLogs"] = lambda *_: []
+        (log,) = await w.logs(NOISE, WANTED)
+        assert log.address == US
+        assert w.kinds == {Inconsistency.LOGS_MISSING: 1}
+
+
+async def test_a_bloom_that_is_wrong_by_saying_yes_is_settled_and_nobody_is_blamed() -> None:
+    """Hard case 19: address and topic are both in the bloom, of two logs of others."""
+    async with world() as w:
+        await w.prove_bloom()
+        assert await w.logs(Emitted(address=US, topics=(OTHER,)), Emitted(address=THEM, topics=(OURS,))) != ()
+        assert w.server.seen["eth_getBlockReceipts"] == 1
+        assert await w.logs(Emitted(address=US, topics=(OTHER,)), Emitted(address=THEM, topics=(OTHER, OURS))) == ()
+        assert w.server.seen["eth_getBlockReceipts"] == 1
+        assert w.kinds == Counter()
+        assert w.trust.is_proven
+
+
+async def test_logs_that_are_missing_during_the_trial_are_found_too() -> None:
+    """Hard case 19."""
+    async with world() as w:
+        w.server.tampers["eth_getLogs"] = lambda _, result: result[:-1]
+        (log,) = await w.logs(NOISE, WANTED)
+        assert log.address == US
+        assert w.kinds == {Inconsistency.LOGS_MISSING: 1}
+        assert w.trust.is_on_trial
+
+
+def without_bloom(_: list[Any], result: dict[str, Any]) -> dict[str, Any]:
+    return result | {"logsBloom": "0x" + "00" * 256}
+
+
+async def test_a_node_that_does_not_list_transactions_is_believed_without_the_comparison() -> None:
+    """Hard case 20."""
+    async with world() as w:
+        w.server.tampers["eth_getBlockByNumber"] = lambda _, result: result | {"transactions": None}
+        assert len(await w.logs(WANTED)) == 1
+
+
+async def test_a_strangers_log_of_a_transaction_that_is_not_listed_stops_nothing() -> None:
+    """Some chains have system transactions with logs and without a place in the block."""
+    async with world() as w:
+        w.server.tampers["eth_getLogs"] = lambda _, result: [
+            result[0] | {"transactionHash": "0x" + "99" * 32},
+            *result[1:],
+        ]
+        (log,) = await w.logs(NOISE, WANTED)
+        assert log.address == US
+
+
+async def test_a_chain_without_blooms_is_asked_for_every_block() -> None:
+    async with world() as w:
+        w.server.tampers["eth_getBlockByNumber"] = without_bloom
+        assert await w.logs(NOISE) == ()
+        assert w.trust.was_caught
+        assert w.kinds == {Inconsistency.BLOOM_MISMATCH: 1}
+        (log,) = await w.logs(NOISE, WANTED)
+        assert (log.address, w.server.exchanges) == (US, 1)
+
+
+async def test_a_bloom_that_was_proven_and_then_denies_a_log_is_never_believed_again() -> None:
+    async with world() as w:
+        await w.prove_bloom()
+
+        def half_a_bloom(_: list[Any], result: dict[str, Any]) -> dict[str, Any]:
+            # It admits our log, and denies the two others in this block, one of them of another filter.
+            return result | {"logsBloom": mine.header()["logsBloom"]}
+
+        mine = mined(genesis(), [WANTED])[-1]
+        w.server.tampers["eth_getBlockByNumber"] = half_a_bloom
+        logs = await w.logs(
+            WANTED, Emitted(address=THEM, topics=(OURS,)), Emitted(address=b"\x33" * 20, topics=(b"\xcc" * 32,))
+        )
+        assert [log.address for log in logs] == [US, THEM, b"\x33" * 20]
+        assert w.kinds == {Inconsistency.BLOOM_MISMATCH: 1}
+        w.server.tampers["eth_getBlockByNumber"] = without_bloom
+        (log,) = await w.logs(WANTED)
+        assert log.address == US
+
+
+async def test_logs_receipts_and_bloom_that_tell_three_stories_are_believed_by_nobody() -> None:
+    async with world() as w:
+        other = mined(genesis(), [NOISE])[-1].header()
+        w.server.tampers["eth_getBlockByNumber"] = lambda _, result: result | {"logsBloom": other["logsBloom"]}
+        w.server.tampers["eth_getLogs"] = lambda *_: []
+        with pytest.raises(NodeAnswerInvalid, match="three stories"):
+            await w.logs(WANTED, Emitted(address=THEM, topics=(OURS,)))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "kind"),
+    [
+        (lambda logs: [*logs, logs[-1]], Inconsistency.DUPLICATE_LOGS),
+        (lambda logs: logs[::-1], Inconsistency.UNSORTED_LOGS),
+        (lambda logs: [log | {"blockNumber": "0x63"} for log in logs], Inconsistency.OTHER_BLOCK),
+        (lambda logs: [log | {"blockHash": "0x" + "99" * 32} for log in logs], Inconsistency.OTHER_BLOCK),
+        (lambda logs: [log | {"transactionHash": "0x" + "99" * 32} for log in logs], Inconsistency.OTHER_TRANSACTION),
+        (lambda logs: [log | {"transactionIndex": "0x7"} for log in logs], Inconsistency.OTHER_TRANSACTION),
+        (lambda logs: [log | {"removed": True} for log in logs], Inconsistency.MALFORMED),
+        (lambda _: "0x", Inconsistency.MALFORMED),
+    ],
+)
+async def test_what_is_wrong_with_an_answer_is_counted_by_kind_and_refused(spoil: Any, kind: Inconsistency) -> None:
+    """Hard cases 1, 18, 20, 30, 31."""
+    async with world() as w:
+        await w.prove_bloom()
+        w.server.tampers["eth_getLogs"] = lambda _, result: spoil(result)
+        with pytest.raises(NodeAnswerInvalid) as caught:
+            await w.logs(WANTED, Emitted(address=US, topics=(OURS, OTHER)))
+        assert caught.value.kind is kind
+        assert w.kinds == {kind: 1}
+
+
+@pytest.mark.parametrize("cap", [500, 1_000])
+async def test_exactly_as_many_logs_as_a_provider_gives_are_not_all(cap: int) -> None:
+    """Hard case 22."""
+    async with world() as w:
+        await w.prove_bloom()
+        emitted = [Emitted(address=US, topics=(OURS,), data=bytes([n // 256, n % 256])) for n in range(cap + 1)]
+        w.server.tampers["eth_getLogs"] = lambda _, result: result[:cap]
+        assert len(await w.logs(*emitted)) == cap + 1
+        assert w.kinds == {Inconsistency.ROUND_COUNT: 1}
+        last = (await w.node.head()).number
+        with pytest.raises(RangeRefused):
+            await w.node.logs_in_range(1, last, FILTERS)
+        assert w.kinds == {Inconsistency.ROUND_COUNT: 2}

@@ -1,0 +1,239 @@
+"""What people do, from the command line down to the rows."""
+
+import asyncio
+import json
+import os
+import pty
+import sys
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import pytest
+
+from datastore.connection import Pool
+from datastore.identity import derive_nonce, secret_check_value
+from service.console import Exit
+from tests.datastore.builders import BOB, request
+from tests.service.rows import Chain, basket, bskt
+
+SECRET = bytes(range(32))
+WHO = ("--operator", "alice", "--reason", "ticket 7")
+
+
+@pytest.fixture
+async def chain(indexer_pool: Pool, invocator_pool: Pool) -> Chain:
+    return await Chain.pinned(indexer_pool, invocator_pool)
+
+
+async def confirmed(chain: Chain, *names: str) -> None:
+    one = chain.next()
+    await chain.grow(
+        baskets=(basket(one),), requests=tuple(request(name, one, log_index=n) for n, name in enumerate(names))
+    )
+    await chain.grow(final=1)
+
+
+async def written(pool: Pool) -> dict[str, Any]:
+    row = await pool.fetchrow(
+        """
+        SELECT
+            (SELECT array_agg(state ORDER BY id) FROM mint_request) AS states,
+            (SELECT array_agg(held_reason ORDER BY id) FROM mint_request) AS holds,
+            (SELECT coalesce(array_agg(action || ' by ' || operator ORDER BY id), '{}') FROM operator_action) AS actions
+        """
+    )
+    assert row is not None
+    return dict(row)
+
+
+async def test_a_dry_run_says_what_would_happen_and_the_real_one_does_exactly_that(chain: Chain, dsn: str) -> None:
+    await confirmed(chain, "DEP-1")
+    before = await written(chain.indexer)
+    told = await bskt(dsn, "--output", "json", "requests", "cancel", "1", *WHO, "--dry-run")
+    assert (told.code, told.json["outcome"], told.json["action_id"]) == (Exit.DONE, "would be done", None)
+    assert await written(chain.indexer) == before
+    done = await bskt(dsn, "--output", "json", "requests", "cancel", "1", *WHO)
+    assert (done.code, done.json["outcome"]) == (Exit.DONE, "done")
+    assert done.json["sentence"] == told.json["sentence"]
+    assert (done.json["before"]["state"], done.json["after"]["state"]) == ("confirmed", "cancelled")
+    assert await written(chain.indexer) == {
+        "states": ["cancelled"],
+        "holds": [None],
+        "actions": ["cancel by alice"],
+    }
+    again = await bskt(dsn, "--output", "json", "requests", "cancel", "1", *WHO)
+    assert (again.code, again.json["outcome"]) == (Exit.DONE, "already so")
+
+
+async def test_the_example_in_the_docs_is_what_a_cancel_writes(chain: Chain, dsn: str) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "cli.md").read_text(encoding="utf-8")
+    heading = "### `bskt requests retry|hold|release|cancel|resolve`, `bskt pause|resume|quarantine`"
+    example = json.loads(text.split(heading)[1].split("```json")[1].split("```")[0])
+    await confirmed(chain, "DEP-1")
+    written_now = (await bskt(dsn, "--output", "json", "requests", "cancel", "1", *WHO)).json
+    for side in ("before", "after"):
+        example[side]["nonce"] = written_now[side]["nonce"]
+        example[side]["chain_status"] = written_now[side]["chain_status"]
+    assert written_now == example
+
+
+async def test_a_refusal_says_why_and_what_is_possible_and_a_program_gets_both_as_data(chain: Chain, dsn: str) -> None:
+    await confirmed(chain, "DEP-1")
+    await chain.send("accepted")
+    refused = await bskt(dsn, "requests", "cancel", "1", *WHO)
+    assert (refused.code, refused.stdout) == (Exit.ERROR, "")
+    assert refused.stderr == (
+        "bskt: Request 1: It was sent, and nothing can call it back: it may mint at any time.\n"
+        "`bskt requests hold` stops further sends; it stays watched.\n"
+    )
+    as_data = await bskt(dsn, "--output", "json", "requests", "cancel", "1", *WHO)
+    assert (as_data.code, as_data.json["outcome"]) == (Exit.ERROR, "refused")
+    assert as_data.json["remedy"] == "`bskt requests hold` stops further sends; it stays watched."
+    assert (await written(chain.indexer))["actions"] == []
+
+
+async def test_a_hold_and_its_release_are_told_in_the_story_with_who_and_why(chain: Chain, dsn: str) -> None:
+    await confirmed(chain, "DEP-1")
+    held = await bskt(dsn, "requests", "hold", "1", *WHO)
+    assert "stays confirmed and is held" in held.stdout
+    shown = (await bskt(dsn, "--output", "json", "requests", "show", "1")).json
+    assert "a person holds it" in shown["why"]
+    released = await bskt(dsn, "requests", "release", "1", *WHO)
+    assert "is no longer held (operator)" in released.stdout
+    story = (await bskt(dsn, "--output", "json", "requests", "timeline", "1")).json
+    assert [each["sentence"] for each in story if each["source"] == "operator"] == [
+        "hold, by alice: ticket 7",
+        "release, by alice: ticket 7",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "sentence"),
+    [
+        (("requests", "cancel", "1"), {}, "Missing option '--reason'"),
+        (("requests", "cancel", "1", "--reason", " ", "--operator", "a"), {}, "nothing is done without a reason"),
+        (("pause", "--reason", "x"), {"USER": "", "LOGNAME": ""}, "nothing is done without a name"),
+        (("requests", "resolve", "1", *WHO), {}, "Missing option '--as'"),
+        (("requests", "retry", "1", *WHO, "--evidence-block", "1"), {}, "it is for --new-generation"),
+        (
+            ("requests", "release", "1", *WHO, "--consumer-refuses-used-references"),
+            {},
+            "goes with --evidence-block",
+        ),
+    ],
+)
+async def test_what_is_missing_is_a_usage_error(
+    chain: Chain, dsn: str, arguments: tuple[str, ...], environment: dict[str, str], sentence: str
+) -> None:
+    await confirmed(chain, "DEP-1")
+    answer = await bskt(dsn, *arguments, **environment)
+    assert (answer.code, answer.stdout) == (Exit.USAGE, "")
+    assert sentence in answer.stderr
+
+
+async def test_the_name_of_the_session_is_recorded_where_no_other_is_given(chain: Chain, dsn: str) -> None:
+    await confirmed(chain, "DEP-1")
+    await bskt(dsn, "pause", "--reason", "maintenance", USER="bob")
+    assert (await written(chain.indexer))["actions"] == ["pause by bob"]
+
+
+async def test_a_pause_shows_in_the_status_until_it_is_lifted(chain: Chain, dsn: str) -> None:
+    await confirmed(chain, "DEP-1")
+    assert (await bskt(dsn, "pause", *WHO)).code == Exit.DONE
+    status = await bskt(dsn, "--output", "json", "status")
+    assert (status.code, status.json["paused"]["reason"]) == (Exit.PAUSED, "alice: ticket 7")
+    assert (await bskt(dsn, "resume", *WHO)).code == Exit.DONE
+    assert (await bskt(dsn, "--output", "json", "status")).json["paused"] is None
+
+
+async def test_a_quarantine_shows_in_the_status_and_no_resume_ends_it(chain: Chain, dsn: str) -> None:
+    await confirmed(chain, "DEP-1")
+    told = await bskt(dsn, "quarantine", *WHO, BSKT_COMPLETION_DEADLINE_SECONDS="60")
+    assert "It ends by itself; nothing else ends it." in told.stdout
+    assert await chain.indexer.fetchval("SELECT quarantined_until - quarantined_at = interval '360 s' FROM control")
+    resumed = await bskt(dsn, "resume", *WHO)
+    assert "is not paused" in resumed.stdout
+    status = await bskt(dsn, "--output", "json", "status")
+    assert status.code == Exit.PAUSED
+    refused = await bskt(dsn, "requests", "cancel", "1", *WHO)
+    assert "cre execution status" in refused.stderr
+
+
+async def test_the_settings_say_what_is_final_enough_for_a_retry(chain: Chain, dsn: str) -> None:
+    one = chain.next()
+    contested = (request("a", one, bank="D"), request("b", one, log_index=1, bank="D", beneficiary=BOB))
+    await chain.grow(baskets=(basket(one),), requests=contested)
+    await chain.grow(final=1)
+    assert (await written(chain.indexer))["states"] == ["review", "review"]
+    deep = await bskt(dsn, "--output", "json", "requests", "retry", "1", *WHO, "--dry-run")
+    assert deep.json["sentence"].startswith("Request 1 goes from review to seen")
+    shallow = await bskt(
+        dsn, "--output", "json", "requests", "retry", "1", *WHO, "--dry-run", BSKT_TRIGGER_FINALITY="depth:2"
+    )
+    assert shallow.json["sentence"].startswith("Request 1 goes from review to confirmed")
+
+
+async def test_a_new_generation_needs_the_instance_secret_of_this_very_database(chain: Chain, dsn: str) -> None:
+    await confirmed(chain, "DEP-1")
+    await chain.send("refused_for_good")
+    owner = await asyncpg.connect(dsn)
+    await owner.execute("UPDATE chain SET secret_check = $1", secret_check_value(SECRET))
+    await owner.close()
+    command = ("--output", "json", "requests", "retry", "1", *WHO, "--new-generation", "--evidence-block", "1")
+    final = {"BSKT_TRIGGER_FINALITY": "depth:1"}
+    missing = await bskt(dsn, *command, **final)
+    assert (missing.code, "BSKT_INSTANCE_SECRET is needed" in missing.stderr) == (Exit.USAGE, True)
+    wrong = await bskt(dsn, *command, **final, BSKT_INSTANCE_SECRET=bytes(32).hex())
+    assert (wrong.code, "restore the secret" in wrong.stderr) == (Exit.ERROR, True)
+    done = await bskt(dsn, *command, **final, BSKT_INSTANCE_SECRET=SECRET.hex())
+    assert (done.code, done.json["after"]["state"], done.json["after"]["generation"]) == (Exit.DONE, "confirmed", 1)
+    identity = await chain.indexer.fetchval("SELECT identity FROM mint_request")
+    assert done.json["after"]["nonce"] == str(derive_nonce(SECRET, identity, 1))
+
+
+async def at_a_terminal(dsn: str, answer: str, *arguments: str) -> tuple[int, str]:
+    """The installed command with a person at its stdin; its exit code and what it asked on stderr."""
+    ours, theirs = pty.openpty()
+    try:
+        process = await asyncio.create_subprocess_exec(
+            str(Path(sys.executable).with_name("bskt")),
+            *arguments,
+            env={"PATH": "/usr/bin:/bin", "BSKT_DATABASE_URL": dsn, "LC_ALL": "C.UTF-8"},
+            stdin=theirs,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        os.write(ours, answer.encode())
+        _, stderr = await process.communicate()
+    finally:
+        os.close(ours)
+        os.close(theirs)
+    return process.returncode or 0, stderr.decode()
+
+
+async def test_a_person_at_a_terminal_is_asked_and_nothing_is_done_without_a_yes(chain: Chain, dsn: str) -> None:
+    await confirmed(chain, "DEP-1", "DEP-2")
+    code, asked = await at_a_terminal(dsn, "n\n", "requests", "cancel", "1", *WHO)
+    assert code == Exit.ERROR
+    assert "Request 1 goes from confirmed to cancelled, for good" in asked
+    assert "Do it? [y/N]" in asked
+    assert "nothing was done" in asked
+    assert (await written(chain.indexer))["actions"] == []
+    assert (await at_a_terminal(dsn, "y\n", "requests", "cancel", "1", *WHO))[0] == Exit.DONE
+    code, asked = await at_a_terminal(dsn, "", "requests", "cancel", "2", *WHO, "--yes")
+    assert (code, "Do it?" in asked) == (Exit.DONE, False)
+    assert (await written(chain.indexer))["states"] == ["cancelled", "cancelled"]
+
+
+async def test_an_unknown_request_is_named(chain: Chain, dsn: str) -> None:
+    assert chain.tip.number == 0
+    answer = await bskt(dsn, "requests", "hold", "7", *WHO)
+    assert (answer.code, "'7'" in answer.stderr) == (Exit.ERROR, True)
+
+
+async def test_json_lines_hold_one_object(chain: Chain, dsn: str) -> None:
+    await confirmed(chain, "DEP-1")
+    answer = await bskt(dsn, "--output", "jsonl", "requests", "hold", "1", *WHO)
+    assert json.loads(answer.stdout)["outcome"] == "done"
+    assert answer.stdout.count("\n") == 1
