@@ -16,7 +16,7 @@ from websockets.exceptions import WebSocketException
 
 from node.errors import NodeUnavailable
 
-LEAST_WAKE_SECONDS: Final = 0.2
+LEAST_WAKE_SECONDS: Final = 0.05
 """However much is said, a tick is not woken more often than this."""
 
 _NAME: Final = "websocket"

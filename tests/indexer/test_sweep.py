@@ -138,9 +138,9 @@ async def test_a_chain_that_is_another_below_finality_stops_the_sweep_and_change
 
 async def test_the_sweep_leaves_the_node_to_a_follower_that_has_blocks_to_catch_up_with(make: Make) -> None:
     world = history()
-    for _ in range(80):
+    for _ in range(200):
         world.mine([])
-    world.become_final(100, 0)
+    world.become_final(300, 0)
     made = await make(world, 2)
     assert await made.daemon.follower.tick()
     assert not await made.daemon.sweep.tick()
