@@ -480,3 +480,20 @@ async def test_a_state_in_which_no_request_begins_is_refused_by_the_database(
             FROM mint_request
             """
         )
+
+
+async def test_a_log_that_was_denied_stays_off_the_chain_when_its_block_is_recorded_again(
+    indexer_pool: Pool, genesis: Block
+) -> None:
+    """Hard case 19: the block is canonical, one of its logs is not."""
+    one = block(1)
+    kept, denied = (mint(one, of=request(name, one), log_index=index) for index, name in enumerate(("kept", "denied")))
+    await following.commit(indexer_pool, CHAIN, batch(one, on=genesis, mints=(kept, denied), final=1), RULES)
+    await indexer_pool.execute("UPDATE mint_execution SET canonical = false WHERE log_index = 1")
+    again = batch(one, on=genesis, mints=(kept,), final=1)
+    await following.record_range(indexer_pool, CHAIN, again, RULES, hold_reason="backfill")
+    rows = await indexer_pool.fetch("SELECT log_index, canonical FROM mint_execution ORDER BY log_index")
+    assert [tuple(row) for row in rows] == [(0, True), (1, False)]
+    both = batch(one, on=genesis, mints=(kept, denied), final=1)
+    await following.record_range(indexer_pool, CHAIN, both, RULES, hold_reason="backfill")
+    assert await indexer_pool.fetchval("SELECT bool_and(canonical) FROM mint_execution")

@@ -1,5 +1,6 @@
 """The identity survives re-mining, the nonce follows from it, and neither can be guessed or confused."""
 
+import hmac
 import json
 import uuid
 from pathlib import Path
@@ -141,3 +142,11 @@ def test_execution_id_candidates_are_those_of_the_vectors(vector: dict[str, Any]
 def test_a_workflow_id_of_another_length_is_refused() -> None:
     with pytest.raises(ValueError, match="32 bytes"):
         execution_id_candidates(bytes(31), "x")
+
+
+@given(st.binary(min_size=32, max_size=200), st.binary(min_size=32, max_size=32), st.integers(0, 2**31 - 1))
+def test_a_nonce_is_cut_from_the_hmac_of_the_library(secret: bytes, request: bytes, generation: int) -> None:
+    mac = hmac.digest(secret, b"bskt-mint-v1" + request + generation.to_bytes(4, "big"), "sha256")
+    nonce = derive_nonce(secret, request, generation).bytes
+    free = int.from_bytes(b"\xff" * 6 + b"\x0f\xff\x3f" + b"\xff" * 7, "big")
+    assert int.from_bytes(nonce, "big") & free == int.from_bytes(mac[:16], "big") & free

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from datastore.mint_amount import amount_text, predicted_wei
+from datastore.mint_amount import amount_text, predicted_for, predicted_wei
 
 JAVASCRIPT = """
 const texts = JSON.parse(require("fs").readFileSync(0, "utf8"));
@@ -115,3 +115,8 @@ def test_predicted_wei_equals_node_on_thousands_of_amounts() -> None:
 
     assert [predicted_wei(text) for text in texts] == answers
     assert None in answers
+
+
+@given(st.one_of(st.integers(0, 2**256 - 1), st.integers(0, 10**24)))
+def test_what_is_predicted_without_the_text_is_what_is_predicted_with_it(wei: int) -> None:
+    assert predicted_for(wei) == predicted_wei(amount_text(wei))
