@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass
 from typing import Final, Protocol, TypeAlias
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import structlog
 
@@ -315,7 +315,7 @@ class Invocator:
         if isinstance(reply, HttpReply) and reply.server_date is not None:
             self._clock_offset_seconds = reply.server_date - self._clock()
         state = await claims.record_answer(
-            self._pool, self._chain_id, order, frozen, attempt_no, self._answered(reply, answer)
+            self._pool, self._chain_id, order, frozen, attempt_no, self._answered(reply, answer, jti)
         )
         self._reached("invocator.after_record")
         self._tell(answer)
@@ -329,7 +329,7 @@ class Invocator:
         )
         return True
 
-    def _answered(self, reply: Reply, answer: Answer) -> Answered:
+    def _answered(self, reply: Reply, answer: Answer, jti: UUID) -> Answered:
         postpone, unknown_id = 0.0, None
         if isinstance(answer, Accepted) and not answer.expected:
             unknown_id = answer.execution_id
@@ -349,6 +349,7 @@ class Invocator:
             clock_offset_seconds=self._clock_offset_seconds
             if isinstance(reply, HttpReply) and reply.server_date is not None
             else None,
+            jti=jti,
         )
 
     def _tell(self, answer: Answer) -> None:
