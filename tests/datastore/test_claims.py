@@ -474,7 +474,7 @@ async def test_the_gateway_s_clock_is_remembered_and_alarms_once_beyond_thirty_s
 
 
 async def test_an_attempt_begins_only_for_the_frozen_bytes(indexer_pool: Pool, worker: Worker) -> None:
-    """A worker that slept holds the claim number of today with the workflow of yesterday; found by the protocol model."""
+    """A worker that slept holds today's claim number with yesterday's workflow; found by the protocol model."""
     await confirmed(indexer_pool, request("d", block(1)))
     await list_workflow(worker.pool)
     order = await worker.claimed(1)
