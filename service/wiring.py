@@ -61,7 +61,8 @@ _MAX_ANSWER_BYTES: Final = 64 * 1024 * 1024
 _SECRET_BYTES: Final = 32
 _CLOSE_SECONDS: Final = 5.0
 _PROBE_PAUSE_SECONDS: Final = 5.0
-_FINALITY_POLLS: Final = 3  # finality moves slowly: it is asked at every third look at most
+_FINALITY_POLLS: Final = 3  # finality moves slowly: it is asked at every third look at most,
+_FINALITY_SECONDS: Final = 12.0  # and a new block may be looked at long before the next poll
 
 T = TypeVar("T")
 
@@ -371,7 +372,7 @@ def _follower(
         complete_finality=_finality(settings.complete_finality),
         max_range_blocks=settings.max_log_range_blocks,
         reached=reached,
-        finality_pause_seconds=_FINALITY_POLLS * settings.poll_interval_seconds,
+        finality_pause_seconds=min(_FINALITY_SECONDS, _FINALITY_POLLS * settings.poll_interval_seconds),
     )
 
 
