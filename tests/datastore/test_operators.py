@@ -472,6 +472,7 @@ async def test_a_new_generation_has_the_derived_id_and_its_evidence_is_kept(
         "indexed_final_block": FINAL,
         "mints_on_chain": 0,
         "attempts": [{"attempt_no": 1, "generation": 0, "outcome": None}],
+        "rival_id": None,
     }
 
 
