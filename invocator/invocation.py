@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Final, Protocol, TypeAlias
 from uuid import UUID, uuid4
 
@@ -309,7 +309,7 @@ class Invocator:
         if attempt_no is None:
             return False
         self._reached("invocator.after_attempt")
-        reply = await self._gateway.post(frozen.body, token, terms.timeout_seconds)
+        reply = _without(token, await self._gateway.post(frozen.body, token, terms.timeout_seconds))
         self._reached("invocator.after_answer")
         answer = classify(reply, request_id=order.nonce.hex, workflow_id=frozen.workflow_id)
         if isinstance(reply, HttpReply) and reply.server_date is not None:
@@ -373,6 +373,13 @@ class Invocator:
     def _gateway_time(self) -> int:
         offset = self._clock_offset_seconds
         return int(self._clock() + (offset if abs(offset) > _CLOCK_ROUNDING_SECONDS else 0))
+
+
+def _without(token: str, reply: Reply) -> Reply:
+    """The reply as it may be stored and shown: whoever answers may repeat our token (hard case 110)."""
+    if not token or not isinstance(reply, HttpReply):
+        return reply
+    return replace(reply, body=reply.body.replace(token.encode(), b"***"))
 
 
 def _says(answer: Answer) -> Says:

@@ -8,6 +8,7 @@ and is never repeated in a message.
 import ipaddress
 import os
 import re
+import stat
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -22,6 +23,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretBytes,
 PREFIX: Final = "BSKT_"
 MINIMUM_SECRET_BYTES: Final = 32
 WEI_DIGITS: Final = 18
+_CONTAINER_SECRETS: Final = Path("/run/secrets")
 
 _BIGINT = 2**63 - 1  # what a Postgres bigint holds
 _LONGEST_SECONDS = 366 * 86_400
@@ -496,6 +498,15 @@ def secret_files(env_file: Path | None = None, environ: Mapping[str, str] | None
     return files
 
 
+def is_open_to_others(path: Path) -> bool:
+    """Whether others than its owner can read or change a secret's file."""
+    mode = path.stat().st_mode
+    # What a container runtime mounts is readable inside of the container, and only there.
+    return (
+        bool(mode & (stat.S_IROTH | stat.S_IWOTH | stat.S_IWGRP)) and _CONTAINER_SECRETS not in path.absolute().parents
+    )
+
+
 def documented() -> Iterator[Documented]:
     """Every setting in the order of this file."""
     for field, info in Settings.model_fields.items():
@@ -579,6 +590,8 @@ def _from_texts(texts: Mapping[str, str | None], source: str, problems: list[str
 
 def _secret_file(name: str, path: str, problems: list[str]) -> str | None:
     try:
+        if Path(path).stat().st_mode & stat.S_IWOTH:
+            problems.append(f"{name}_FILE: {path}: everybody may write it, so it may hold anybody's key; chmod 600 it")
         text = Path(path).read_text(encoding="utf-8").strip()
     except OSError as error:
         problems.append(f"{name}_FILE: {path}: {error.strerror}")

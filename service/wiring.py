@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final, Literal, TypeAlias, TypeVar
 
 import click
@@ -46,7 +48,7 @@ from service import http, logs
 from service.embedded_postgres import EmbeddedPostgres
 from service.metrics import RpcMetrics
 from service.preflight import read_contracts
-from service.settings import Finality, Settings, SettingsError, cre_environment, wei
+from service.settings import Finality, Settings, SettingsError, cre_environment, is_open_to_others, wei
 from service.supervision import Companion, Part, Stop, Supervisor, wait
 
 log = structlog.get_logger(__name__)
@@ -79,6 +81,7 @@ async def run(
     log_format: Literal["text", "json"] = "text",
     reached: Reached = lambda _: None,
     show: Callable[[str], None] = click.echo,
+    secret_files: Mapping[str, Path] = MappingProxyType({}),
 ) -> int:
     """Run the daemon until it is asked to stop; the exit code.
 
@@ -90,12 +93,18 @@ async def run(
         log_format: For people or for machines.
         reached: Told each boundary around a commit or a call; tests end the process there.
         show: Gets what mode ``dry-run`` would send, a line a request.
+        secret_files: Where settings come from files, by name; who else can read them is told.
 
     Raises:
         SettingsError, DatastoreUnsuitable, ChainMismatch: Do not run; the message has the remedy.
         NodeUnavailable, DatastoreUnavailable: Not now; start again.
     """
+    # A core dump would hold every key.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     logs.configure(level=log_level, fmt=log_format, secrets=settings.secret_texts())
+    for name, path in secret_files.items():
+        if is_open_to_others(path):
+            log.warning("secret.file_open_to_others", setting=name, path=str(path), remedy=f"chmod 600 {path}")
     settings.require_chain()
     settings.require_invocator()
     async with AsyncExitStack() as stack:
