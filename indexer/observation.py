@@ -121,7 +121,7 @@ class Observation:
                 case Undecodable():
                     reason = decoded.reason
                 case BasketCreatedEvent():
-                    self._basket(log, decoded)
+                    reason = self._basket(log, decoded)
                 case MintRequestedEvent():
                     content = (log.tx_hash, log.address, log.topics, log.data)
                     reason = self._request(log, decoded, ranks[content], timestamp_by_block[log.block_number])
@@ -189,7 +189,10 @@ class Observation:
             )
         )
 
-    def _basket(self, log: Log, event: BasketCreatedEvent) -> None:
+    def _basket(self, log: Log, event: BasketCreatedEvent) -> str | None:
+        """Add the basket; or say why there is none: a token keeps the consumer that it was born with."""
+        if event.stablecoin in self.consumer_by_token:
+            return "the stablecoin is a basket of this factory already"
         self.consumer_by_token[event.stablecoin] = event.consumer
         self._consumers.add(event.consumer)
         self.observed.baskets.append(
@@ -207,6 +210,7 @@ class Observation:
                 symbol=display_text(event.symbol),
             )
         )
+        return None
 
     def _request(self, log: Log, event: MintRequestedEvent, rank: int, timestamp: int) -> str | None:
         """Add the request; or say why there is none, for a factory may name a token that it never announced."""
