@@ -12,11 +12,13 @@ from datastore.connection import Connection
 class AlarmKind(StrEnum):
     """Why somebody is called; the runbook says what each means and what to do."""
 
+    CLOCK_OFF = "clock_off"
     DELIVERED_WITHOUT_MINT = "delivered_without_mint"
     DOUBLE_MINT = "double_mint"
     ENDPOINTS_DISAGREE = "endpoints_disagree"
     FINALITY_VIOLATED = "finality_violated"
     GAVE_UP = "gave_up"
+    INSTANCE_REFUSED = "instance_refused"
     LOST_SEND_FOUND = "lost_send_found"
     MINT_MISMATCH = "mint_mismatch"
     ORPHANED_AFTER_SEND = "orphaned_after_send"

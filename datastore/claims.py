@@ -17,8 +17,8 @@ from uuid import UUID
 
 import asyncpg
 
-from datastore.alarms import AlarmKind, raise_alarms
-from datastore.connection import Connection, Pool, unit
+from datastore.alarms import AlarmKind, raise_alarm, raise_alarms
+from datastore.connection import Connection, Pool, translated, unit
 from datastore.lifecycle import Event, State, decide
 from datastore.settlement import Move, known, move, settle
 
@@ -160,7 +160,7 @@ turn AS (
           AND r.state = 'confirmed' AND r.held_at IS NULL AND r.chain_status <> 'orphaned'
           AND ($3::boolean OR r.next_attempt_at IS NULL OR r.next_attempt_at <= statement_timestamp())
         ORDER BY r.block_number, r.log_index
-        LIMIT CASE WHEN NOT $3 THEN greatest(4, $2 / (SELECT count(*) FROM flow) + 1) END
+        LIMIT CASE WHEN NOT $3 THEN least($2, greatest(4, $2 / (SELECT count(*) FROM flow) + 1)) END
     ) o
     LEFT JOIN basket_turn b ON b.chain_id = $1 AND b.stablecoin = f.stablecoin
     LEFT JOIN requester_turn q ON q.chain_id = $1 AND q.stablecoin = f.stablecoin AND q.requester = f.requester
@@ -187,22 +187,6 @@ WHERE chain_id = $1 AND state = 'confirmed' AND held_at IS NULL AND chain_status
 ORDER BY block_number, log_index
 """
 
-# The rows are named, so that no query plan can lock another one (hard case 68).  $1 ids
-_LOCK_WAITING: Final = """
-SELECT id FROM mint_request
-WHERE id = ANY($1::bigint[]) AND state = 'confirmed' AND held_at IS NULL AND chain_status <> 'orphaned'
-FOR UPDATE SKIP LOCKED
-"""
-
-# $1 ids, $2 worker, $3 lease
-_CLAIM: Final = """
-UPDATE mint_request SET
-    state = 'claimed', state_reason = 'claim', state_detail = NULL, state_attempt_no = NULL,
-    state_changed_at = clock_timestamp(), claim_no = claim_no + 1, worker_id = $2,
-    lease_ends_at = clock_timestamp() + $3::interval
-WHERE id = ANY($1::bigint[]) AND state = 'confirmed'
-"""
-
 # $1 ids, in the order that is wanted
 _ORDERS: Final = """
 SELECT
@@ -221,18 +205,65 @@ LEFT JOIN frozen_request f ON f.request_id = r.id AND f.generation = r.generatio
 ORDER BY n.place
 """
 
-# In the order of keys, so that two claims of many requests wait for each other and never deadlock.  $1 ids
-_TAKE_BASKET_TURNS: Final = """
-INSERT INTO basket_turn (chain_id, stablecoin, last_claim_at)
-SELECT DISTINCT chain_id, stablecoin, statement_timestamp() FROM mint_request WHERE id = ANY($1::bigint[])
-ORDER BY chain_id, stablecoin
-ON CONFLICT (chain_id, stablecoin) DO UPDATE SET last_claim_at = excluded.last_claim_at
-"""
-_TAKE_REQUESTER_TURNS: Final = """
-INSERT INTO requester_turn (chain_id, stablecoin, requester, last_claim_at)
-SELECT DISTINCT chain_id, stablecoin, requester, statement_timestamp() FROM mint_request WHERE id = ANY($1::bigint[])
-ORDER BY chain_id, stablecoin, requester
-ON CONFLICT (chain_id, stablecoin, requester) DO UPDATE SET last_claim_at = excluded.last_claim_at
+# The rows are named, so that no query plan can lock another one (hard case 68); no more of them than there is room for.
+# Turns are taken in the order of their keys, so that two claims of many requests wait for each other and never deadlock.
+# $1 chain, $2 ids, $3 worker, $4 lease, $5 most in flight
+_CLAIM: Final = """
+WITH room AS MATERIALIZED (
+    SELECT CASE WHEN g.open THEN $5 - g.in_flight ELSE 0 END AS places
+    FROM (
+        SELECT
+            c.paused_at IS NULL AND c.quarantined_at IS NULL AND is_this_server(c.server_identifier, c.server_timeline)
+                AND (t.closed_at IS NULL OR t.probe_at <= statement_timestamp()) AS open,
+            (
+                SELECT count(*) FROM mint_request o
+                WHERE o.chain_id = c.chain_id AND o.state IN ('in_doubt', 'accepted') AND o.deadline_at > statement_timestamp()
+            ) AS in_flight
+        FROM control c LEFT JOIN trigger_gate t USING (chain_id)
+        WHERE c.chain_id = $1
+    ) g
+),
+locked AS MATERIALIZED (
+    SELECT r.id FROM mint_request r
+    WHERE r.id = ANY(ARRAY(
+          SELECT n.id FROM unnest($2::bigint[]) WITH ORDINALITY AS n (id, place) JOIN room ON n.place <= room.places
+      ))
+      AND r.state = 'confirmed' AND r.held_at IS NULL AND r.chain_status <> 'orphaned'
+    FOR UPDATE SKIP LOCKED
+),
+claimed AS (
+    UPDATE mint_request r SET
+        state = 'claimed', state_reason = 'claim', state_detail = NULL, state_attempt_no = NULL,
+        state_changed_at = clock_timestamp(), claim_no = r.claim_no + 1, worker_id = $3,
+        lease_ends_at = clock_timestamp() + $4::interval
+    FROM locked l
+    WHERE r.id = l.id AND r.state = 'confirmed'
+    RETURNING r.*
+),
+basket_turns AS (
+    INSERT INTO basket_turn (chain_id, stablecoin, last_claim_at)
+    SELECT DISTINCT chain_id, stablecoin, statement_timestamp() FROM claimed ORDER BY chain_id, stablecoin
+    ON CONFLICT (chain_id, stablecoin) DO UPDATE SET last_claim_at = excluded.last_claim_at
+),
+requester_turns AS (
+    INSERT INTO requester_turn (chain_id, stablecoin, requester, last_claim_at)
+    SELECT DISTINCT chain_id, stablecoin, requester, statement_timestamp() FROM claimed ORDER BY chain_id, stablecoin, requester
+    ON CONFLICT (chain_id, stablecoin, requester) DO UPDATE SET last_claim_at = excluded.last_claim_at
+)
+SELECT
+    r.id, r.state, r.claim_no, r.generation, r.nonce, r.stablecoin, r.consumer, r.beneficiary, r.amount, r.expected_reference,
+    r.block_timestamp, b.symbol, b.decimals, b.stablecoin IS NOT NULL AS basket_is_canonical,
+    f.mode, f.workflow_id, f.receiver, f.gateway, f.signer, f.body,
+    (
+        SELECT x.found_workflow_id FROM execution_id x
+        WHERE x.request_id = r.id AND x.generation = r.generation AND x.source = 'found'
+        ORDER BY x.execution_id LIMIT 1
+    ) AS found_workflow_id
+FROM unnest($2::bigint[]) WITH ORDINALITY AS n (id, place)
+JOIN claimed r ON r.id = n.id
+LEFT JOIN basket b ON b.chain_id = r.chain_id AND b.stablecoin = r.stablecoin AND b.canonical AND b.consumer = r.consumer
+LEFT JOIN frozen_request f ON f.request_id = r.id AND f.generation = r.generation
+ORDER BY n.place
 """
 
 # Requests in doubt whose next attempt is due; one without frozen bytes lost them in a restore.  $1 chain, $2 limit
@@ -366,9 +397,9 @@ WHERE r.chain_id = $1 AND r.id <> $2
   )
 """
 
-# $1 id, $2 reason, $3 interval, or NULL for the next UTC day
+# A person's hold, which came meanwhile, does not end by itself.  $1 id, $2 reason, $3 interval, or NULL for the next UTC day
 _HOLD: Final = """
-UPDATE mint_request SET held_at = clock_timestamp(), held_reason = $2,
+UPDATE mint_request SET held_at = coalesce(held_at, clock_timestamp()), held_reason = coalesce(held_reason, $2),
     next_attempt_at = CASE WHEN $3::interval IS NULL
         THEN date_trunc('day', clock_timestamp(), 'UTC') + interval '1 day'
         ELSE clock_timestamp() + $3::interval END
@@ -506,7 +537,7 @@ async def waiting(pool: Pool, chain_id: int, *, limit: int, pacing: Pacing | Non
     With ``pacing``, those of a requester or a basket that has its share in flight are left out.
     """
     shares = (None, None) if pacing is None else (pacing.requester_max_in_flight, pacing.basket_max_in_flight)
-    async with unit(pool) as connection:
+    async with translated(), pool.acquire() as connection:
         rows = await connection.fetch(_WAITING, chain_id, limit, False, *shares)
         return await _orders(connection, [row["id"] for row in rows])
 
@@ -547,19 +578,13 @@ async def claim_all(
     pool: Pool, chain_id: int, request_ids: Sequence[int], *, worker_id: UUID, lease_seconds: float, pacing: Pacing
 ) -> list[Order]:
     """Take waiting requests under a lease: those that still wait, that nobody else is taking, and that have room."""
-    async with unit(pool) as connection:
-        # Read again here, and once more by begin_attempt: a pause that commits meanwhile still stops the send.
-        wanted = list(request_ids[: max(0, await _room(connection, chain_id, pacing))])
-        locked = {row["id"] for row in await connection.fetch(_LOCK_WAITING, wanted)}
-        taken = [request_id for request_id in wanted if request_id in locked]
-        if not taken:
-            return []
-        status = await connection.execute(_CLAIM, taken, worker_id, timedelta(seconds=lease_seconds))
-        if status != f"UPDATE {len(taken)}":
-            raise AssertionError(f"claim of requests {taken}: {status}")
-        await connection.execute(_TAKE_BASKET_TURNS, taken)
-        await connection.execute(_TAKE_REQUESTER_TURNS, taken)
-        return await _orders(connection, taken)
+    async with translated(), pool.acquire() as connection:
+        # The gate is looked at again here, and once more by begin_attempt: a pause that commits meanwhile still stops the
+        # send.
+        rows = await connection.fetch(
+            _CLAIM, chain_id, list(request_ids), worker_id, timedelta(seconds=lease_seconds), pacing.max_in_flight
+        )
+    return [_order(row) for row in rows]
 
 
 async def freeze(pool: Pool, chain_id: int, order: Order, frozen: Frozen, execution_ids: tuple[bytes, ...]) -> bool:
@@ -835,24 +860,15 @@ async def _learn(connection: Connection, chain_id: int, request_id: int, attempt
             LONGEST_PAUSE_SECONDS,
         )
         if refusals == 1 and answered.outcome == "instance_refused":
-            await _alarm(connection, chain_id, "instance_refused", answered.sentence or "CRE refuses this instance.")
+            sentence = answered.sentence or "CRE refuses this instance."
+            await raise_alarm(connection, chain_id, AlarmKind.INSTANCE_REFUSED, sentence)
     elif answered.says is Says.WORKS:
         await connection.execute(_OPEN_GATE, chain_id, request_id, attempt_no)
     if answered.clock_offset_seconds is not None:
         before = await connection.fetchval(_SET_CLOCK, chain_id, answered.clock_offset_seconds)
         if abs(answered.clock_offset_seconds) > CLOCK_ALARM_SECONDS >= abs(before or 0.0):
             sentence = f"The gateway's clock and ours are {answered.clock_offset_seconds:+.0f} s apart; correct ours."
-            await _alarm(connection, chain_id, "clock_off", sentence)
-
-
-async def _alarm(connection: Connection, chain_id: int, kind: str, sentence: str) -> None:
-    await connection.execute(
-        # $1 chain, $2 kind, $3 sentence
-        "INSERT INTO alarm (chain_id, kind, sentence) VALUES ($1, $2, $3)",
-        chain_id,
-        kind,
-        sentence,
-    )
+            await raise_alarm(connection, chain_id, AlarmKind.CLOCK_OFF, sentence)
 
 
 def _event_of(outcome: str) -> Event | None:
