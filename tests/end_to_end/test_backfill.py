@@ -71,7 +71,11 @@ class World:
         connection = await asyncpg.connect(self.dsn)
         try:
             return {
-                table: [tuple(row) for row in await connection.fetch(f"TABLE {table} ORDER BY 1, 2, 3")]
+                # The baskets' version only tells a follower to read them again; it is no row of the chain.
+                table: [
+                    tuple(value for name, value in row.items() if name != "baskets_version")
+                    for row in await connection.fetch(f"TABLE {table} ORDER BY 1, 2, 3")
+                ]
                 for table in TABLES
             }
         finally:
