@@ -151,7 +151,7 @@ class Follower:
         return finality
 
     async def _follow_final(self, position: Position, tags: _Tags) -> bool:
-        read = await self._zone.read(self._node, position.cursor.number, tags.finalized)
+        read = await self._zone.read(self._node, position.cursor.number, tags.finalized, head=tags.head)
         if read.parent_hash != position.cursor.hash:
             return await self._follow_head(position, tags)
         known = await self._known_baskets(position.cursor, position.baskets_version)

@@ -79,7 +79,7 @@ class LateFactories:
     async def _fill(self, late: Pending, position: Position) -> bool:
         observation = await self._observation(late, up_to=late.filled_up_to)
         async with self._node.session(reaching=position.finalized) as session:
-            read = await self._zone.read(session.node, late.filled_up_to, position.finalized)
+            read = await self._zone.read(session.node, late.filled_up_to, position.finalized, head=session.head)
         observation.read(read.logs, read.timestamp_by_block())
         await self._commit(late, position, read.blocks, observation, filled_up_to=read.blocks[-1].number, admit=False)
         return True

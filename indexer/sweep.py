@@ -108,7 +108,7 @@ class Examiner:
         position = await following.position(self._pool, self._sources.chain_id)
         known = dict(await following.known_baskets(self._pool, self._sources.chain_id, up_to=after))
         async with self._node.second_opinion(reaching=up_to) as session:
-            read = await self._zone.read(session.node, after, up_to)
+            read = await self._zone.read(session.node, after, up_to, head=session.head)
             last = read.blocks[-1].number
             # The rows are read after the node: what is final does not change any more, except by a repair.
             stored = await sweeping.stored_range(self._pool, self._sources.chain_id, read.first, last)
