@@ -120,7 +120,7 @@ class Backfill:
         if self._consumer_by_token is None:
             self._consumer_by_token = dict(await following.known_baskets(self._pool, chain_id, up_to=self.first - 1))
         async with self._node.session(reaching=self.last) as session:
-            read = await self._zone.read(session.node, self._done, self.last)
+            read = await self._zone.read(session.node, self._done, self.last, head=session.head)
         observation = Observation(self._sources, self._consumer_by_token)
         observation.read(read.logs, read.timestamp_by_block())
         observed = observation.observed

@@ -6,7 +6,7 @@ number is of the one branch there is; the last header of each range is stored as
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from datastore.rows import Block
@@ -43,10 +43,12 @@ class FinalZone:
         self._filters = sources.filters()
         self._size = RangeSize(blocks=max_range_blocks, ceiling=max_range_blocks)
 
-    async def read(self, node: Node, after: int, up_to: int) -> FinalRange:
+    async def read(self, node: Node, after: int, up_to: int, *, head: Header) -> FinalRange:
         """The range that follows block ``after`` and ends at ``up_to`` at the latest, which must be final.
 
-        ``node`` should be one endpoint's: headers and logs must fit together.
+        ``node`` should be one endpoint's, and ``head`` its newest block: headers and logs must fit together.  The last
+        block is the anchor of what follows, and final once it is stored, so it is not taken from a single answer: the
+        block after it must name it as its parent (a server behind the endpoint may be on another branch, hard case 26).
 
         Raises:
             NodeUnavailable: Call again.
@@ -55,7 +57,8 @@ class FinalZone:
         """
         while True:
             first, last = next_range(after, up_to, self._size)
-            headers = await node.headers_by_number(sorted({first, last}))
+            headers = await node.headers_by_number(sorted({first, last, min(last + 1, head.number)}))
+            _require_anchor(headers, last, head)
             try:
                 logs = await node.logs_in_range(first, last, self._filters)
             except RangeRefused:
@@ -73,18 +76,24 @@ class FinalZone:
             )
 
 
+def _require_anchor(headers: Mapping[int, Header], last: int, head: Header) -> None:
+    """Check the last block of a range against what is above it."""
+    named = headers[last + 1].parent_hash if last < head.number else head.hash
+    if headers[last].hash != named:
+        raise _contradiction(f"block {last} is not the one that the chain above it is built on")
+
+
+def _contradiction(reason: str) -> NodeAnswerInvalid:
+    return NodeAnswerInvalid("node", "several answers", reason, kind=Inconsistency.OTHER_BLOCK)
+
+
 def _blocks(known: dict[int, Header], logs: Sequence[Log], last: int) -> list[Block]:
     """The blocks to store, checked against their logs."""
     blocks: dict[int, Block] = {}
     for entry in logs:
         header = known.get(entry.block_number)
         if header is not None and header.hash != entry.block_hash:
-            raise NodeAnswerInvalid(
-                "node",
-                "several answers",
-                f"a log of block {entry.block_number} names another block hash than its header",
-                kind=Inconsistency.OTHER_BLOCK,
-            )
+            raise _contradiction(f"a log of block {entry.block_number} names another block hash than its header")
         if entry.block_number in blocks:
             continue
         if header is not None:

@@ -6,12 +6,12 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Literal, TypeAlias
 
 import structlog
 
-from datastore import following
+from datastore import factories, following
 from datastore.connection import Pool
 from datastore.errors import CursorMoved, FinalityViolated
 from datastore.following import Committed, Position, Rules
@@ -151,10 +151,11 @@ class Follower:
         return finality
 
     async def _follow_final(self, position: Position, tags: _Tags) -> bool:
-        read = await self._zone.read(self._node, position.cursor.number, tags.finalized)
+        read = await self._zone.read(self._node, position.cursor.number, tags.finalized, head=tags.head)
         if read.parent_hash != position.cursor.hash:
             return await self._follow_head(position, tags)
-        observation = Observation(self._sources, await self._known_baskets(position.cursor, position.baskets_version))
+        known = await self._known_baskets(position.cursor, position.baskets_version)
+        observation = Observation(self._sources, known)
         observation.read(read.logs, read.timestamp_by_block())
         await self._commit(position, position.cursor, read.blocks, observation, tags)
         return True
@@ -167,7 +168,8 @@ class Follower:
         headers = list(branch)[: min(BLOCKS_A_COMMIT, self._room_above(ancestor.number, tags))]
         if not headers:
             return await self._advance_finality(position, tags)
-        observation = Observation(self._sources, await self._known_baskets(ancestor, position.baskets_version))
+        known = await self._known_baskets(ancestor, position.baskets_version)
+        observation = Observation(self._sources, known)
         for header in headers:
             believed = self._sources.believed(observation.consumer_by_token)
             logs = await self._node.logs_of(header, self._sources.filters(), believed)
@@ -246,8 +248,10 @@ class Follower:
         return False
 
     async def _known_baskets(self, at: BlockRef, version: int) -> dict[bytes, bytes]:
+        """The baskets up to a block; with them, the factories that are live are read again."""
         if self._baskets is not None and self._baskets[:2] == (at, version):
             return self._baskets[2]
+        self._sources = replace(self._sources, more_factories=await factories.live(self._pool, self._sources.chain_id))
         return dict(await following.known_baskets(self._pool, self._sources.chain_id, up_to=at.number))
 
     async def _commit(

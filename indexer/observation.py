@@ -1,7 +1,7 @@
 """From a block range's logs to the rows that they mean.  Pure and total: a hostile log becomes a row with a reason.
 
-Who is believed: ``BasketCreated`` from the configured factory only; ``MintRequested`` from a token that this factory
-announced on this branch, or from the factory itself; ``MintExecuted`` from an announced consumer; ``ReportProcessed``
+Who is believed: ``BasketCreated`` from a configured factory only; ``MintRequested`` from a token that one of them
+announced on this branch, or from a factory itself; ``MintExecuted`` from an announced consumer; ``ReportProcessed``
 from the configured forwarder and for an announced consumer (hard case 37).  Logs are read in chain order, so that a
 basket which is created and used in one block is known when it is used (hard case 35).
 """
@@ -45,6 +45,12 @@ class Sources:
     forwarder: bytes
     catalog: EventCatalog
     secret: bytes = field(repr=False)
+    more_factories: frozenset[bytes] = frozenset()
+
+    @property
+    def factories(self) -> frozenset[bytes]:
+        """All whose baskets are believed."""
+        return self.more_factories | {self.factory}
 
     def filters(self) -> tuple[LogFilter, ...]:
         """What to ask a node for: by topic, so that baskets born in the asked blocks are found; filtered here."""
@@ -63,7 +69,8 @@ class Sources:
         catalog = self.catalog
         found = [
             LogFilter(
-                addresses=(self.factory,), topics=((catalog.basket_created_topic0, *catalog.mint_requested_topics0),)
+                addresses=tuple(sorted(self.factories)),
+                topics=((catalog.basket_created_topic0, *catalog.mint_requested_topics0),),
             )
         ]
         if consumer_by_token:
@@ -100,6 +107,7 @@ class Observation:
             consumer_by_token: The baskets that were announced on this branch before the logs that will be read.
         """
         self._sources = sources
+        self._factories = sources.factories
         self.consumer_by_token = dict(consumer_by_token)
         self._consumers = set(self.consumer_by_token.values())
         self.observed = Observed()
@@ -121,7 +129,7 @@ class Observation:
                 case Undecodable():
                     reason = decoded.reason
                 case BasketCreatedEvent():
-                    self._basket(log, decoded)
+                    reason = self._basket(log, decoded)
                 case MintRequestedEvent():
                     content = (log.tx_hash, log.address, log.topics, log.data)
                     reason = self._request(log, decoded, ranks[content], timestamp_by_block[log.block_number])
@@ -156,12 +164,12 @@ class Observation:
         catalog, sources = self._sources.catalog, self._sources
         topic0 = log.topics[0] if log.topics else b""
         if topic0 == catalog.basket_created_topic0:
-            if log.address == sources.factory:
+            if log.address in self._factories:
                 return BASKET_CREATED, catalog.decode_basket_created(log.topics, log.data)
             self.observed.foreign[BASKET_CREATED] += 1
         elif topic0 in catalog.mint_requested_topics0:
-            if log.address == sources.factory or log.address in self.consumer_by_token:
-                of_factory = log.address == sources.factory
+            of_factory = log.address in self._factories
+            if of_factory or log.address in self.consumer_by_token:
                 return MINT_REQUESTED, catalog.decode_mint_requested(log.topics, log.data, from_factory=of_factory)
             self.observed.foreign[MINT_REQUESTED] += 1
         elif topic0 == catalog.mint_executed_topic0:
@@ -189,7 +197,10 @@ class Observation:
             )
         )
 
-    def _basket(self, log: Log, event: BasketCreatedEvent) -> None:
+    def _basket(self, log: Log, event: BasketCreatedEvent) -> str | None:
+        """Add the basket; or say why there is none: a token keeps the consumer that it was born with."""
+        if event.stablecoin in self.consumer_by_token:
+            return "the stablecoin is a basket already"
         self.consumer_by_token[event.stablecoin] = event.consumer
         self._consumers.add(event.consumer)
         self.observed.baskets.append(
@@ -207,13 +218,14 @@ class Observation:
                 symbol=display_text(event.symbol),
             )
         )
+        return None
 
     def _request(self, log: Log, event: MintRequestedEvent, rank: int, timestamp: int) -> str | None:
         """Add the request; or say why there is none, for a factory may name a token that it never announced."""
         stablecoin = log.address if event.stablecoin is None else event.stablecoin
         consumer = self.consumer_by_token.get(stablecoin)
         if consumer is None:
-            return "the stablecoin is no basket of this factory"
+            return "the stablecoin is no basket that was announced"
         sources = self._sources
         identity = request_identity(
             chain_id=sources.chain_id,

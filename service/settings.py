@@ -49,6 +49,17 @@ class Finality:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LateFactory:
+    """A factory beside the first one, and the block of its deployment."""
+
+    address: bytes
+    start_block: int
+
+    def __str__(self) -> str:
+        return f"0x{self.address.hex()}@{self.start_block}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Listen:
     """Where the HTTP server binds; the host without the brackets of IPv6."""
 
@@ -98,6 +109,20 @@ def parse_address(text: str) -> bytes:
 
 def _address(value: object) -> object:
     return parse_address(value) if isinstance(value, str) else value
+
+
+def _late_factories(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    found = []
+    for item in _items(value):
+        address, at, number = item.partition("@")
+        if not at or re.fullmatch(r"[0-9]{1,18}", number) is None:
+            raise ValueError("expected 0xADDRESS@DEPLOYMENT_BLOCK for each")
+        found.append(LateFactory(address=parse_address(address), start_block=int(number)))
+    if len({factory.address for factory in found}) < len(found):
+        raise ValueError("a factory stands there twice")
+    return tuple(found)
 
 
 def _workflow_ids(value: object) -> object:
@@ -242,6 +267,11 @@ class Settings(BaseModel):
         default=None, description="WebSocket URL of a node: tells of new heads sooner, never needed"
     )
     factory_address: Address | None = Field(default=None, description="the basket factory, 0x and 40 hex digits")
+    more_factories: Annotated[tuple[LateFactory, ...], BeforeValidator(_late_factories)] = Field(
+        default=(),
+        description="more basket factories, 0xADDRESS@DEPLOYMENT_BLOCK, comma-separated; one that is added later is"
+        " followed once its history is recorded, and what was asked of it before is held",
+    )
     forwarder_address: Address | None = Field(
         default=None, description="the CRE forwarder that delivers reports, 0x and 40 hex digits"
     )

@@ -17,10 +17,11 @@ from typing import Final, Literal, TypeAlias, TypeVar
 import click
 import structlog
 
-from datastore import claims, listening, pinning, quarantine, schema, status
+from datastore import claims, factories, listening, pinning, quarantine, schema, status
 from datastore.claims import Pacing
 from datastore.connection import Pool, Role, check_server, open_pool
 from datastore.errors import DatastoreUnavailable, DatastoreUnsuitable, FinalityViolated
+from datastore.factories import Factory
 from datastore.following import CONFIRMED_CHANNEL, Rules
 from datastore.identity import derive_nonce, secret_check_value
 from datastore.rows import Block
@@ -28,6 +29,7 @@ from datastore.tally import Tally
 from indexer.abi_files import load_abis
 from indexer.decoding import EventCatalog
 from indexer.follower import FinalityRule, Follower
+from indexer.late_factories import LateFactories
 from indexer.observation import Sources
 from indexer.policy import Policy
 from indexer.sweep import Examiner, Sweep
@@ -56,6 +58,7 @@ log = structlog.get_logger(__name__)
 INDEXER: Final = "indexer"
 INVOCATOR: Final = "invocator"
 SWEEP: Final = "sweep"
+LATE_FACTORIES: Final = "late_factories"
 PARTS: Final = (INDEXER, INVOCATOR)
 
 _RPC_TIMEOUT_SECONDS: Final = 30.0
@@ -134,6 +137,8 @@ async def run(
             running += [indexer, _sweep(settings, pool, node, sources, pinned, reached), *_probing(settings, node)]
             companions += _listening(settings, indexer)
             troubles = _troubles(node, follower)
+            await _declare(pool, node, settings, sources)
+            running += _late_factories(settings, pool, node, sources, pinned, reached)
             await pinning.clear_halt(pool, sources.chain_id)
         if INVOCATOR in parts:
             role = Role.READER if settings.cre_mode == "dry-run" else Role.INVOCATOR
@@ -255,6 +260,7 @@ def _sources(settings: Settings, secret: bytes) -> Sources:
         forwarder=_present(settings.forwarder_address),
         catalog=EventCatalog(load_abis(settings.abi_dir or packaged_abis())),
         secret=secret,
+        more_factories=frozenset(factory.address for factory in settings.more_factories),
     )
 
 
@@ -415,6 +421,41 @@ def _sweep(
     return _part(SWEEP, _halting(sweep.tick, pool, sources.chain_id), settings)
 
 
+async def _declare(pool: Pool, node: Node, settings: Settings, sources: Sources) -> None:
+    """Compare the factories beside the first one with the rows."""
+    declared = []
+    async with node.session() as session:
+        for factory in settings.more_factories:
+            code_hash = await session.node.code_hash(factory.address)
+            if code_hash is None:
+                raise DatastoreUnsuitable(
+                    f"BSKT_MORE_FACTORIES: no contract is at 0x{factory.address.hex()} on chain {sources.chain_id}"
+                )
+            declared.append(
+                Factory(address=factory.address, code_hash=code_hash, start_block_number=factory.start_block)
+            )
+    await factories.declare(pool, sources.chain_id, declared)
+
+
+def _late_factories(
+    settings: Settings, pool: Pool, node: Node, sources: Sources, pinned: pinning.Pinned, reached: Reached
+) -> list[Part]:
+    """Its own part as well: the others are followed while the history of a new one is read."""
+    if not settings.more_factories:
+        return []
+    late = LateFactories(
+        pool=pool,
+        node=node,
+        sources=sources,
+        rules=_rules(settings, sources, pinned),
+        trigger_finality=_finality(settings.trigger_finality),
+        complete_finality=_finality(settings.complete_finality),
+        max_range_blocks=settings.max_log_range_blocks,
+        reached=reached,
+    )
+    return [_part(LATE_FACTORIES, _halting(late.tick, pool, sources.chain_id), settings)]
+
+
 def _rules(settings: Settings, sources: Sources, pinned: pinning.Pinned) -> Rules:
     cap, minimum = settings.max_mint_tokens, settings.min_mint_tokens
     return Rules(
@@ -422,7 +463,7 @@ def _rules(settings: Settings, sources: Sources, pinned: pinning.Pinned) -> Rule
             max_mint_wei=None if cap is None else wei(cap),
             min_mint_wei=None if minimum is None else wei(minimum),
             max_drift_wei=wei(settings.max_drift_tokens),
-            forbidden_beneficiaries=frozenset({sources.factory, sources.forwarder}),
+            forbidden_beneficiaries=sources.factories | {sources.forwarder},
         ),
         contest=settings.contested_reference == "review",
         first_trigger_block_number=pinned.first_trigger_block_number,
