@@ -366,9 +366,9 @@ WHERE r.chain_id = $1 AND r.id <> $2
   )
 """
 
-# $1 id, $2 reason, $3 interval, or NULL for the next UTC day
+# A person's hold, which came meanwhile, does not end by itself.  $1 id, $2 reason, $3 interval, or NULL for the next UTC day
 _HOLD: Final = """
-UPDATE mint_request SET held_at = clock_timestamp(), held_reason = $2,
+UPDATE mint_request SET held_at = coalesce(held_at, clock_timestamp()), held_reason = coalesce(held_reason, $2),
     next_attempt_at = CASE WHEN $3::interval IS NULL
         THEN date_trunc('day', clock_timestamp(), 'UTC') + interval '1 day'
         ELSE clock_timestamp() + $3::interval END

@@ -60,17 +60,21 @@ class Committed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Position:
-    """Where the follower stands: its cursor and the highest finality that it believed."""
+    """Where the follower stands: its cursor and the highest finality that it believed.
+
+    ``baskets_version`` tells whether baskets that were read before are still all there are.
+    """
 
     cursor: BlockRef
     finalized: int
     safe: int
     head: int
+    baskets_version: int = 0
 
 
 # $1 chain
 _POSITION: Final = """
-SELECT block_number, block_hash, finalized_number, safe_number, head_number FROM cursor WHERE chain_id = $1
+SELECT block_number, block_hash, finalized_number, safe_number, head_number, baskets_version FROM cursor WHERE chain_id = $1
 """
 
 # $1 chain, $2 lowest number
@@ -80,7 +84,8 @@ WHERE chain_id = $1 AND canonical AND number >= $2
 ORDER BY number
 """
 
-# $1 chain, $2 expected number, $3 expected hash, $4 new number, $5 new hash, $6 head, $7 finalized, $8 safe, $9 ancestor
+# $1 chain, $2 expected number, $3 expected hash, $4 new number, $5 new hash, $6 head, $7 finalized, $8 safe, $9 ancestor,
+# $10 the version of the baskets that the batch was made with, or NULL
 _MOVE_CURSOR: Final = """
 UPDATE cursor SET
     block_number = $4,
@@ -90,6 +95,7 @@ UPDATE cursor SET
     safe_number = greatest(safe_number, finalized_number, $7, $8),
     indexed_at = clock_timestamp()
 WHERE chain_id = $1 AND block_number = $2 AND block_hash = $3 AND finalized_number <= $9
+  AND ($10::bigint IS NULL OR baskets_version = $10)
 """
 
 # $1 chain, $2 numbers, $3 hashes, $4 parents, $5 timestamps
@@ -397,6 +403,7 @@ async def position(pool: Pool, chain_id: int) -> Position:
         finalized=row["finalized_number"],
         safe=row["safe_number"],
         head=row["head_number"],
+        baskets_version=row["baskets_version"],
     )
 
 
@@ -497,12 +504,23 @@ async def record(
     hold_reason: str | None,
 ) -> None:
     """Add what a batch of final history says to the rows, and settle what follows; the cursor's row must be locked."""
+    if batch.baskets:
+        await baskets_changed(connection, chain_id)
     await _insert_observations(connection, chain_id, batch)
     await _insert_requests(connection, chain_id, batch.requests, rules, hold_reason, committed)
     await _settle_outcomes(connection, chain_id, [block.hash for block in batch.blocks], committed)
     await _judge(connection, chain_id, batch.finality.trigger, rules, committed)
     await _settle_finality(connection, chain_id, batch.finality, committed)
     await _announce(connection, chain_id, committed)
+
+
+async def baskets_changed(connection: Connection, chain_id: int) -> None:
+    """Tell whoever follows that the baskets below the cursor are others than before."""
+    await connection.execute(
+        # $1 chain
+        "UPDATE cursor SET baskets_version = baskets_version + 1 WHERE chain_id = $1",
+        chain_id,
+    )
 
 
 async def _announce(connection: Connection, chain_id: int, committed: Committed) -> None:
@@ -525,6 +543,7 @@ async def _move_cursor(connection: Connection, chain_id: int, batch: Batch) -> C
         min(finality.finalized, cursor.number),
         min(finality.safe, cursor.number),
         batch.ancestor.number,
+        batch.baskets_version,
     )
     if status != "UPDATE 1":
         row = await connection.fetchrow(_POSITION, chain_id)

@@ -92,6 +92,7 @@ class Standing:
     reason: str | None
     facts: Facts
     held_reason: str | None
+    hold_ends_by_itself: bool
     generation: int
     frozen_mode: str | None
     is_frozen_for_its_consumer: bool
@@ -194,7 +195,7 @@ def _judge_retry(standing: Standing) -> Verdict:
     how = {
         State.IN_DOUBT: "the same bytes are sent again under the same id",
         State.CONFIRMED: "it waits for a slot, for nothing of it was sent yet",
-        State.SEEN: "it waits until it is final enough, for nothing of it was sent yet",
+        State.SEEN: "it is judged when it is final enough, for nothing of it was sent yet",
     }[after]
     return Will(
         sentence=_about(standing, f"goes from {state} to {after}: {how}."), after=after, warnings=_warn_retry(standing)
@@ -345,7 +346,7 @@ _NOT_TO_HOLD: Final[dict[State, tuple[str, str]]] = {
 
 
 def _judge_hold(standing: Standing) -> Verdict:
-    if standing.held_reason is not None:
+    if standing.held_reason is not None and not standing.hold_ends_by_itself:
         return AlreadySo(sentence=_about(standing, f"is held already ({standing.held_reason})."))
     if standing.state in _NOT_TO_HOLD:
         return _refused(standing, *_NOT_TO_HOLD[standing.state])

@@ -394,7 +394,7 @@ RULES: Final[tuple[Rule, ...]] = (
         actors=_OPERATOR,
         sources=(_S.FAILED, _S.REVIEW),
         target=_S.CONFIRMED,
-        when="not sent, final enough; nothing speaks against it¹",
+        when="not sent, final enough and judged before; nothing speaks against it¹",
         guard=lambda facts: not facts.sent and facts.final_enough and _may_retry(facts),
     ),
     Rule(
@@ -402,7 +402,7 @@ RULES: Final[tuple[Rule, ...]] = (
         actors=_OPERATOR,
         sources=(_S.FAILED, _S.REVIEW),
         target=_S.SEEN,
-        when="not sent, not final enough; nothing speaks against it¹",
+        when="not sent, not final enough or never judged; nothing speaks against it¹",
         guard=lambda facts: not facts.sent and not facts.final_enough and _may_retry(facts),
     ),
     Rule(

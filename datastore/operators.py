@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from typing import Final, TypeAlias, assert_never
 
 import asyncpg
 
 from datastore import quarantine
+from datastore.claims import HELD_FOR_NOW
 from datastore.connection import Connection, Pool, unit
 from datastore.errors import DatastoreError
 from datastore.following import Position
@@ -39,7 +40,7 @@ from datastore.instructions import (
     Will,
     judge,
 )
-from datastore.lifecycle import Event, State
+from datastore.lifecycle import RULES, Event, State
 from datastore.quarantine import NonceOf
 from datastore.rows import BlockRef
 from datastore.settlement import Horizon, Known, Move, known, move
@@ -63,9 +64,21 @@ _POSITION: Final = """
 SELECT block_number, block_hash, finalized_number, safe_number, head_number FROM cursor WHERE chain_id = $1
 """
 
-# $1 request
+# What came to review without the indexer's judgement (policy, duplicates): a retry must not go around it.
+_UNJUDGED: Final = tuple(
+    rule.event.value
+    for rule in RULES
+    if State.SEEN in rule.sources and rule.target is State.REVIEW and rule.event is not Event.JUDGED_FOR_REVIEW
+)
+
+# $1 request, $2 reasons of an unjudged review
 _STANDING: Final = """
 SELECT
+    EXISTS (
+        SELECT FROM mint_transition t
+        WHERE t.request_id = r.id AND t.from_state = 'seen'
+          AND (t.to_state IN ('confirmed', 'rejected') OR (t.to_state = 'review' AND t.reason <> ALL($2::text[])))
+    ) AS was_judged,
     r.held_reason, r.generation, r.identity, r.nonce, r.lease_ends_at, f.mode,
     coalesce(
         coalesce(
@@ -223,7 +236,7 @@ async def instruct(
             raise RequestUnknown(f"chain {chain_id} has no request {request_id}; `bskt requests list` shows them")
         horizon = finality(await _position(connection, chain_id))
         request = (await known(connection, [request_id], horizon))[request_id]
-        row = await connection.fetchrow(_STANDING, request_id)
+        row = await connection.fetchrow(_STANDING, request_id, list(_UNJUDGED))
         if row is None:
             raise AssertionError(f"request {request_id} is locked and gone")
         standing = _standing(request, row, finalized=(await _position(connection, chain_id)).finalized)
@@ -375,8 +388,9 @@ def _standing(request: Known, row: asyncpg.Record, *, finalized: int) -> Standin
         request_id=request.request_id,
         state=request.state,
         reason=request.reason,
-        facts=request.facts,
+        facts=replace(request.facts, final_enough=request.facts.final_enough and row["was_judged"]),
         held_reason=row["held_reason"],
+        hold_ends_by_itself=row["held_reason"] in HELD_FOR_NOW,
         generation=row["generation"],
         frozen_mode=row["mode"],
         is_frozen_for_its_consumer=row["is_frozen_for_its_consumer"],

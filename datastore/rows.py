@@ -132,7 +132,8 @@ class Batch:
     """One commit of the indexer: leave what is above ``ancestor``, add what follows it.
 
     ``expected`` is the cursor that the batch was built on; ``ancestor`` equals it unless the branch was left.
-    ``blocks`` ascend; the last one is the new cursor.  Everything else belongs to these blocks.
+    ``blocks`` ascend; the last one is the new cursor.  Everything else belongs to these blocks.  ``baskets_version`` is
+    of the baskets that it was made with; ``None`` where that does not matter.
     """
 
     expected: BlockRef
@@ -145,6 +146,7 @@ class Batch:
     requests: tuple[Request, ...] = ()
     mints: tuple[Mint, ...] = ()
     reports: tuple[Report, ...] = ()
+    baskets_version: int | None = None
 
 
 Place: TypeAlias = tuple[bytes, int]

@@ -13,7 +13,7 @@ from datastore.lifecycle import State
 # $1 chain
 _POSITION: Final = """
 SELECT
-    c.head_number, c.safe_number, c.finalized_number, c.block_number, c.block_hash, c.indexed_at,
+    c.head_number, c.safe_number, c.finalized_number, c.block_number, coalesce(w.block_number, -1) AS swept, c.block_hash, c.indexed_at,
     clock_timestamp() AS read_at,
     nullif(b.timestamp, 0) AS block_timestamp,
     k.paused_at, k.paused_reason, k.quarantined_at, k.quarantined_reason, k.quarantined_until, k.halted_at, k.halted_reason,
@@ -21,6 +21,7 @@ SELECT
     (SELECT max(version) FROM schema_version) AS schema_version
 FROM cursor c
 JOIN control k ON k.chain_id = c.chain_id
+LEFT JOIN sweep w ON w.chain_id = c.chain_id
 LEFT JOIN block b ON b.chain_id = c.chain_id AND b.hash = c.block_hash
 WHERE c.chain_id = $1
 """
@@ -118,6 +119,7 @@ class Snapshot:
     safe: int
     finalized: int
     indexed: int
+    swept: int
     indexed_hash: bytes
     indexed_at: datetime
     indexed_timestamp: int | None
@@ -219,6 +221,7 @@ async def snapshot(pool: Pool, chain_id: int) -> Snapshot | None:
         safe=position["safe_number"],
         finalized=position["finalized_number"],
         indexed=position["block_number"],
+        swept=position["swept"],
         indexed_hash=position["block_hash"],
         indexed_at=position["indexed_at"],
         indexed_timestamp=position["block_timestamp"],

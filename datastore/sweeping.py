@@ -21,7 +21,7 @@ import orjson
 from datastore.alarms import AlarmKind
 from datastore.connection import Connection, Pool, translated, unit
 from datastore.errors import CursorMoved
-from datastore.following import Committed, Rules, lose, record
+from datastore.following import Committed, Rules, baskets_changed, lose, record
 from datastore.rows import Batch, BlockRef, Difference, Kind, LogRow, StoredRange
 
 _SHOWN_DIFFERENCES: Final = 3
@@ -241,7 +241,8 @@ async def _repaired(
     keys = ([d.block_hash for d in places], [d.log_index for d in places])
     await connection.execute(_LOSE_BLOCKS, chain_id, [d.block_hash for d in wrong if d.log_index is None])
     await connection.execute(_LOSE_LOGS, chain_id, *keys)
-    await connection.execute(_LOSE_BASKETS, chain_id, *keys)
+    if await connection.execute(_LOSE_BASKETS, chain_id, *keys) != "UPDATE 0":
+        await baskets_changed(connection, chain_id)
     reports = [row["execution_id"] for row in await connection.fetch(_LOSE_REPORTS, chain_id, *keys)]
     mints = [row["request_id"] for row in await connection.fetch(_LOSE_MINTS, chain_id, *keys)]
     requests = [row["id"] for row in await connection.fetch(_LOSE_REQUESTS, chain_id, *keys)]

@@ -17,6 +17,7 @@ from datastore.alarms import AlarmKind
 from datastore.connection import Connection, Pool, unit
 from datastore.judgement import DUPLICATE_BANK_REFERENCE
 from datastore.lifecycle import State
+from datastore.rows import Kind
 
 BOUNDS_SECONDS: Final = (
     1.0,
@@ -82,6 +83,8 @@ FROM report WHERE chain_id = $1 AND block_number > $2 AND block_number <= $3 GRO
 """
 # $1 chain
 _ALARMS: Final = "SELECT kind, count(*) AS times FROM alarm WHERE chain_id = $1 GROUP BY kind"
+# $1 chain
+_DIFFERENCES: Final = "SELECT kind, count(*) AS times FROM sweep_difference WHERE chain_id = $1 GROUP BY kind"
 # $1 chain, $2 bounds
 _REORGS: Final = """
 SELECT width_bucket(orphaned_blocks::float8, $2::float8[]) AS bucket, sum(orphaned_blocks)::float8 AS blocks, count(*) AS times
@@ -130,6 +133,7 @@ class Totals:
     attempt_seconds: Histogram = field(default_factory=_seconds)
     # From zero on, so that an alert sees the first one as an increase.
     alarms: Counter[str] = field(default_factory=lambda: Counter({kind.value: 0 for kind in AlarmKind}))
+    differences: Counter[str] = field(default_factory=lambda: Counter({kind.value: 0 for kind in Kind}))
     reorg_depth: Histogram = field(default_factory=lambda: Histogram(tuple(map(float, BOUNDS_BLOCKS))))
 
 
@@ -163,6 +167,7 @@ class Tally:
             newly_settled = await self._window(connection, self._settled_up_to, settled_up_to)
             fresh = await self._window(connection, settled_up_to, now)
             alarms = await connection.fetch(_ALARMS, self._chain_id)
+            differences = await connection.fetch(_DIFFERENCES, self._chain_id)
             reorgs = await connection.fetch(_REORGS, self._chain_id, [float(bound) for bound in BOUNDS_BLOCKS])
         # Only now: a reading that failed half-way must not count its part twice.
         newly_settled.add_to(self._settled)
@@ -170,6 +175,7 @@ class Tally:
         totals = deepcopy(self._settled)
         fresh.add_to(totals)
         totals.alarms.update({row["kind"]: row["times"] for row in alarms})
+        totals.differences.update({row["kind"]: row["times"] for row in differences})
         for row in reorgs:
             totals.reorg_depth.add(row["bucket"], row["times"], row["blocks"])
         return totals

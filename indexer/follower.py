@@ -98,8 +98,8 @@ class Follower:
         self._complete = complete_finality
         self._zone = FinalZone(sources, max_range_blocks=max_range_blocks)
         self._reached = reached
-        # A cache of rows, believed only while the cursor is the one that it was read at.
-        self._baskets: tuple[BlockRef, dict[bytes, bytes]] | None = None
+        # A cache of rows, believed only while cursor and version are those that it was read at.
+        self._baskets: tuple[BlockRef, int, dict[bytes, bytes]] | None = None
 
     async def tick(self) -> bool:
         """Index what follows the cursor; ``True`` if there is more to do at once.
@@ -154,7 +154,7 @@ class Follower:
         read = await self._zone.read(self._node, position.cursor.number, tags.finalized)
         if read.parent_hash != position.cursor.hash:
             return await self._follow_head(position, tags)
-        observation = Observation(self._sources, await self._known_baskets(position.cursor))
+        observation = Observation(self._sources, await self._known_baskets(position.cursor, position.baskets_version))
         observation.read(read.logs, read.timestamp_by_block())
         await self._commit(position, position.cursor, read.blocks, observation, tags)
         return True
@@ -167,7 +167,7 @@ class Follower:
         headers = list(branch)[: min(BLOCKS_A_COMMIT, self._room_above(ancestor.number, tags))]
         if not headers:
             return await self._advance_finality(position, tags)
-        observation = Observation(self._sources, await self._known_baskets(ancestor))
+        observation = Observation(self._sources, await self._known_baskets(ancestor, position.baskets_version))
         for header in headers:
             believed = self._sources.believed(observation.consumer_by_token)
             logs = await self._node.logs_of(header, self._sources.filters(), believed)
@@ -245,9 +245,9 @@ class Follower:
         await self._commit(position, position.cursor, [], observation, tags)
         return False
 
-    async def _known_baskets(self, at: BlockRef) -> dict[bytes, bytes]:
-        if self._baskets is not None and self._baskets[0] == at:
-            return self._baskets[1]
+    async def _known_baskets(self, at: BlockRef, version: int) -> dict[bytes, bytes]:
+        if self._baskets is not None and self._baskets[:2] == (at, version):
+            return self._baskets[2]
         return dict(await following.known_baskets(self._pool, self._sources.chain_id, up_to=at.number))
 
     async def _commit(
@@ -273,12 +273,13 @@ class Follower:
             requests=tuple(observed.requests),
             mints=tuple(observed.mints),
             reports=tuple(observed.reports),
+            baskets_version=position.baskets_version,
         )
         self._reached("indexer.before_commit")
         committed = await following.commit(self._pool, self._sources.chain_id, batch, self._rules)
         self._reached("indexer.after_commit")
         if blocks:
-            self._baskets = (committed.cursor, observation.consumer_by_token)
+            self._baskets = (committed.cursor, position.baskets_version, observation.consumer_by_token)
         if committed.orphaned_blocks:
             log.warning(
                 "chain.reorg_applied",

@@ -4,7 +4,8 @@ A node may give an answer that is short, or of another block, and look in order:
 final zone nothing does.  So each final block is read once more, from another endpoint than the one that is followed,
 and compared with the rows.  A difference is believed only if a second reading, by the receipts of the block itself and
 again from another endpoint where there is one, says the same as the first.  Then the rows are repaired; where the two
-readings differ, the rows stay as they are and a person is told.
+readings differ, the rows stay as they are and a person is told.  An endpoint that is alone may add to the rows, but
+what it told us once and denies now is not taken from them: that needs two endpoints, or a person.
 
 A request that is found late was final before it was found: it is judged at once, as any other, and held where the start
 was told to hold blocks of its age.
@@ -21,7 +22,7 @@ from datastore import following, sweeping
 from datastore.connection import Pool
 from datastore.errors import CursorMoved, FinalityViolated
 from datastore.following import Position, Rules
-from datastore.rows import Batch, Block, Difference, Finality, LogRow, Place
+from datastore.rows import Batch, Block, Difference, Finality, Kind, LogRow, Place
 from indexer.differences import compare, is_confirmed, of_places
 from indexer.final_zone import FinalRange, FinalZone
 from indexer.follower import BLOCKS_A_COMMIT, FinalityRule, Reached, report
@@ -56,8 +57,13 @@ class Examined:
         first, second = self.readers
         if self.repair is not None:
             return f"Endpoints {first} and {second} agree; the rows were repaired."
+        if first == second:
+            return (
+                f"Endpoint {first} said otherwise before, and there is no other to ask; the rows stay as they are.  "
+                f"Add an endpoint to BSKT_RPC_URL, then run `bskt verify --blocks {self.first}:{self.last} --repair`."
+            )
         return (
-            f"Endpoint {first} says so, endpoint {second} does not; the rows were left as they are.  Take the one that "
+            f"Endpoint {first} says so, endpoint {second} does not; the rows stay as they are.  Take the one that "
             f"is wrong out of BSKT_RPC_URL, then run `bskt verify --blocks {self.first}:{self.last} --repair`."
         )
 
@@ -83,8 +89,10 @@ class Examiner:
         self._complete = complete_finality
         self._zone = FinalZone(sources, max_range_blocks=max_range_blocks)
 
-    async def examine(self, after: int, up_to: int) -> Examined:
+    async def examine(self, after: int, up_to: int, *, by_hand: bool = False) -> Examined:
         """Compare the blocks that follow block ``after``, up to ``up_to`` at the latest, which must be final.
+
+        ``by_hand`` lets the only endpoint that there is take something from the rows.
 
         Raises:
             NodeUnavailable: Call again; nothing is known.
@@ -108,7 +116,7 @@ class Examiner:
         found = compare(stored, told, observation.observed)
         if not found:
             return Examined(first=read.first, last=last, differences=(), repair=None, readers=(reader, None))
-        return await self._confirmed(position, read, told, observation.observed, found, reader)
+        return await self._confirmed(position, read, told, observation.observed, found, reader, by_hand=by_hand)
 
     async def _require_final(self, node: Node, position: Position) -> None:
         """One block of ours may be a node's mistake; if the newest final one is not on the chain either, all are."""
@@ -127,6 +135,8 @@ class Examiner:
         observed: Observed,
         found: Sequence[Difference],
         reader: str,
+        *,
+        by_hand: bool,
     ) -> Examined:
         numbers = sorted({difference.block_number for difference in found})
         last = read.blocks[-1].number
@@ -137,6 +147,9 @@ class Examiner:
         async with self._node.second_opinion(than=reader, reaching=last) as session:
             disputed = await _disputed(session.node, [d for d in found if d.block_number <= last], rows, hashes)
             second = session.node.endpoint_name
+        if second == reader and not by_hand:
+            taken = [d.block_number for d in found if d.kind is not Kind.MISSING and d.block_number <= last]
+            disputed = min([*taken, *([] if disputed is None else [disputed])], default=None)
         first = read.first
         if disputed is not None and disputed > first:
             last = disputed - 1  # what is before it is beyond dispute; the next look begins with it

@@ -46,6 +46,7 @@ def families(snapshot: Snapshot, chain_id: int) -> list[Metric]:
         "bskt_chain_safe_block": ("Highest safe block that is indexed.", snapshot.safe),
         "bskt_chain_finalized_block": ("Highest finalized block that is indexed.", snapshot.finalized),
         "bskt_indexed_block": ("Last block that is indexed.", snapshot.indexed),
+        "bskt_swept_block": ("Last final block that was compared with the chain a second time.", snapshot.swept),
         "bskt_indexed_block_timestamp_seconds": (
             "Its own time, Unix seconds; 0 before the first.",
             float(snapshot.indexed_timestamp or 0),
@@ -143,6 +144,12 @@ def counted(totals: Totals, chain_id: int) -> list[Metric]:
         _by_label(totals.duplicates),
     )
     counter("bskt_alarms", "Alarms raised.", ("kind",), _by_label(totals.alarms))
+    counter(
+        "bskt_sweep_differences",
+        "Rows of final blocks that were not what the chain says.",
+        ("kind",),
+        _by_label(totals.differences),
+    )
     unattributed = totals.alarms["unattributed_mint"]
     counter("bskt_unattributed_mints", "Mints that no request of ours accounts for.", (), {(): unattributed})
     violations = totals.alarms["finality_violated"]

@@ -99,7 +99,7 @@ async def run(
         done = found.first - 1
         while done < found.last:
             try:
-                examined = await examiner.examine(done, found.last)
+                examined = await examiner.examine(done, found.last, by_hand=True)
             except EndpointChanged:
                 continue  # another endpoint is at hand
             if repair and examined.repair is not None:

@@ -12,11 +12,9 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 from functools import wraps
-from pathlib import Path
 from typing import Any, Final, TypeAlias, TypeVar
 from uuid import uuid4
 
-from eth_hash.auto import keccak
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
@@ -24,22 +22,11 @@ from datastore import claims, sweeping
 from datastore.claims import Answered, Frozen, Pacing
 from datastore.connection import Pool
 from datastore.errors import FinalityViolated
-from datastore.following import Rules
-from datastore.identity import derive_nonce, execution_id_candidates
-from datastore.pinning import Pin, pin_first_start
-from datastore.rows import Block as FirstBlock
-from indexer.abi_files import load_abis
-from indexer.decoding import EventCatalog
+from datastore.identity import execution_id_candidates
 from indexer.follower import FinalityRule, Follower
-from indexer.observation import Sources
-from indexer.policy import Policy
-from indexer.sweep import Examiner, Sweep
-from node.endpoint import RpcEndpoint
 from node.errors import EndpointChanged, NodeUnavailable, RangeRefused
-from node.identity import ChainIdentity
-from node.node import Node
-from node.pool import EndpointPool
-from tests.chain_model.chain import FACTORY, FORWARDER, Deliver, Transaction, digest, user
+from tests.chain_model.chain import Deliver, Transaction, digest, user
+from tests.chain_model.daemon import RULES, Daemon, pin
 from tests.chain_model.faults import SILENT, Fault
 from tests.chain_model.oracle import Oracle
 from tests.chain_model.rpc import HonestNode
@@ -48,22 +35,12 @@ from tests.chain_model.world import CHAIN_ID, KINDS, Order, World
 
 T = TypeVar("T")
 
-SECRET: Final = b"a secret of the chain model, 32 b"
 WORKFLOW: Final = digest("workflow")
 PACING: Final = Pacing(seconds_per_trigger=0, burst=1, max_in_flight=1_000)
-CATALOG: Final = EventCatalog(load_abis(Path(__file__).parents[2] / "abi"))
 
-# Deleting is a hundred times faster than truncating as long as the tables are small.
-_TABLES: Final = (
-    *("attempt", "frozen_request", "execution_id", "basket_turn", "workflow_slot", "workflow", "alarm", "report"),
-    *("mint_execution", "mint_transition", "operator_action", "mint_request", "reorg", "basket", "log", "block"),
-    *("sweep_difference", "sweep", "control", "cursor", "chain"),
-)
-_EMPTY: Final = ";".join(f"DELETE FROM {table}" for table in _TABLES)  # noqa: S608 - names of ours
 _TICKS_TO_SETTLE: Final = 400
 _REST_SECONDS: Final = 4_000.0  # longer than any endpoint rests
 _PATIENCE_SECONDS: Final = 30.0
-_HANG_SECONDS: Final = 0.4
 
 
 class Killed(Exception):
@@ -100,19 +77,16 @@ class Arena:
     owner_pool: Pool
     server: Server
     tally: Tally
+    tables: tuple[str, ...]
+
+    async def empty(self) -> None:
+        """Delete every row.  As long as the tables are small, that is a hundred times faster than truncating them."""
+        async with self.owner_pool.acquire() as connection, connection.transaction():
+            await connection.execute("SET LOCAL session_replication_role = replica")  # no foreign key minds the order
+            await connection.execute(";".join(f"DELETE FROM {table}" for table in self.tables))  # noqa: S608 - ours
 
     def run(self, work: Coroutine[object, object, T]) -> T:
         return self.loop.run_until_complete(work)
-
-
-@dataclass(slots=True)
-class Clock:
-    """Seconds that pass when a test says so."""
-
-    now: float = 0.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 def operation(**strategies: st.SearchStrategy[Any]) -> Callable[[Callable[..., None]], Any]:
@@ -148,9 +122,8 @@ class Histories(RuleBasedStateMachine):
         self.arena = arena
         self.world = World()
         self.oracle = Oracle(chain_id=CHAIN_ID, blocks_by_hash=self.world.blocks_by_hash)
-        self.clock = Clock()
         self.sent: list[claims.Order] = []
-        self.nodes: list[Node] = []
+        self.daemon: Daemon | None = None
         self.trigger = FinalityRule(tag="finalized")
         self.max_range_blocks = 5
         self.kill_at: tuple[str, int] | None = None
@@ -186,101 +159,24 @@ class Histories(RuleBasedStateMachine):
 
     async def _begin(self) -> None:
         self.arena.tally.sequences += 1
-        await self.arena.owner_pool.execute(_EMPTY)
+        await self.arena.empty()
         self.arena.server.endpoints = self.world.endpoints
-        genesis = self.world.genesis
-        await pin_first_start(
-            self.arena.indexer_pool,
-            Pin(
-                chain_id=CHAIN_ID,
-                genesis_hash=genesis.hash,
-                factory_address=FACTORY,
-                factory_code_hash=digest("code"),
-                forwarder_address=FORWARDER,
-                secret_check=b"check",
-            ),
-            start=FirstBlock(number=1, hash=digest("one"), parent_hash=genesis.hash, timestamp=genesis.timestamp),
-            first_trigger_block_number=0,
-        )
+        await pin(self.arena.indexer_pool, self.world)
         await claims.list_workflows(self.arena.invocator_pool, CHAIN_ID, [WORKFLOW])
-        self._start()
-
-    def _start(self) -> None:
-        """A new process: nothing is remembered but the rows."""
-        self.node = self._node(range(len(self.world.endpoints)))
-        self.follower = self._follower(self.node)
-        self.sweep = Sweep(
+        self.daemon = Daemon(
             pool=self.arena.indexer_pool,
-            chain_id=CHAIN_ID,
-            examiner=self._examiner(self.node),
-            rules=self._rules(),
-            reached=self._reached,
-        )
-
-    def _follower(self, node: Node) -> Follower:
-        return Follower(
-            pool=self.arena.indexer_pool,
-            node=node,
-            sources=self._sources(),
-            rules=self._rules(),
-            trigger_finality=self.trigger,
-            complete_finality=FinalityRule(tag="finalized"),
+            server=self.arena.server,
+            world=self.world,
+            trigger=self.trigger,
             max_range_blocks=self.max_range_blocks,
             reached=self._reached,
-            clock=self.clock,
         )
 
-    def _examiner(self, node: Node) -> Examiner:
-        return Examiner(
-            pool=self.arena.indexer_pool,
-            node=node,
-            sources=self._sources(),
-            trigger_finality=self.trigger,
-            complete_finality=FinalityRule(tag="finalized"),
-            max_range_blocks=self.max_range_blocks,
-        )
-
-    @staticmethod
-    def _sources() -> Sources:
-        return Sources(chain_id=CHAIN_ID, factory=FACTORY, forwarder=FORWARDER, catalog=CATALOG, secret=SECRET)
-
-    @staticmethod
-    def _rules() -> Rules:
-        return Rules(
-            policy=Policy(max_mint_wei=None),
-            contest=True,
-            first_trigger_block_number=0,
-            completion_deadline_seconds=2_400,
-            nonce_of=lambda identity, generation: derive_nonce(SECRET, identity, generation),
-        )
-
-    def _node(self, places: range, *, timeout_seconds: float = _HANG_SECONDS) -> Node:
-        pool = EndpointPool(
-            [
-                RpcEndpoint(
-                    str(place),
-                    self.arena.server.url(place),
-                    request_timeout_seconds=timeout_seconds,
-                    max_answer_bytes=1_000_000,
-                    observe=lambda *_: None,
-                    clock=self.clock,
-                )
-                for place in places
-            ],
-            clock=self.clock,
-            chance=lambda: 0.5,
-        )
-        node = Node(pool)
-        node.expect(
-            ChainIdentity(
-                chain_id=CHAIN_ID,
-                genesis_hash=self.world.genesis.hash,
-                factory_address=FACTORY,
-                factory_code_hash=keccak(b"\x60\x00"),
-            )
-        )
-        self.nodes.append(node)
-        return node
+    @property
+    def running(self) -> Daemon:
+        if self.daemon is None:
+            raise AssertionError("a history begins with its beginning")
+        return self.daemon
 
     def _reached(self, name: str) -> None:
         if self.kill_at is not None and self.kill_at[0] == name:
@@ -292,9 +188,9 @@ class Histories(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         try:
-            if self.nodes and (self.may_be_wrong or self._silent_faults() > self.silent_before or self.is_audited):
+            if self.daemon and (self.may_be_wrong or self._silent_faults() > self.silent_before or self.is_audited):
                 self._audit()
-            elif self.nodes:
+            elif self.daemon:
                 self._heal()
                 self.arena.run(self._settled())
                 self._look("settled")
@@ -306,8 +202,8 @@ class Histories(RuleBasedStateMachine):
 
     async def _close(self) -> None:
         self.world.heal()
-        for node in self.nodes:
-            await node.close()
+        if self.daemon is not None:
+            await self.daemon.close()
 
     # -- the world ------------------------------------------------------------------------------------------------
 
@@ -339,7 +235,7 @@ class Histories(RuleBasedStateMachine):
             self.world.fail(place, fault, times=min(times, 2) if fault is Fault.HUNG else times, seed=seed)
         self.world.grow(orders)
         for _ in range(ticks):
-            self.arena.run(self._forgiven(self.follower.tick))
+            self.arena.run(self._forgiven(self.running.follower.tick))
 
     @operation()
     def heal(self) -> None:
@@ -347,7 +243,7 @@ class Histories(RuleBasedStateMachine):
 
     def _heal(self) -> None:
         self.world.heal()
-        self.clock.now += _REST_SECONDS
+        self.running.clock.now += _REST_SECONDS
 
     # -- CRE ------------------------------------------------------------------------------------------------------
 
@@ -420,13 +316,13 @@ class Histories(RuleBasedStateMachine):
 
     @operation()
     def tick(self) -> None:
-        self.arena.run(self._forgiven(self.follower.tick))
+        self.arena.run(self._forgiven(self.running.follower.tick))
 
     @operation()
     def sweep_on(self) -> None:
-        """With one endpoint, nothing could tell that it leaves out the same log again."""
+        """While an only endpoint leaves something out, nothing could tell that it does so again."""
         if len(self.world.endpoints) > 1 or not self.world.is_lied_to:
-            self.arena.run(self._forgiven(self.sweep.tick))
+            self.arena.run(self._forgiven(self.running.sweep.tick))
 
     @operation(
         name=st.sampled_from(
@@ -441,17 +337,17 @@ class Histories(RuleBasedStateMachine):
             if not self.world.is_lied_to:
                 self.arena.run(self._swept())
         except Killed:
-            self._start()
+            self.running.start()
         self.kill_at = None
 
     @operation(root=st.integers(0, 40))
     def kill_anywhere(self, root: int) -> None:
         """The process ends at whatever line it has come to after some turns of the loop."""
         self.arena.run(self._killed(turns=root**2))
-        self._start()
+        self.running.start()
 
     async def _killed(self, *, turns: int) -> None:
-        ticking = asyncio.create_task(self._forgiven(self.follower.tick))  # noqa: TID251 - somebody has to be killed
+        ticking = asyncio.create_task(self._forgiven(self.running.follower.tick))  # noqa: TID251 - somebody has to be killed
         for _ in range(turns):
             if ticking.done():
                 break
@@ -462,16 +358,17 @@ class Histories(RuleBasedStateMachine):
 
     @operation()
     def start_again(self) -> None:
-        self._start()
+        self.running.start()
 
     @operation()
     def tick_twice_at_once(self) -> None:
         """Two followers of one chain (hard case 54)."""
-        other = self._follower(self._node(range(len(self.world.endpoints))))
+        daemon = self.running
+        other = daemon.new_follower(daemon.new_node(range(len(self.world.endpoints))))
         self.arena.run(self._race(other))
 
     async def _race(self, other: Follower) -> None:
-        await asyncio.gather(self._forgiven(self.follower.tick), self._forgiven(other.tick))
+        await asyncio.gather(self._forgiven(self.running.follower.tick), self._forgiven(other.tick))
 
     @operation(exchange=st.integers(0, 6), depth=st.integers(1, 6), branch=branch_orders)
     def overtake(self, exchange: int, depth: int, branch: list[list[Order]]) -> None:
@@ -482,7 +379,8 @@ class Histories(RuleBasedStateMachine):
         slow = Endpoint(HonestNode(self.world.view, self.world.blocks_by_hash), place=0, injected=Counter())
         place = len(self.world.endpoints)
         self.arena.server.endpoints = (*self.world.endpoints, slow)
-        follower = self._follower(self._node(range(place, place + 1), timeout_seconds=60))
+        daemon = self.running
+        follower = daemon.new_follower(daemon.new_node(range(place, place + 1), timeout_seconds=60))
         is_paused = slow.pause_after(exchange)
         ticking = asyncio.create_task(self._forgiven(follower.tick))  # noqa: TID251 - it must be paused in between
         pausing = asyncio.create_task(is_paused.wait())  # noqa: TID251 - see above
@@ -543,27 +441,27 @@ class Histories(RuleBasedStateMachine):
             return await tick()
         except (NodeUnavailable, RangeRefused) as error:
             self.arena.tally.troubles[type(error).__name__] += 1
-            self.clock.now += _PATIENCE_SECONDS
+            self.running.clock.now += _PATIENCE_SECONDS
             return True
         except FinalityViolated:
             # It stops for a person, who finds an endpoint that lied and starts it again.
             if not is_lied_to:
                 raise
             self.arena.tally.troubles["FinalityViolated"] += 1
-            self._start()
+            self.running.start()
             return True
 
     async def _settled(self) -> None:
         quiet = 0
         for _ in range(_TICKS_TO_SETTLE):
-            quiet = 0 if await self._forgiven(self.follower.tick) else quiet + 1
+            quiet = 0 if await self._forgiven(self.running.follower.tick) else quiet + 1
             if quiet == 2:
                 return
         raise AssertionError("the follower does not come to rest")
 
     async def _swept(self) -> None:
         for _ in range(_TICKS_TO_SETTLE):
-            if not await self._forgiven(self.sweep.tick):
+            if not await self._forgiven(self.running.sweep.tick):
                 return
         raise AssertionError("the sweep does not come to rest")
 
@@ -576,12 +474,12 @@ class Histories(RuleBasedStateMachine):
         )
         if all(row["repaired"] for row in rows):
             return
-        examiner, done = self._examiner(self.node), 0
+        done = 0
         while done < self.world.finalized:
             try:
-                examined = await examiner.examine(done, self.world.finalized)
+                examined = await self.running.examiner.examine(done, self.world.finalized, by_hand=True)
             except (NodeUnavailable, EndpointChanged):
-                self.clock.now += _PATIENCE_SECONDS
+                self.running.clock.now += _PATIENCE_SECONDS
                 continue
             await sweeping.conclude(
                 pool,
@@ -589,7 +487,7 @@ class Histories(RuleBasedStateMachine):
                 swept=None,
                 differences=examined.differences,
                 repair=examined.repair,
-                rules=self._rules(),
+                rules=RULES,
                 sentence=examined.sentence,
             )
             done = examined.last

@@ -10,6 +10,8 @@ from tests.chain_model.chain import Block, MinedLog, Transaction
 
 Json: TypeAlias = "bool | int | str | list[Json] | dict[str, Json] | None"
 
+FACTORY_CODE: Final = b"\x60\x00"
+
 
 class Refused(Exception):
     """The node answers with an error."""
@@ -43,7 +45,7 @@ class HonestNode:
             "eth_getLogs": self._logs,
             "eth_getBlockReceipts": self._block_receipts,
             "eth_getTransactionReceipt": self._transaction_receipt,
-            "eth_getCode": lambda _address, _block: "0x6000",
+            "eth_getCode": lambda _address, _block: to_hex(FACTORY_CODE),
         }
 
     def answer(self, method: str, params: Sequence[Json]) -> Json:

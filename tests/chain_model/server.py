@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 from collections import Counter
 from collections.abc import Awaitable, Callable
@@ -22,12 +23,13 @@ Exchange: TypeAlias = Callable[["Endpoint", web.BaseRequest, "Json"], Awaitable[
 
 
 class Endpoint:
-    """One node as the daemon meets it; ``faults`` are those in force, with how many answers each may still spoil."""
+    """One node as the daemon meets it; ``faults`` are those in force, with how many answers each may spoil."""
 
     def __init__(self, node: HonestNode, *, place: int, injected: Counter[Fault]) -> None:
         self.node = node
         self.place = place
-        self.faults: dict[Fault, int] = {}
+        self.faults: dict[Fault, float] = {}
+        self.asked: Counter[str] = Counter()
         self.dice = random.Random(0)  # noqa: S311 - a model's dice
         self._injected = injected
         self._healed = asyncio.Event()
@@ -45,9 +47,9 @@ class Endpoint:
         """Give the answer that was held back, which is of the moment of its question."""
         self._goes_on.set()
 
-    def fail(self, fault: Fault, *, times: int, seed: int) -> None:
-        """Begin to fail."""
-        self.faults[fault] = times
+    def fail(self, fault: Fault, *, times: int | None, seed: int) -> None:
+        """Begin to fail: now and then, so many times; or (``None``) at every answer until healed."""
+        self.faults[fault] = math.inf if times is None else times
         self.dice = random.Random(seed)  # noqa: S311 - a model's dice
         if fault is Fault.OTHER_CHAIN:  # other servers than before
             for transport in self._transports:
@@ -95,10 +97,14 @@ class Endpoint:
 
     def _strikes(self, fault: Fault) -> bool:
         """Whether a fault spoils what is before it; counted."""
-        if self.faults.get(fault, 0) <= 0 or (fault is not Fault.OTHER_CHAIN and self.dice.random() > _SHARE):
+        if not self._may_strike(fault):
             return False
         self._spent(fault)
         return True
+
+    def _may_strike(self, fault: Fault) -> bool:
+        left = self.faults.get(fault, 0)
+        return left == math.inf or (left > 0 and (fault is Fault.OTHER_CHAIN or self.dice.random() < _SHARE))
 
     def _spent(self, fault: Fault) -> None:
         self._injected[fault] += 1
@@ -116,6 +122,7 @@ class Endpoint:
             return made | {"error": {"code": refused.code, "message": refused.message}}
 
     def _result(self, method: str, params: Json) -> Json:
+        self.asked[method] += 1
         question = Question(
             node=self.node,
             method=method,
@@ -124,7 +131,7 @@ class Endpoint:
             dice=self.dice,
         )
         for fault in tuple(self.faults):
-            if fault is not Fault.OTHER_CHAIN and self.dice.random() > _SHARE:
+            if not self._may_strike(fault):
                 continue
             try:
                 answer = twisted(fault, question)

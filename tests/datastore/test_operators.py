@@ -70,6 +70,7 @@ class Variant:
     chain_status: str = "finalized"
     orphaned_for_good: bool = False
     block: int = 1
+    judged: bool = True
     mint: str | None = None  # "proven", "wrong", "young" (not final), "foreign"
     rival: str | None = None  # the state of a request that holds the reference
     rival_sent: bool = False
@@ -82,6 +83,7 @@ VARIANTS: Final = {
     "unsent, never frozen": Variant(frozen=False),
     "unsent, held": Variant(held=True),
     "unsent, not final enough": Variant(chain_status="canonical", block=FINAL + 1),
+    "unsent, never judged": Variant(judged=False, frozen=False),
     "unsent, orphaned": Variant(chain_status="orphaned"),
     "unsent, orphaned for good": Variant(chain_status="orphaned", orphaned_for_good=True),
     "unsent, foreign mint": Variant(mint="foreign"),
@@ -215,6 +217,16 @@ async def put(connection: Connection, request_id: int, state: State, variant: Va
         DUPLICATE_BANK_REFERENCE,
         variant.held,
     )
+    reason = "allowed" if variant.judged else "reference_minted"
+    await connection.execute(
+        """
+        INSERT INTO mint_transition (request_id, from_state, to_state, actor, reason)
+        VALUES ($1, 'seen', $2, 'indexer', $3)
+        """,
+        request_id,
+        "confirmed" if variant.judged else "review",
+        reason,
+    )
     if variant.frozen:
         await connection.execute(
             """
@@ -283,7 +295,8 @@ async def facts_of(pool: Pool, ids: Iterable[int]) -> dict[int, Facts]:
 
 
 def expected(name: str, event: Event, state: State, variant: Variant, facts: Facts) -> State | None:
-    """The lifecycle's word, with what it leaves to the instruction: the evidence, and that new bytes need old ones."""
+    """The lifecycle's word, with what it leaves to the instruction: evidence, judgement, and bytes to replace."""
+    facts = replace(facts, final_enough=facts.final_enough and variant.judged)
     if name == "new generation":
         if not (variant.frozen or variant.sent):
             return None
@@ -614,6 +627,24 @@ async def test_a_retried_doubt_gets_its_whole_time_again(
     assert swept.doubts == 0
     (due,) = await claims.due(invocator_pool, CHAIN, limit=9)
     assert (due.request_id, due.frozen is not None) == (request_id, True)
+
+
+async def test_a_hold_of_a_person_replaces_one_that_ends_by_itself_and_is_never_replaced_by_one(
+    indexer_pool: Pool, invocator_pool: Pool, operator_pool: Pool, genesis: Block
+) -> None:
+    one = block(1)
+    requests = (request("a", one), request("b", one, log_index=1))
+    await following.commit(indexer_pool, CHAIN, batch(one, on=genesis, requests=requests, final=1), RULES)
+    for request_id, first in ((1, "worker"), (2, "person")):
+        order = await claim(invocator_pool, request_id)
+        assert order is not None
+        if first == "person":
+            await instruct(operator_pool, request_id, Hold())
+        await claims.hold_claim(invocator_pool, order, reason="node_unavailable", detail="no answer", seconds=0)
+        await instruct(operator_pool, request_id, Hold())
+    await claims.sweep(invocator_pool, CHAIN, give_up_seconds=3600, deadline_seconds=2400)
+    reasons = await operator_pool.fetch("SELECT held_reason FROM mint_request ORDER BY id")
+    assert [row["held_reason"] for row in reasons] == ["operator", "operator"]
 
 
 # -- the switches -----------------------------------------------------------------------------------------------------

@@ -136,6 +136,7 @@ async def test_the_latest_answer_of_cre_says_whether_the_signer_is_authorised(
     _, found = await check(dsn)
     assert [each["severity"] for each in found["signer"]] == ["ok", "error"]
     assert "signer is not authorized" in found["signer"][1]["sentence"]
+    await chain.let_probe()
     await chain.send("accepted")
     _, found = await check(dsn)
     assert [each["severity"] for each in found["signer"]] == ["ok", "ok"]

@@ -28,6 +28,7 @@ SNAPSHOT = Snapshot(
     safe=11,
     finalized=10,
     indexed=9,
+    swept=8,
     indexed_hash=b"\x01" * 32,
     indexed_at=datetime(2026, 1, 1, tzinfo=UTC),
     indexed_timestamp=1_767_225_569,

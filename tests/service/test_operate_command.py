@@ -66,6 +66,18 @@ async def test_a_dry_run_says_what_would_happen_and_the_real_one_does_exactly_th
     assert (again.code, again.json["outcome"]) == (Exit.DONE, "already so")
 
 
+async def test_the_example_in_the_docs_is_what_a_cancel_writes(chain: Chain, dsn: str) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "cli.md").read_text(encoding="utf-8")
+    heading = "### `bskt requests retry|hold|release|cancel|resolve`, `bskt pause|resume|quarantine`"
+    example = json.loads(text.split(heading)[1].split("```json")[1].split("```")[0])
+    await confirmed(chain, "DEP-1")
+    written_now = (await bskt(dsn, "--output", "json", "requests", "cancel", "1", *WHO)).json
+    for side in ("before", "after"):
+        example[side]["nonce"] = written_now[side]["nonce"]
+        example[side]["chain_status"] = written_now[side]["chain_status"]
+    assert written_now == example
+
+
 async def test_a_refusal_says_why_and_what_is_possible_and_a_program_gets_both_as_data(chain: Chain, dsn: str) -> None:
     await confirmed(chain, "DEP-1")
     await chain.send("accepted")

@@ -1,0 +1,160 @@
+"""The second sweep against endpoints that left something out, made something up, or do so now."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
+from typing import TypeAlias
+
+import pytest
+
+from datastore.connection import Pool
+from datastore.errors import FinalityViolated
+from datastore.rows import Kind
+from tests.chain_model.chain import token_address
+from tests.chain_model.faults import Fault
+from tests.chain_model.scenes import Scene, ask, create, hiding, history, scene
+from tests.chain_model.world import CHAIN_ID, World
+
+Make: TypeAlias = Callable[[World, int], Awaitable[Scene]]
+
+
+@pytest.fixture
+async def make(indexer_pool: Pool) -> AsyncIterator[Make]:
+    async with AsyncExitStack() as stack:
+        yield lambda world, endpoints: stack.enter_async_context(scene(indexer_pool, world, endpoints=endpoints))
+
+
+async def test_what_is_right_is_swept_once_and_nothing_is_told(make: Make) -> None:
+    made = await make(history(), 2)
+    await made.daemon.follow()
+    await made.daemon.sweep_all()
+    assert await made.found() == []
+    assert await made.alarms() == []
+    assert await made.pool.fetchval("SELECT block_number FROM sweep") == made.world.finalized
+    assert not await made.daemon.sweep.tick()
+    # The other endpoint was asked for the logs, not the one that is followed.
+    assert made.world.endpoints[1].asked["eth_getLogs"] > 0
+
+
+async def test_a_request_that_a_node_left_out_is_recorded_and_judged_and_a_person_is_told(make: Make) -> None:
+    """Hard case 19."""
+    made = await make(history(), 2)
+    made.world.endpoints[0].fail(Fault.LOGS_CUT_AT_A_CAP, times=None, seed=1)
+    await made.daemon.follow()
+    assert len(await made.states()) < 5
+    made.world.heal()
+    await made.daemon.sweep_all()
+    assert await made.states() == ["confirmed finalized"] * 5
+    assert await made.wrong() == []
+    assert {(kind, repaired) for kind, _, repaired in await made.found()} == {("missing", True)}
+    assert set(await made.alarms()) == {"rows_repaired"}
+
+
+async def test_a_basket_that_was_left_out_is_known_to_the_follower_from_the_next_block_on(make: Make) -> None:
+    """Hard case 40: what the sweep adds is no news to the rows only."""
+    made = await make(history(), 2)
+    await made.daemon.follow()
+    made.world.endpoints[0].fail(Fault.LOGS_MISSING_IN_RECEIPTS_TOO, times=None, seed=1)
+    while True:  # the endpoint hides the logs of some blocks
+        made.world.mine([create(f"second {made.world.next_number()}")])
+        if int(made.world.view.head.hash.hex()[-1], 16) % 3 == 0:
+            break
+        made.world.view.head = made.world.view.head.parent or made.world.genesis
+    made.world.become_final(100, 0)
+    await made.daemon.follow()
+    assert await made.pool.fetchval("SELECT count(*) FROM basket") == 1
+    made.world.heal()
+    await made.daemon.sweep_all()
+    assert await made.pool.fetchval("SELECT count(*) FROM basket") == 2
+    made.world.mine([ask("of the second", ordinal=1)])
+    await made.daemon.follow()
+    assert await made.wrong() == []
+
+
+async def test_a_log_with_another_content_is_replaced_and_what_it_led_to_is_dropped(make: Make) -> None:
+    """Hard case 20."""
+    made = await make(history(), 2)
+    made.world.endpoints[0].fail(Fault.LOGS_WITH_OTHER_CONTENT, times=2, seed=1)
+    await made.daemon.follow()
+    before = await made.pool.fetch("SELECT block_hash, log_index, tx_hash FROM log")
+    assert await made.wrong() != []
+    made.world.heal()
+    await made.daemon.sweep_all()
+    assert await made.wrong() == []
+    kept = await made.pool.fetch("SELECT stored->>'tx_hash' AS tx_hash FROM sweep_difference WHERE kind = 'different'")
+    assert {row["tx_hash"] for row in kept} <= {"0x" + row["tx_hash"].hex() for row in before}
+    assert kept
+    dropped = [state for state in await made.states() if state != "confirmed finalized"]
+    assert set(dropped) <= {"dropped orphaned"}
+
+
+async def test_an_endpoint_that_leaves_something_out_cannot_take_it_from_the_rows(make: Make) -> None:
+    made = await make(history(), 2)
+    await made.daemon.follow()
+    made.world.endpoints[1].fail(Fault.LOGS_MISSING_IN_RECEIPTS_TOO, times=None, seed=1)
+    made.world.endpoints[1].place = hiding(made.world, 3)
+    await made.daemon.sweep_all()
+    assert await made.wrong() == []
+    found = await made.found()
+    assert found
+    assert not any(repaired for *_, repaired in found)
+    assert await made.alarms() == ["endpoints_disagree"]  # once an hour, however many blocks it hides
+    assert await made.pool.fetchval("SELECT block_number FROM sweep") == made.world.finalized
+
+
+async def test_a_single_endpoint_may_add_what_it_left_out_but_take_nothing_away(make: Make) -> None:
+    made = await make(history(), 1)
+    endpoint = made.world.endpoints[0]
+    endpoint.fail(Fault.LOGS_CUT_AT_A_CAP, times=None, seed=3)
+    await made.daemon.follow()
+    made.world.heal()
+    await made.daemon.sweep_all()
+    assert await made.wrong() == []
+    assert {(kind, repaired) for kind, _, repaired in await made.found()} == {("missing", True)}
+    endpoint.fail(Fault.LOGS_MISSING_IN_RECEIPTS_TOO, times=None, seed=1)
+    endpoint.place = hiding(made.world, 3)
+    before = await made.daemon.examiner.examine(0, made.world.finalized)
+    assert (before.first, before.last, before.differences) == (1, 2, ())  # what is beyond dispute comes first
+    examined = await made.daemon.examiner.examine(2, made.world.finalized)
+    assert [difference.kind for difference in examined.differences] == [Kind.EXTRA]
+    assert examined.repair is None
+    assert "there is no other to ask" in examined.sentence
+    by_hand = await made.daemon.examiner.examine(2, made.world.finalized, by_hand=True)
+    assert by_hand.repair is not None
+
+
+async def test_a_chain_that_is_another_below_finality_stops_the_sweep_and_changes_nothing(make: Make) -> None:
+    """Hard case 5."""
+    made = await make(history(), 1)
+    await made.daemon.follow()
+    made.world.floor = 0
+    made.world.reorganise(3, [[("ask_token", 1, 4)], [], [], []])
+    made.world.view.finalized = made.world.view.head
+    before = await made.pool.fetch("SELECT * FROM log ORDER BY block_hash, log_index")
+    with pytest.raises(FinalityViolated):
+        await made.daemon.sweep_all()
+    assert await made.pool.fetch("SELECT * FROM log ORDER BY block_hash, log_index") == before
+    assert await made.found() == []
+
+
+async def test_the_sweep_leaves_the_node_to_a_follower_that_has_blocks_to_catch_up_with(make: Make) -> None:
+    world = history()
+    for _ in range(80):
+        world.mine([])
+    world.become_final(100, 0)
+    made = await make(world, 2)
+    assert await made.daemon.follower.tick()
+    assert not await made.daemon.sweep.tick()
+    assert made.world.endpoints[1].asked.total() == 0
+    await made.daemon.follow()
+    await made.daemon.sweep_all()
+    assert await made.pool.fetchval("SELECT block_number FROM sweep") == made.world.finalized
+
+
+async def test_nothing_but_a_difference_that_was_written_down_may_be_discarded(make: Make) -> None:
+    made = await make(history(), 1)
+    await made.daemon.follow()
+    row = await made.pool.fetchrow("SELECT block_hash, log_index FROM log LIMIT 1")
+    assert row is not None
+    with pytest.raises(Exception, match="only what is kept as a difference"):
+        await made.pool.execute("SELECT discard_log($1, $2, $3)", CHAIN_ID, row["block_hash"], row["log_index"])
+    assert token_address(0) in {row["stablecoin"] for row in await made.pool.fetch("SELECT stablecoin FROM basket")}
