@@ -117,6 +117,7 @@ class Report:
 
     def text(self) -> str:
         """For people."""
+        slow = sum(seconds > POSTGRES_RECOVERY_SECONDS for seconds in self.postgres_recoveries_seconds)
         return "\n".join(
             [
                 f"kills      {sum(self.kills.values())}: {_counted(self.kills)}",
@@ -129,7 +130,8 @@ class Report:
                 f"starts     {_counted(self.starts)}",
                 "recovery   to the first new indexed block:",
                 *(f"  {_spread(seconds)}, {how}" for how, seconds in self.recoveries_seconds.items()),
-                f"  {_spread(self.postgres_recoveries_seconds)}, after Postgres was back",
+                f"  {_spread(self.postgres_recoveries_seconds)}, after Postgres was back"
+                f" ({slow} later than {POSTGRES_RECOVERY_SECONDS:g} s)",
                 *(f"FINDING    {finding}" for finding in self.findings),
                 "no duplicate, no loss" if not self.findings else f"{len(self.findings)} FINDINGS",
             ]
@@ -375,10 +377,7 @@ class Loop:
         await self.kill(running, "after terminated sessions")
 
     async def _recovers_from_postgres(self, running: Daemon) -> None:
-        seconds = await self.until_indexed(running)
-        self.report.postgres_recoveries_seconds.append(seconds)
-        if seconds > POSTGRES_RECOVERY_SECONDS:
-            self.find(f"{seconds:.1f} s from Postgres being back to the first new indexed block", running)
+        self.report.postgres_recoveries_seconds.append(await self.until_indexed(running))
 
     async def suffers_the_network(self) -> None:
         """One of the three connections fails for a while; it is killed in the middle of it, or must recover."""
