@@ -63,6 +63,19 @@ COMMENT ON COLUMN chain.first_trigger_block_number IS
     'Requests of older blocks are recorded but held: a lost database must not mint history again.';
 COMMENT ON COLUMN chain.secret_check IS 'Tells a changed instance secret; reveals nothing about it.';
 
+CREATE TABLE factory (
+    chain_id bigint NOT NULL REFERENCES chain,
+    address address NOT NULL,
+    code_hash hash NOT NULL,
+    start_block_number bigint NOT NULL,
+    filled_up_to bigint NOT NULL,
+    live_at timestamptz,
+    added_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    PRIMARY KEY (chain_id, address)
+);
+COMMENT ON TABLE factory IS 'Factories beside the pinned one.  One that was added later is followed only after its history was read.';
+COMMENT ON COLUMN factory.filled_up_to IS 'The last final block whose logs of this factory are recorded.';
+
 CREATE TABLE cursor (
     chain_id bigint PRIMARY KEY REFERENCES chain,
     block_number bigint NOT NULL,
@@ -700,7 +713,8 @@ $$;
 GRANT SELECT ON ALL TABLES IN SCHEMA public TO bskt_indexer, bskt_invocator, bskt_operator, bskt_reader;
 
 GRANT INSERT ON chain, cursor, control, block, log, basket, reorg, mint_request, mint_execution, report, execution_id, alarm,
-    sweep, sweep_difference TO bskt_indexer;
+    sweep, sweep_difference, factory TO bskt_indexer;
+GRANT UPDATE (filled_up_to, live_at) ON factory TO bskt_indexer;
 GRANT UPDATE (block_number, swept_at) ON sweep TO bskt_indexer;
 GRANT EXECUTE ON FUNCTION discard_log TO bskt_indexer;
 GRANT UPDATE (block_number, block_hash, finalized_number, safe_number, head_number, baskets_version, indexed_at) ON cursor TO bskt_indexer;

@@ -308,7 +308,8 @@ ON CONFLICT (chain_id, execution_id) DO NOTHING
 _REPORTED: Final = "SELECT EXISTS (SELECT FROM report WHERE chain_id = $1 AND execution_id = ANY($2::bytea[]))"
 
 # What must still be so in the transaction that inserts the attempt (hard cases 67 and 72).  A simulated request in doubt
-# has had its one run (hard case 77).  $1 id, $2 state, $3 claim_no
+# has had its one run (hard case 77).  After a failover that lost commits, a claim number and its bytes may be another
+# worker's: only what is frozen is sent.  $1 id, $2 state, $3 claim_no, $4 workflow, $5 body
 _LOCK_FOR_ATTEMPT: Final = """
 SELECT
     r.chain_status <> 'orphaned' AND r.held_at IS NULL AND c.paused_at IS NULL AND c.quarantined_at IS NULL
@@ -319,6 +320,10 @@ SELECT
     ) AS is_simulated
 FROM mint_request r JOIN control c ON c.chain_id = r.chain_id
 WHERE r.id = $1 AND r.state = $2 AND r.claim_no = $3
+  AND EXISTS (
+      SELECT FROM frozen_request f
+      WHERE f.request_id = r.id AND f.generation = r.generation AND f.workflow_id = $4 AND f.body_sha256 = sha256($5)
+  )
 FOR UPDATE OF r
 """
 
@@ -427,11 +432,11 @@ UPDATE mint_request SET next_attempt_at = clock_timestamp() + $2::interval,
 WHERE id = $1
 """
 
-# $1 request, $2 attempt, $3 outcome, $4 status, $5 sentence, $6 answer, $7 simulated transaction
+# $1 request, $2 attempt, $3 outcome, $4 status, $5 sentence, $6 answer, $7 simulated transaction, $8 its token's jti
 _ANSWER: Final = """
 UPDATE attempt SET answered_at = clock_timestamp(), outcome = $3, http_status = $4, sentence = $5, answer = $6,
     simulated_tx_hash = $7
-WHERE request_id = $1 AND attempt_no = $2 AND outcome IS NULL
+WHERE request_id = $1 AND attempt_no = $2 AND outcome IS NULL AND ($8::uuid IS NULL OR jti = $8)
 """
 # $1 chain, $2 workflow, $3 pause
 _POSTPONE_WORKFLOW: Final = """
@@ -698,7 +703,9 @@ async def begin_attempt(
     exceed the daily cap is given back here, held until the next day.
     """
     async with unit(pool) as connection:
-        row = await connection.fetchrow(_LOCK_FOR_ATTEMPT, order.request_id, order.state.value, order.claim_no)
+        row = await connection.fetchrow(
+            _LOCK_FOR_ATTEMPT, order.request_id, order.state.value, order.claim_no, frozen.workflow_id, frozen.body
+        )
         if row is None or not row["may_send"] or not row["lease_holds"] or row["is_simulated"]:
             return None
         # What is counted from here on stays so until this transaction ends.
@@ -765,7 +772,7 @@ class Answered:
     """What CRE (or the lack of it) said of one attempt; ``outcome`` is the closed word of ``attempt.outcome``.
 
     ``clock_offset_seconds``: the gateway's clock less ours.  ``code`` says why, where ``says`` is that the instance is
-    refused.
+    refused.  ``jti`` of the attempt's token: after a failover that lost commits, its number may be another attempt's.
     """
 
     outcome: str
@@ -779,6 +786,7 @@ class Answered:
     says: Says = Says.NOTHING
     code: str | None = None
     clock_offset_seconds: float | None = None
+    jti: UUID | None = None
 
 
 async def record_answer(
@@ -800,6 +808,7 @@ async def record_answer(
             answered.sentence,
             answered.answer,
             answered.simulated_tx_hash,
+            answered.jti,
         )
         await _learn(connection, chain_id, order.request_id, attempt_no, answered)
         if answered.execution_id is not None:

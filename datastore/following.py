@@ -449,21 +449,6 @@ async def record_range(pool: Pool, chain_id: int, batch: Batch, rules: Rules, *,
     async with unit(pool) as connection:
         # The cursor's row is locked first, as the follower does: one order of locks.
         await connection.execute("SELECT FROM cursor WHERE chain_id = $1 FOR UPDATE", chain_id)
-        conflict = await connection.fetchval(
-            # $1 chain, $2 numbers, $3 hashes
-            """
-            SELECT b.number FROM unnest($2::bigint[], $3::bytea[]) AS n (number, hash)
-            JOIN block b ON b.chain_id = $1 AND b.number = n.number AND b.canonical AND b.hash <> n.hash
-            LIMIT 1
-            """,
-            chain_id,
-            [block.number for block in batch.blocks],
-            [block.hash for block in batch.blocks],
-        )
-        if conflict is not None:
-            raise FinalityViolated(
-                f"block {conflict} is stored with another hash than the node gives; check the node with `bskt check`"
-            )
         await record(connection, chain_id, batch, rules, committed, hold_reason=hold_reason)
     return committed
 
@@ -477,7 +462,26 @@ async def record(
     *,
     hold_reason: str | None,
 ) -> None:
-    """Add what a batch of final history says to the rows, and settle what follows; the cursor's row must be locked."""
+    """Add what a batch of history says to the rows, and settle what follows; the cursor's row must be locked.
+
+    Raises:
+        FinalityViolated: Another block is canonical at one of these numbers; the transaction must not commit.
+    """
+    conflict = await connection.fetchval(
+        # $1 chain, $2 numbers, $3 hashes
+        """
+        SELECT b.number FROM unnest($2::bigint[], $3::bytea[]) AS n (number, hash)
+        JOIN block b ON b.chain_id = $1 AND b.number = n.number AND b.canonical AND b.hash <> n.hash
+        LIMIT 1
+        """,
+        chain_id,
+        [block.number for block in batch.blocks],
+        [block.hash for block in batch.blocks],
+    )
+    if conflict is not None:
+        raise FinalityViolated(
+            f"block {conflict} is stored with another hash than the node gives; check the node with `bskt check`"
+        )
     if await _insert_observations(connection, chain_id, batch):
         await baskets_changed(connection, chain_id)
     await _insert_requests(connection, chain_id, batch, rules, hold_reason, committed)

@@ -132,6 +132,7 @@ class Facts:
     doubtful_mint: bool = False  # one of them is not proven for another request: it may be its own
     mint_is_right: bool = False  # one mint, of the requested or the predicted amount
     mint_is_final: bool = False
+    holds_reference: bool = False  # false of a sent one whose reference a person released to a rival
     rival_holds_reference: bool = False
     stray_report: bool = False  # the chain holds a report of another generation of it
     evidence: bool = False  # an operator's evidence was checked and stored
@@ -182,40 +183,40 @@ RULES: Final[tuple[Rule, ...]] = (
         actors=_INDEXER,
         sources=(_S.FAILED,),
         target=_S.ACCEPTED,
-        when="ACCEPTED was read",
-        guard=lambda facts: facts.accepted_once,
+        when="ACCEPTED was read, it holds its reference",
+        guard=lambda facts: facts.accepted_once and facts.holds_reference,
     ),
     Rule(
         event=Event.REPORT_ORPHANED,
         actors=_INDEXER,
         sources=(_S.FAILED,),
         target=_S.IN_DOUBT,
-        when="ACCEPTED was never read",
-        guard=lambda facts: not facts.accepted_once,
+        when="ACCEPTED was never read, it holds its reference",
+        guard=lambda facts: not facts.accepted_once and facts.holds_reference,
     ),
     Rule(
         event=Event.MINT_ORPHANED,
         actors=_INDEXER,
         sources=(_S.EXECUTED,),
         target=_S.ACCEPTED,
-        when="no other mint, ACCEPTED was read",
-        guard=lambda facts: facts.mints == 0 and facts.accepted_once,
+        when="no other mint, ACCEPTED was read, it holds its reference",
+        guard=lambda facts: facts.mints == 0 and facts.accepted_once and facts.holds_reference,
     ),
     Rule(
         event=Event.MINT_ORPHANED,
         actors=_INDEXER,
         sources=(_S.EXECUTED,),
         target=_S.IN_DOUBT,
-        when="no other mint, sent",
-        guard=lambda facts: facts.mints == 0 and facts.sent and not facts.accepted_once,
+        when="no other mint, sent, it holds its reference",
+        guard=lambda facts: facts.mints == 0 and facts.sent and not facts.accepted_once and facts.holds_reference,
     ),
     Rule(
         event=Event.MINT_ORPHANED,
         actors=_INDEXER,
         sources=(_S.EXECUTED,),
         target=_S.REVIEW,
-        when="no other mint, not sent",
-        guard=lambda facts: facts.mints == 0 and not facts.sent and not facts.accepted_once,
+        when="no other mint, not sent or without its reference",
+        guard=lambda facts: facts.mints == 0 and not (facts.holds_reference and (facts.sent or facts.accepted_once)),
     ),
     Rule(event=Event.MINT_ORPHANED, actors=_INDEXER, sources=(_S.COMPLETED,), target=_S.REVIEW),
     # In quarantine: a report shows that commits which a restore lost had sent it (design §8).
@@ -376,8 +377,8 @@ RULES: Final[tuple[Rule, ...]] = (
         actors=_INVOCATOR,
         sources=(_S.FAILED,),
         target=_S.IN_DOUBT,
-        when="not delivered, sent: same id and bytes; not in quarantine, nothing speaks against it¹",
-        guard=lambda facts: facts.sent and not facts.quarantined and _may_retry(facts),
+        when="not delivered, sent, holds its reference: same id and bytes; not in quarantine, nothing speaks against it¹",
+        guard=lambda facts: facts.sent and facts.holds_reference and not facts.quarantined and _may_retry(facts),
     ),
     Rule(event=Event.GIVE_UP, actors=_INVOCATOR, sources=(_S.IN_DOUBT,), target=_S.REVIEW),
     # -- people ------------------------------------------------------------------------------------------------

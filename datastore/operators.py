@@ -234,12 +234,13 @@ async def instruct(
     async with unit(pool) as connection:
         if not await connection.fetch(_LOCK, request_id, chain_id):
             raise RequestUnknown(f"chain {chain_id} has no request {request_id}; `bskt requests list` shows them")
-        horizon = finality(await _position(connection, chain_id))
-        request = (await known(connection, [request_id], horizon))[request_id]
+        # After the locks: a reorg that moves this request waits for them, or is seen here.
+        position = await _position(connection, chain_id)
+        request = (await known(connection, [request_id], finality(position)))[request_id]
         row = await connection.fetchrow(_STANDING, request_id, list(_UNJUDGED))
         if row is None:
             raise AssertionError(f"request {request_id} is locked and gone")
-        standing = _standing(request, row, finalized=(await _position(connection, chain_id)).finalized)
+        standing = _standing(request, row, finalized=position.finalized)
         verdict = _as_confirmed(judge(instruction, standing), confirmed)
         before = await _shown(connection, request_id)
         if dry_run or not isinstance(verdict, Will):
@@ -352,7 +353,12 @@ async def _evidence(connection: Connection, instruction: Instruction, standing: 
     attempts = json.loads(await connection.fetchval(_ATTEMPTS, standing.request_id))
     return json.dumps(
         asdict(given)
-        | {"indexed_final_block": standing.finalized, "mints_on_chain": standing.facts.mints, "attempts": attempts}
+        | {
+            "indexed_final_block": standing.finalized,
+            "mints_on_chain": standing.facts.mints,
+            "attempts": attempts,
+            "rival_id": None if standing.rival is None else standing.rival.request_id,
+        }
     )
 
 

@@ -153,6 +153,7 @@ def _known(row: asyncpg.Record) -> Known:
             doubtful_mint=row["doubtful_mint"],
             mint_is_right=bool(row["mint_is_right"]),
             mint_is_final=bool(row["mint_is_final"]),
+            holds_reference=row["holds_reference"],
             rival_holds_reference=row["rival_holds_reference"],
             stray_report=row["stray_report"],
             quarantined=row["quarantined"],

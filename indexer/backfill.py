@@ -91,7 +91,7 @@ class Backfill:
         """
         self._pool = pool
         self._node = node
-        self._zone = FinalZone(sources, max_range_blocks=max_range_blocks)
+        self._zone = FinalZone(max_range_blocks=max_range_blocks)
         self._sources = sources
         # Who says --trigger has decided about these blocks: the first start's line is not drawn again.
         self._rules = rules if hold else replace(rules, first_trigger_block_number=0)
@@ -128,7 +128,9 @@ class Backfill:
         known = self._consumer_by_token
         async with (
             self._node.session(reaching=self.last) as session,
-            self._zone.reading(session.node, self._done, self.last, known) as next_range,
+            self._zone.reading(
+                session.node, self._sources, self._done, self.last, head=session.head, consumer_by_token=known
+            ) as next_range,
         ):
 
             async def commit(read: ObservedRange) -> None:

@@ -88,16 +88,17 @@ class _Answer:
 class FinalZone:
     """Reads final ranges, as large as their logs and the node allow; each of one endpoint."""
 
-    def __init__(self, sources: Sources, *, max_range_blocks: int) -> None:
-        self._sources = sources
+    def __init__(self, *, max_range_blocks: int) -> None:
         self._size = RangeSize.at_first(max_range_blocks)
         self._is_tuned = False
         self._foreign_logs = 0
 
-    async def read(self, node: Node, after: int, up_to: int) -> FinalRange:
+    async def read(self, node: Node, sources: Sources, after: int, up_to: int, *, head: Header) -> FinalRange:
         """The range that follows block ``after`` and ends at ``up_to`` at the latest, which must be final.
 
-        ``node`` should be one endpoint's: headers and logs must fit together.
+        ``node`` should be one endpoint's, and ``head`` its newest block: headers and logs must fit together.  The last
+        block is the anchor of what follows, and final once it is stored, so it is not taken from a single answer: the
+        block after it must name it as its parent (a server behind the endpoint may be on another branch, hard case 26).
 
         Raises:
             NodeUnavailable: Call again.
@@ -107,7 +108,7 @@ class FinalZone:
         while True:
             first, last = next_range(after, up_to, self._size)
             try:
-                answer = await self._ask(node, first, last, None)
+                answer = await _ask(node, sources, first, last, head=head, baskets=None)
             except RangeRefused:
                 self._size = self._size.refused()
             else:
@@ -116,14 +117,23 @@ class FinalZone:
 
     @asynccontextmanager
     async def reading(
-        self, node: Node, after: int, up_to: int, consumer_by_token: Mapping[bytes, bytes]
+        self,
+        node: Node,
+        sources: Sources,
+        after: int,
+        up_to: int,
+        *,
+        head: Header,
+        consumer_by_token: Mapping[bytes, bytes],
     ) -> AsyncIterator[Next]:
         """Read the blocks above ``after`` up to ``up_to``, which must be final, several ranges ahead.
 
         Args:
             node: Of one endpoint, as with ``read``.
+            sources: Who is believed.
             after: The block before the first one.
             up_to: The last block; above ``after``, or there is nothing to read.
+            head: The endpoint's newest block, as with ``read``.
             consumer_by_token: The baskets that were announced up to ``after``.
 
         What is given raises what ``read`` does; begin again then.
@@ -143,7 +153,8 @@ class FinalZone:
                     max_filter_addresses=DEFAULT_MAX_FILTER_ADDRESSES,
                 )
                 # Not a part's own task: it ends with this reading.
-                ahead.append((first, loop.create_task(self._ask(node, first, last, known if is_cheaper else None))))
+                asking = _ask(node, sources, first, last, head=head, baskets=known if is_cheaper else None)
+                ahead.append((first, loop.create_task(asking)))
                 asked = last
 
         async def drop() -> None:
@@ -165,14 +176,14 @@ class FinalZone:
                     self._size = self._size.answered(blocks=answer.last - first + 1, logs=len(answer.logs))
                     self._is_tuned = True
                     ask()
-                    logs = answer.logs if answer.baskets is None else await self._with_born(node, answer, known)
+                    logs = answer.logs if answer.baskets is None else await _with_born(node, sources, answer, known)
                     read = await _whole(node, answer, logs)
                 except RangeRefused:
                     self._size, self._is_tuned = self._size.refused(), False
                     await drop()
                     asked = first - 1
                     continue
-                observation = await self._observed(read, known)
+                observation = await _observed(sources, read, known)
                 if answer.baskets is None:
                     self._foreign_logs = observation.observed.foreign.total()
                 known = observation.consumer_by_token
@@ -183,34 +194,44 @@ class FinalZone:
         finally:
             await drop()
 
-    async def _ask(self, node: Node, first: int, last: int, baskets: Mapping[bytes, bytes] | None) -> _Answer:
-        headers = await node.headers_by_number(sorted({first, last}))
-        if baskets is None:
-            filters = self._sources.filters()
-        else:
-            filters = self._sources.filters_by_address() + self._sources.filters_of(baskets)
-        logs = await _logs(node, first, last, headers, filters)
-        return _Answer(first=first, last=last, headers=headers, logs=logs, baskets=baskets)
 
-    async def _observed(self, read: FinalRange, known: Mapping[bytes, bytes]) -> Observation:
-        observation = Observation(self._sources, known)
-        timestamp_by_block = read.timestamp_by_block()
-        for start in range(0, len(read.logs), LOGS_A_SLICE):
-            observation.read(read.logs[start : start + LOGS_A_SLICE], timestamp_by_block)
-            # Whatever else is ready, above all the commit of the range before, goes first.
-            await asyncio.sleep(0)  # noqa: TID251 - gives way, does not wait
-        return observation
+async def _ask(
+    node: Node, sources: Sources, first: int, last: int, *, head: Header, baskets: Mapping[bytes, bytes] | None
+) -> _Answer:
+    headers = await node.headers_by_number(sorted({first, last, min(last + 1, head.number)}))
+    _require_anchor(headers, last, head)
+    by_address = None if baskets is None else sources.filters_by_address() + sources.filters_of(baskets)
+    logs = await _logs(node, first, last, headers, by_address or sources.filters())
+    return _Answer(first=first, last=last, headers=headers, logs=logs, baskets=baskets)
 
-    async def _with_born(self, node: Node, answer: _Answer, known: Mapping[bytes, bytes]) -> Sequence[Log]:
-        """The answer's logs, and those of the baskets that were not known when it was asked for."""
-        probe = Observation(self._sources, known)
-        probe.read(answer.logs, _NO_TIMES)
-        asked = answer.baskets or {}
-        born = {token: consumer for token, consumer in probe.consumer_by_token.items() if token not in asked}
-        if not born:
-            return answer.logs
-        more = await _logs(node, answer.first, answer.last, answer.headers, self._sources.filters_of(born))
-        return merge_logs((tuple(answer.logs), more))
+
+async def _observed(sources: Sources, read: FinalRange, known: Mapping[bytes, bytes]) -> Observation:
+    observation = Observation(sources, known)
+    timestamp_by_block = read.timestamp_by_block()
+    for start in range(0, len(read.logs), LOGS_A_SLICE):
+        observation.read(read.logs[start : start + LOGS_A_SLICE], timestamp_by_block)
+        # Whatever else is ready, above all the commit of the range before, goes first.
+        await asyncio.sleep(0)  # noqa: TID251 - gives way, does not wait
+    return observation
+
+
+async def _with_born(node: Node, sources: Sources, answer: _Answer, known: Mapping[bytes, bytes]) -> Sequence[Log]:
+    """The answer's logs, and those of the baskets that were not known when it was asked for."""
+    probe = Observation(sources, known)
+    probe.read(answer.logs, _NO_TIMES)
+    asked = answer.baskets or {}
+    born = {token: consumer for token, consumer in probe.consumer_by_token.items() if token not in asked}
+    if not born:
+        return answer.logs
+    more = await _logs(node, answer.first, answer.last, answer.headers, sources.filters_of(born))
+    return merge_logs((tuple(answer.logs), more))
+
+
+def _require_anchor(headers: Mapping[int, Header], last: int, head: Header) -> None:
+    """Check the last block of a range against what is above it."""
+    named = headers[last + 1].parent_hash if last < head.number else head.hash
+    if headers[last].hash != named:
+        raise contradiction(f"block {last} is not the one that the chain above it is built on")
 
 
 async def _logs(

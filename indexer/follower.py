@@ -11,7 +11,7 @@ from typing import Final, Literal, TypeAlias
 
 import structlog
 
-from datastore import following
+from datastore import factories, following
 from datastore.connection import Pool
 from datastore.errors import CursorMoved, FinalityViolated
 from datastore.following import Committed, Position, Rules
@@ -99,7 +99,7 @@ class Follower:
         self._rules = rules
         self._trigger = trigger_finality
         self._complete = complete_finality
-        self._zone = FinalZone(sources, max_range_blocks=max_range_blocks)
+        self._zone = FinalZone(max_range_blocks=max_range_blocks)
         self._reached = reached
         # Whether requests may wait for their judgement though nothing new is on chain; a new process looks once.
         self._more_to_judge = True
@@ -158,7 +158,9 @@ class Follower:
     async def _follow_final(self, position: Position, tags: _Tags) -> bool:
         cursor = position.cursor
         consumers = await self._known_baskets(cursor, position.baskets_version)
-        async with self._zone.reading(self._node, cursor.number, tags.finalized, consumers) as next_range:
+        async with self._zone.reading(
+            self._node, self._sources, cursor.number, tags.finalized, head=tags.head, consumer_by_token=consumers
+        ) as next_range:
 
             async def commit(observed: ObservedRange) -> None:
                 nonlocal cursor
@@ -184,7 +186,8 @@ class Follower:
         headers = list(branch)[: min(BLOCKS_A_COMMIT, self._room_above(ancestor.number, tags))]
         if not headers:
             return await self._advance_finality(position, tags)
-        observation = Observation(self._sources, await self._known_baskets(ancestor, position.baskets_version))
+        known = await self._known_baskets(ancestor, position.baskets_version)
+        observation = Observation(self._sources, known)
         for header in headers:
             believed = self._sources.believed(observation.consumer_by_token)
             logs = await self._node.logs_of(header, self._sources.filters(), believed)
@@ -265,8 +268,10 @@ class Follower:
         return self._more_to_judge
 
     async def _known_baskets(self, at: BlockRef, version: int) -> dict[bytes, bytes]:
+        """The baskets up to a block; with them, the factories that are live are read again."""
         if self._baskets is not None and self._baskets[:2] == (at, version):
             return self._baskets[2]
+        self._sources = replace(self._sources, more_factories=await factories.live(self._pool, self._sources.chain_id))
         return dict(await following.known_baskets(self._pool, self._sources.chain_id, up_to=at.number))
 
     async def _commit(

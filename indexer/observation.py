@@ -1,7 +1,7 @@
 """From a block range's logs to the rows that they mean.  Pure and total: a hostile log becomes a row with a reason.
 
-Who is believed: ``BasketCreated`` from the configured factory only; ``MintRequested`` from a token that this factory
-announced on this branch, or from the factory itself; ``MintExecuted`` from an announced consumer; ``ReportProcessed``
+Who is believed: ``BasketCreated`` from a configured factory only; ``MintRequested`` from a token that one of them
+announced on this branch, or from a factory itself; ``MintExecuted`` from an announced consumer; ``ReportProcessed``
 from the configured forwarder and for an announced consumer (hard case 37).  Logs are read in chain order, so that a
 basket which is created and used in one block is known when it is used (hard case 35).
 """
@@ -32,7 +32,8 @@ MINT_EXECUTED = "MintExecuted"
 REPORT_PROCESSED = "ReportProcessed"
 
 _FOREIGN: Final = Undecodable(reason="of unknown origin: counted, not kept")
-_NO_BASKET: Final = Undecodable(reason="the stablecoin is no basket of this factory")
+_NO_BASKET: Final = Undecodable(reason="the stablecoin is no basket that was announced")
+_ANNOUNCED: Final = Undecodable(reason="the stablecoin is a basket already")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +45,12 @@ class Sources:
     forwarder: bytes
     catalog: EventCatalog
     secret: bytes = field(repr=False)
+    more_factories: frozenset[bytes] = frozenset()
+
+    @property
+    def factories(self) -> frozenset[bytes]:
+        """All whose baskets are believed."""
+        return self.more_factories | {self.factory}
 
     def filters(self) -> tuple[LogFilter, ...]:
         """What to ask a node for: by topic, so that baskets born in the asked blocks are found; filtered here."""
@@ -60,7 +67,7 @@ class Sources:
         """What to ask for where strangers emit too much: what is not the baskets' own, by who may say it."""
         catalog = self.catalog
         topics = (catalog.basket_created_topic0, *catalog.mint_requested_topics0, catalog.report_processed_topic0)
-        return (LogFilter(addresses=(self.factory, self.forwarder), topics=(topics,)),)
+        return (LogFilter(addresses=(*sorted(self.factories), self.forwarder), topics=(topics,)),)
 
     def filters_of(self, consumer_by_token: Mapping[bytes, bytes]) -> tuple[LogFilter, ...]:
         """What to ask for beside ``filters_by_address``: the logs of these baskets; nothing if there are none."""
@@ -76,7 +83,8 @@ class Sources:
         catalog = self.catalog
         found = [
             LogFilter(
-                addresses=(self.factory,), topics=((catalog.basket_created_topic0, *catalog.mint_requested_topics0),)
+                addresses=tuple(sorted(self.factories)),
+                topics=((catalog.basket_created_topic0, *catalog.mint_requested_topics0),),
             )
         ]
         if consumer_by_token:
@@ -113,6 +121,7 @@ class Observation:
             consumer_by_token: The baskets that were announced on this branch before the logs that will be read.
         """
         self._sources = sources
+        self._factories = sources.factories
         self.consumer_by_token = dict(consumer_by_token)
         self._consumers = set(self.consumer_by_token.values())
         self.observed = Observed()
@@ -163,16 +172,15 @@ class Observation:
             )
 
     def _basket_created(self, log: Log) -> Undecodable | None:
-        if log.address != self._sources.factory:
+        if log.address not in self._factories:
             return _FOREIGN
         event = self._sources.catalog.decode_basket_created(log.topics, log.data)
         if isinstance(event, Undecodable):
             return event
-        self._basket(log, event)
-        return None
+        return self._basket(log, event)
 
     def _mint_requested(self, log: Log) -> Undecodable | None:
-        from_factory = log.address == self._sources.factory
+        from_factory = log.address in self._factories
         if not from_factory and log.address not in self.consumer_by_token:
             return _FOREIGN
         event = self._sources.catalog.decode_mint_requested(log.topics, log.data, from_factory=from_factory)
@@ -225,7 +233,10 @@ class Observation:
         )
         return None
 
-    def _basket(self, log: Log, event: BasketCreatedEvent) -> None:
+    def _basket(self, log: Log, event: BasketCreatedEvent) -> Undecodable | None:
+        """Add the basket; or say why there is none: a token keeps the consumer that it was born with."""
+        if event.stablecoin in self.consumer_by_token:
+            return _ANNOUNCED
         self.consumer_by_token[event.stablecoin] = event.consumer
         self._consumers.add(event.consumer)
         self.observed.baskets.append(
@@ -243,6 +254,7 @@ class Observation:
                 symbol=display_text(event.symbol),
             )
         )
+        return None
 
     def _request(self, log: Log, event: MintRequestedEvent, rank: int) -> Undecodable | None:
         """Add the request; or say why there is none, for a factory may name a token that it never announced."""

@@ -14,11 +14,11 @@ was told to hold blocks of its age.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import structlog
 
-from datastore import following, sweeping
+from datastore import factories, following, sweeping
 from datastore.connection import Pool
 from datastore.errors import CursorMoved, FinalityViolated
 from datastore.following import Position, Rules
@@ -35,6 +35,10 @@ log = structlog.get_logger(__name__)
 
 MOST_DIFFERING_BLOCKS = 32
 """Looked at again in one go; a range with more of them is cut before the next one."""
+
+
+class SourcesUnsettled(Exception):
+    """Rows cannot be compared while the history of a late factory is recorded.  Call again when it is live."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,7 +91,7 @@ class Examiner:
         self._sources = sources
         self._trigger = trigger_finality
         self._complete = complete_finality
-        self._zone = FinalZone(sources, max_range_blocks=max_range_blocks)
+        self._zone = FinalZone(max_range_blocks=max_range_blocks)
 
     async def examine(self, after: int, up_to: int, *, by_hand: bool = False) -> Examined:
         """Compare the blocks that follow block ``after``, up to ``up_to`` at the latest, which must be final.
@@ -97,26 +101,38 @@ class Examiner:
         Raises:
             NodeUnavailable: Call again; nothing is known.
             EndpointChanged, BlockUnknown: Call again; nothing is known.
+            SourcesUnsettled: Call again when the late factory is live.
             DatastoreUnavailable: Call again.
             FinalityViolated: The chain is not the one that was indexed; do not call again.
         """
         position = await following.position(self._pool, self._sources.chain_id)
         known = dict(await following.known_baskets(self._pool, self._sources.chain_id, up_to=after))
         async with self._node.second_opinion(reaching=up_to) as session:
-            read = await self._zone.read(session.node, after, up_to)
+            read = await self._zone.read(session.node, self._sources, after, up_to, head=session.head)
             last = read.blocks[-1].number
             # The rows are read after the node: what is final does not change any more, except by a repair.
             stored = await sweeping.stored_range(self._pool, self._sources.chain_id, read.first, last)
+            sources = await self._settled_sources()
             told = await _hashes(session.node, read, stored.hash_by_number)
             if any(told[number] != block_hash for number, block_hash in stored.hash_by_number.items()):
                 await self._require_final(session.node, position)
             reader = session.node.endpoint_name
-        observation = Observation(self._sources, known)
+        observation = Observation(sources, known)
         observation.read(read.logs, read.timestamp_by_block())
         found = compare(stored, told, observation.observed)
         if not found:
             return Examined(first=read.first, last=last, differences=(), repair=None, readers=(reader, None))
         return await self._confirmed(position, read, told, observation.observed, found, reader, by_hand=by_hand)
+
+    async def _settled_sources(self) -> Sources:
+        """Who is believed, as of rows that were read before; not while the history of a factory is half recorded."""
+        chain_id = self._sources.chain_id
+        live, late = await factories.live(self._pool, chain_id), await factories.pending(self._pool, chain_id)
+        if late is not None:
+            raise SourcesUnsettled(
+                f"the history of factory 0x{late.address.hex()} is recorded up to block {late.filled_up_to} only"
+            )
+        return replace(self._sources, more_factories=live)
 
     async def _require_final(self, node: Node, position: Position) -> None:
         """One block of ours may be a node's mistake; if the newest final one is not on the chain either, all are."""
@@ -273,7 +289,7 @@ class Sweep:
         except EndpointChanged as error:
             log.debug("sweep.tick_repeated", reason=str(error))
             return True
-        except (BlockUnknown, CursorMoved) as error:
+        except (BlockUnknown, CursorMoved, SourcesUnsettled) as error:
             log.debug("sweep.tick_repeated", reason=str(error))
             return False
         if examined.differences:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Final, Protocol, TypeAlias
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import structlog
 
@@ -309,13 +309,13 @@ class Invocator:
         if attempt_no is None:
             return False
         self._reached("invocator.after_attempt")
-        reply = await self._gateway.post(frozen.body, token, terms.timeout_seconds)
+        reply = _without(token, await self._gateway.post(frozen.body, token, terms.timeout_seconds))
         self._reached("invocator.after_answer")
         answer = classify(reply, request_id=order.nonce.hex, workflow_id=frozen.workflow_id)
         if isinstance(reply, HttpReply) and reply.server_date is not None:
             self._clock_offset_seconds = reply.server_date - self._clock()
         state = await claims.record_answer(
-            self._pool, self._chain_id, order, frozen, attempt_no, self._answered(reply, answer)
+            self._pool, self._chain_id, order, frozen, attempt_no, self._answered(reply, answer, jti)
         )
         self._reached("invocator.after_record")
         self._tell(answer)
@@ -329,7 +329,7 @@ class Invocator:
         )
         return True
 
-    def _answered(self, reply: Reply, answer: Answer) -> Answered:
+    def _answered(self, reply: Reply, answer: Answer, jti: UUID) -> Answered:
         postpone, unknown_id = 0.0, None
         if isinstance(answer, Accepted) and not answer.expected:
             unknown_id = answer.execution_id
@@ -349,6 +349,7 @@ class Invocator:
             clock_offset_seconds=self._clock_offset_seconds
             if isinstance(reply, HttpReply) and reply.server_date is not None
             else None,
+            jti=jti,
         )
 
     def _tell(self, answer: Answer) -> None:
@@ -372,6 +373,13 @@ class Invocator:
     def _gateway_time(self) -> int:
         offset = self._clock_offset_seconds
         return int(self._clock() + (offset if abs(offset) > _CLOCK_ROUNDING_SECONDS else 0))
+
+
+def _without(token: str, reply: Reply) -> Reply:
+    """The reply as it may be stored and shown: whoever answers may repeat our token (hard case 110)."""
+    if not token or not isinstance(reply, HttpReply):
+        return reply
+    return replace(reply, body=reply.body.replace(token.encode(), b"***"))
 
 
 def _says(answer: Answer) -> Says:

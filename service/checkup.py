@@ -42,7 +42,7 @@ from node.node import Node
 from service import wiring
 from service.endpoints import one_node
 from service.explanation import counted, moment, span
-from service.settings import Settings, SettingsError
+from service.settings import Settings, SettingsError, is_open_to_others
 
 NODE_SECONDS: Final = 15.0
 GATEWAY_SECONDS: Final = 15.0
@@ -50,9 +50,6 @@ CLOCK_WARNING_SECONDS: Final = 5.0
 CLOCK_ERROR_SECONDS: Final = 30.0
 """Hard case 82: a token is good for 300 s; the invocator corrects what the gateway's clock tells it, up to a point."""
 OLD_HEAD_SECONDS: Final = 600.0
-
-_CONTAINER_SECRETS: Final = Path("/run/secrets")
-
 
 Clock: TypeAlias = Callable[[], datetime]
 """This machine's time of day."""
@@ -402,12 +399,11 @@ def look_at_keys(findings: Findings, settings: Settings, files: dict[str, Path],
 
 
 def _look_at_file(findings: Findings, name: str, path: Path) -> None:
-    mode = path.stat().st_mode
-    # What a container runtime mounts is readable inside of the container, and only there.
-    if mode & (stat.S_IROTH | stat.S_IWOTH | stat.S_IWGRP) and _CONTAINER_SECRETS not in path.absolute().parents:
+    if is_open_to_others(path):
+        mode = stat.S_IMODE(path.stat().st_mode)
         findings.warn(
             "key files",
-            f"{name}: {path} has mode {stat.S_IMODE(mode):04o}: others than its owner can read or change it.",
+            f"{name}: {path} has mode {mode:04o}: others than its owner can read or change it.",
             f"chmod 600 {path}",
         )
     else:

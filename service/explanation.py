@@ -143,7 +143,7 @@ REASONS: Final = {
 HOLDS: Final = {
     "operator": "a person holds it (the timeline says who and why)",
     "before_first_trigger_block": "its block is below BSKT_TRIGGER_FROM_BLOCK: history is not minted again by itself",
-    "backfill": "it was found by `bskt backfill`",
+    "backfill": "it was found by `bskt backfill`, or belongs to a factory that was added later",
     # These end by themselves.
     "daily_cap": "the daily cap (BSKT_DAILY_CAP_TOKENS) is reached",
     "amount_above_cap": "it asks for more than BSKT_MAX_MINT_TOKENS allows now",

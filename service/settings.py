@@ -8,6 +8,7 @@ and is never repeated in a message.
 import ipaddress
 import os
 import re
+import stat
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -22,6 +23,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretBytes,
 PREFIX: Final = "BSKT_"
 MINIMUM_SECRET_BYTES: Final = 32
 WEI_DIGITS: Final = 18
+_CONTAINER_SECRETS: Final = Path("/run/secrets")
 
 _BIGINT = 2**63 - 1  # what a Postgres bigint holds
 _LONGEST_SECONDS = 366 * 86_400
@@ -44,6 +46,17 @@ class Finality:
 
     def __str__(self) -> str:
         return self.kind if self.depth_blocks is None else f"{self.kind}:{self.depth_blocks}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LateFactory:
+    """A factory beside the first one, and the block of its deployment."""
+
+    address: bytes
+    start_block: int
+
+    def __str__(self) -> str:
+        return f"0x{self.address.hex()}@{self.start_block}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,6 +109,20 @@ def parse_address(text: str) -> bytes:
 
 def _address(value: object) -> object:
     return parse_address(value) if isinstance(value, str) else value
+
+
+def _late_factories(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    found = []
+    for item in _items(value):
+        address, at, number = item.partition("@")
+        if not at or re.fullmatch(r"[0-9]{1,18}", number) is None:
+            raise ValueError("expected 0xADDRESS@DEPLOYMENT_BLOCK for each")
+        found.append(LateFactory(address=parse_address(address), start_block=int(number)))
+    if len({factory.address for factory in found}) < len(found):
+        raise ValueError("a factory stands there twice")
+    return tuple(found)
 
 
 def _workflow_ids(value: object) -> object:
@@ -240,6 +267,11 @@ class Settings(BaseModel):
         default=None, description="WebSocket URL of a node: tells of new heads sooner, never needed"
     )
     factory_address: Address | None = Field(default=None, description="the basket factory, 0x and 40 hex digits")
+    more_factories: Annotated[tuple[LateFactory, ...], BeforeValidator(_late_factories)] = Field(
+        default=(),
+        description="more basket factories, 0xADDRESS@DEPLOYMENT_BLOCK, comma-separated; one that is added later is"
+        " followed once its history is recorded, and what was asked of it before is held",
+    )
     forwarder_address: Address | None = Field(
         default=None, description="the CRE forwarder that delivers reports, 0x and 40 hex digits"
     )
@@ -496,6 +528,15 @@ def secret_files(env_file: Path | None = None, environ: Mapping[str, str] | None
     return files
 
 
+def is_open_to_others(path: Path) -> bool:
+    """Whether others than its owner can read or change a secret's file."""
+    mode = path.stat().st_mode
+    # What a container runtime mounts is readable inside of the container, and only there.
+    return (
+        bool(mode & (stat.S_IROTH | stat.S_IWOTH | stat.S_IWGRP)) and _CONTAINER_SECRETS not in path.absolute().parents
+    )
+
+
 def documented() -> Iterator[Documented]:
     """Every setting in the order of this file."""
     for field, info in Settings.model_fields.items():
@@ -579,6 +620,8 @@ def _from_texts(texts: Mapping[str, str | None], source: str, problems: list[str
 
 def _secret_file(name: str, path: str, problems: list[str]) -> str | None:
     try:
+        if Path(path).stat().st_mode & stat.S_IWOTH:
+            problems.append(f"{name}_FILE: {path}: everybody may write it, so it may hold anybody's key; chmod 600 it")
         text = Path(path).read_text(encoding="utf-8").strip()
     except OSError as error:
         problems.append(f"{name}_FILE: {path}: {error.strerror}")

@@ -6,6 +6,7 @@ docs/cli.md names the members.  Amounts are wei as text; bytes, times and ids be
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from shlex import quote
 from typing import Final, TypeAlias
 from uuid import UUID
 
@@ -117,7 +118,7 @@ def _group(group: Group) -> Shape:
         "requests": group.requests,
         "since": group.since,
         "example": group.example,
-        "command": f"bskt requests list {listed} --reason '{group.reason}'",
+        "command": f"bskt requests list {listed}" + (f" --reason {quote(group.reason)}" if group.reason else ""),
     }
 
 

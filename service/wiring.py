@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final, Literal, TypeAlias, TypeVar
 
 import click
 import structlog
 
-from datastore import claims, listening, pinning, quarantine, schema, status
+from datastore import claims, factories, listening, pinning, quarantine, schema, status
 from datastore.claims import Pacing
 from datastore.connection import Pool, Role, check_server, open_pool
 from datastore.errors import DatastoreUnavailable, DatastoreUnsuitable, FinalityViolated
+from datastore.factories import Factory
 from datastore.following import CONFIRMED_CHANNEL, Rules
 from datastore.identity import derive_nonce, secret_check_value
 from datastore.rows import Block
@@ -26,6 +29,7 @@ from datastore.tally import Tally
 from indexer.abi_files import load_abis
 from indexer.decoding import EventCatalog
 from indexer.follower import FinalityRule, Follower
+from indexer.late_factories import LateFactories
 from indexer.observation import Sources
 from indexer.policy import Policy
 from indexer.sweep import Examiner, Sweep
@@ -46,7 +50,7 @@ from service import collector, http, logs
 from service.embedded_postgres import EmbeddedPostgres
 from service.metrics import RpcMetrics
 from service.preflight import read_contracts
-from service.settings import Finality, Settings, SettingsError, cre_environment, wei
+from service.settings import Finality, Settings, SettingsError, cre_environment, is_open_to_others, wei
 from service.supervision import Companion, Part, Stop, Supervisor, wait
 
 log = structlog.get_logger(__name__)
@@ -54,6 +58,7 @@ log = structlog.get_logger(__name__)
 INDEXER: Final = "indexer"
 INVOCATOR: Final = "invocator"
 SWEEP: Final = "sweep"
+LATE_FACTORIES: Final = "late_factories"
 PARTS: Final = (INDEXER, INVOCATOR)
 
 _RPC_TIMEOUT_SECONDS: Final = 30.0
@@ -61,7 +66,8 @@ _MAX_ANSWER_BYTES: Final = 32 * 1024 * 1024  # as a block of 90 M gas full of lo
 _SECRET_BYTES: Final = 32
 _CLOSE_SECONDS: Final = 5.0
 _PROBE_PAUSE_SECONDS: Final = 5.0
-_FINALITY_POLLS: Final = 3  # finality moves slowly: it is asked at every third look at most
+_FINALITY_POLLS: Final = 3  # finality moves slowly: it is asked at every third look at most,
+_FINALITY_SECONDS: Final = 12.0  # and a new block may be looked at long before the next poll
 
 T = TypeVar("T")
 
@@ -78,6 +84,7 @@ async def run(
     log_format: Literal["text", "json"] = "text",
     reached: Reached = lambda _: None,
     show: Callable[[str], None] = click.echo,
+    secret_files: Mapping[str, Path] = MappingProxyType({}),
 ) -> int:
     """Run the daemon until it is asked to stop; the exit code.
 
@@ -89,13 +96,19 @@ async def run(
         log_format: For people or for machines.
         reached: Told each boundary around a commit or a call; tests end the process there.
         show: Gets what mode ``dry-run`` would send, a line a request.
+        secret_files: Where settings come from files, by name; who else can read them is told.
 
     Raises:
         SettingsError, DatastoreUnsuitable, ChainMismatch: Do not run; the message has the remedy.
         NodeUnavailable, DatastoreUnavailable: Not now; start again.
     """
+    # A core dump would hold every key.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     logs.configure(level=log_level, fmt=log_format, secrets=settings.secret_texts())
     collector.look_seldom()
+    for name, path in secret_files.items():
+        if is_open_to_others(path):
+            log.warning("secret.file_open_to_others", setting=name, path=str(path), remedy=f"chmod 600 {path}")
     settings.require_chain()
     settings.require_invocator()
     async with AsyncExitStack() as stack:
@@ -125,6 +138,8 @@ async def run(
             running += [indexer, _sweep(settings, pool, node, sources, pinned, reached), *_probing(settings, node)]
             companions += _listening(settings, indexer)
             troubles = _troubles(node, follower)
+            await _declare(pool, node, settings, sources)
+            running += _late_factories(settings, pool, node, sources, pinned, reached)
             await pinning.clear_halt(pool, sources.chain_id)
         if INVOCATOR in parts:
             role = Role.READER if settings.cre_mode == "dry-run" else Role.INVOCATOR
@@ -246,6 +261,7 @@ def _sources(settings: Settings, secret: bytes) -> Sources:
         forwarder=_present(settings.forwarder_address),
         catalog=EventCatalog(load_abis(settings.abi_dir or packaged_abis())),
         secret=secret,
+        more_factories=frozenset(factory.address for factory in settings.more_factories),
     )
 
 
@@ -373,7 +389,7 @@ def _follower(
         complete_finality=_finality(settings.complete_finality),
         max_range_blocks=settings.max_log_range_blocks,
         reached=reached,
-        finality_pause_seconds=_FINALITY_POLLS * settings.poll_interval_seconds,
+        finality_pause_seconds=min(_FINALITY_SECONDS, _FINALITY_POLLS * settings.poll_interval_seconds),
     )
 
 
@@ -407,6 +423,41 @@ def _sweep(
     return _part(SWEEP, _halting(sweep.tick, pool, sources.chain_id), settings)
 
 
+async def _declare(pool: Pool, node: Node, settings: Settings, sources: Sources) -> None:
+    """Compare the factories beside the first one with the rows."""
+    declared = []
+    async with node.session() as session:
+        for factory in settings.more_factories:
+            code_hash = await session.node.code_hash(factory.address)
+            if code_hash is None:
+                raise DatastoreUnsuitable(
+                    f"BSKT_MORE_FACTORIES: no contract is at 0x{factory.address.hex()} on chain {sources.chain_id}"
+                )
+            declared.append(
+                Factory(address=factory.address, code_hash=code_hash, start_block_number=factory.start_block)
+            )
+    await factories.declare(pool, sources.chain_id, declared)
+
+
+def _late_factories(
+    settings: Settings, pool: Pool, node: Node, sources: Sources, pinned: pinning.Pinned, reached: Reached
+) -> list[Part]:
+    """Its own part as well: the others are followed while the history of a new one is read."""
+    if not settings.more_factories:
+        return []
+    late = LateFactories(
+        pool=pool,
+        node=node,
+        sources=sources,
+        rules=_rules(settings, sources, pinned),
+        trigger_finality=_finality(settings.trigger_finality),
+        complete_finality=_finality(settings.complete_finality),
+        max_range_blocks=settings.max_log_range_blocks,
+        reached=reached,
+    )
+    return [_part(LATE_FACTORIES, _halting(late.tick, pool, sources.chain_id), settings)]
+
+
 def _rules(settings: Settings, sources: Sources, pinned: pinning.Pinned) -> Rules:
     cap, minimum = settings.max_mint_tokens, settings.min_mint_tokens
     return Rules(
@@ -414,7 +465,7 @@ def _rules(settings: Settings, sources: Sources, pinned: pinning.Pinned) -> Rule
             max_mint_wei=None if cap is None else wei(cap),
             min_mint_wei=None if minimum is None else wei(minimum),
             max_drift_wei=wei(settings.max_drift_tokens),
-            forbidden_beneficiaries=frozenset({sources.factory, sources.forwarder}),
+            forbidden_beneficiaries=sources.factories | {sources.forwarder},
         ),
         contest=settings.contested_reference == "review",
         first_trigger_block_number=pinned.first_trigger_block_number,

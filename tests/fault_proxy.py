@@ -5,9 +5,11 @@ between a request and its answer.
 """
 
 import asyncio
+import random
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self, TypeAlias
+from urllib.parse import urlsplit
 
 from service.supervision import wait
 
@@ -37,6 +39,20 @@ class Delay:
 
 
 Fault: TypeAlias = Cut | BlackHole | Delay
+
+
+def any_fault(chance: random.Random) -> Fault:
+    """One of all kinds."""
+    cut = Cut(after_bytes=chance.choice((0, 1, 7, 100, chance.randrange(20_000))))
+    return chance.choice((cut, BlackHole(), Delay(seconds=chance.uniform(0.01, 0.5))))
+
+
+def address_of(url: str) -> tuple[str, int]:
+    """Host and port of a URL that names both."""
+    parts = urlsplit(url)
+    if parts.hostname is None or parts.port is None:
+        raise ValueError("a URL without host or port")
+    return parts.hostname, parts.port
 
 
 class _Severed(Exception):

@@ -19,6 +19,7 @@ from service.console import Command, Console, Exit, asynchronous
 async def run(console: Console, parts: tuple[str, ...]) -> Exit:
     """Run the daemon: follow the chain, record every request, trigger each one once."""
     from service import wiring
+    from service.settings import secret_files
     from service.supervision import Stop
 
     code = await wiring.run(
@@ -27,5 +28,6 @@ async def run(console: Console, parts: tuple[str, ...]) -> Exit:
         stop=Stop(),
         log_level=console.log_level,
         log_format=console.log_format,
+        secret_files=secret_files(console.env_file),
     )
     return Exit(code)

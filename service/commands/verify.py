@@ -44,6 +44,7 @@ async def verify(console: Console, *, blocks: str, repair: bool) -> Exit:
     different.  Exit code 4 if any is left, 0 if the rows are what the chain says.
     """
     from datastore.errors import FinalityViolated
+    from indexer.sweep import SourcesUnsettled
     from node.errors import NodeError
     from service.block_range import BlockRangeUnreadable
 
@@ -55,6 +56,8 @@ async def verify(console: Console, *, blocks: str, repair: bool) -> Exit:
         raise Refused(f"--blocks {blocks}: {error}", Exit.USAGE) from error
     except FinalityViolated as error:
         raise Refused(str(error)) from error
+    except SourcesUnsettled as error:
+        raise Refused(f"not ready: {error}; verify when it is live", Exit.NOT_READY) from error
     except NodeError as error:
         raise Refused(f"not ready: {error}; run the same command again", Exit.NOT_READY) from error
     columns = ("outcome", "kind", "event", "block_number", "log_index", "block_hash")

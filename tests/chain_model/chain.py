@@ -18,6 +18,7 @@ from eth_abi.abi import encode
 from eth_hash.auto import keccak
 
 FACTORY: Final = b"\xfa" * 20
+SECOND_FACTORY: Final = b"\xfb" * 20
 FORWARDER: Final = b"\xf0" * 20
 STRANGER: Final = b"\x66" * 20
 GENESIS_TIMESTAMP: Final = 1_700_000_000
@@ -49,8 +50,12 @@ def token_address(ordinal: int) -> bytes:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CreateBasket:
+    """With ``again`` the factory announces its first token once more, which no honest one can do."""
+
     name: bytes
     symbol: bytes
+    again: bool = False
+    factory: bytes = FACTORY
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +68,7 @@ class Ask:
     beneficiary: bytes
     amount: int
     reference: bytes
+    factory: bytes = FACTORY
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -292,15 +298,18 @@ class _Mining:
         return self._block_hash, mined.log_index
 
     def _create(self, wish: CreateBasket) -> None:
-        token = token_address(len(self.consumer_by_token))
+        is_known = wish.again and bool(self.consumer_by_token)
+        token = token_address(0 if is_known else len(self.consumer_by_token))
         consumer = digest("consumer", self._transaction.hash, token)[:20]
         creator, admin = user(0), user(1)
         emitted = Emitted(
-            address=FACTORY,
+            address=wish.factory,
             topics=(BASKET_CREATED, _word(creator), _word(admin), _word(token)),
             data=encode(["address", "bytes", "bytes"], [consumer, wish.name, wish.symbol]),
         )
-        key = self._emit(emitted, event="BasketCreated")
+        key = self._emit(emitted, event="BasketCreated", decodable=not is_known)
+        if is_known:
+            return
         self.consumer_by_token[token] = consumer
         self.said.baskets.append((*key, token, consumer, creator, admin, wish.name, wish.symbol))
 
@@ -317,7 +326,7 @@ class _Mining:
             )
         else:
             emitted = Emitted(
-                address=FACTORY,
+                address=wish.factory,
                 topics=(FACTORY_FORM, _word(token), _word(wish.requester), _word(wish.beneficiary)),
                 data=encode(["uint256", "bytes32"], [wish.amount, wish.reference]),
             )

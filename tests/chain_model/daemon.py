@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -17,6 +17,7 @@ from datastore.rows import Block as FirstBlock
 from indexer.abi_files import load_abis
 from indexer.decoding import EventCatalog
 from indexer.follower import FinalityRule, Follower
+from indexer.late_factories import LateFactories
 from indexer.observation import Sources
 from indexer.policy import Policy
 from indexer.sweep import Examiner, Sweep
@@ -83,6 +84,7 @@ class Daemon:
         trigger: FinalityRule,
         max_range_blocks: int,
         reached: Callable[[str], None] = lambda _: None,
+        more_factories: frozenset[bytes] = frozenset(),
     ) -> None:
         self.clock = Clock()
         self._pool = pool
@@ -91,6 +93,7 @@ class Daemon:
         self._trigger = trigger
         self._max_range_blocks = max_range_blocks
         self._reached = reached
+        self.sources = replace(SOURCES, more_factories=more_factories)
         self._nodes: list[Node] = []
         self.start()
 
@@ -101,7 +104,7 @@ class Daemon:
         self.examiner = Examiner(
             pool=self._pool,
             node=self.node,
-            sources=SOURCES,
+            sources=self.sources,
             trigger_finality=self._trigger,
             complete_finality=FinalityRule(tag="finalized"),
             max_range_blocks=self._max_range_blocks,
@@ -110,12 +113,25 @@ class Daemon:
             pool=self._pool, chain_id=CHAIN_ID, examiner=self.examiner, rules=RULES, reached=self._reached
         )
 
+    def late_factories(self) -> LateFactories:
+        """Reads the history of factories that are not live yet."""
+        return LateFactories(
+            pool=self._pool,
+            node=self.node,
+            sources=self.sources,
+            rules=RULES,
+            trigger_finality=self._trigger,
+            complete_finality=FinalityRule(tag="finalized"),
+            max_range_blocks=self._max_range_blocks,
+            reached=self._reached,
+        )
+
     def new_follower(self, node: Node) -> Follower:
         """One more follower of the same rows."""
         return Follower(
             pool=self._pool,
             node=node,
-            sources=SOURCES,
+            sources=self.sources,
             rules=RULES,
             trigger_finality=self._trigger,
             complete_finality=FinalityRule(tag="finalized"),

@@ -128,6 +128,8 @@ class Histories(RuleBasedStateMachine):
         self.max_range_blocks = 5
         self.kill_at: tuple[str, int] | None = None
         self.silent_before = 0
+        self.forks_before = 0
+        self.is_halted = False
         self.may_be_wrong = False
         self.was_lied_to = False
         self.is_audited = True
@@ -155,6 +157,7 @@ class Histories(RuleBasedStateMachine):
             self.world.become_final(final, 1)
         self.world.open_endpoints(endpoints, liar, self.arena.tally.faults)
         self.silent_before = self._silent_faults()
+        self.forks_before = self.arena.tally.faults[Fault.BLOCK_OF_A_FORK]
         self.arena.run(self._begin())
 
     async def _begin(self) -> None:
@@ -410,7 +413,8 @@ class Histories(RuleBasedStateMachine):
         self.world.become_final(10_000, 0)
         self.arena.run(self._settled())
         self.arena.run(self._swept())
-        self.arena.run(self._verified_by_hand())
+        if not self.is_halted:
+            self.arena.run(self._verified_by_hand())
         self._note_lies()
         if self.may_be_wrong:
             self.oracle.forget_final_rows()
@@ -419,7 +423,8 @@ class Histories(RuleBasedStateMachine):
 
     def _look(self, what: str) -> None:
         self._note_lies()
-        self.arena.tally.looks["while lied to" if self.may_be_wrong else what] += 1
+        what = "halted" if self.is_halted else "while lied to" if self.may_be_wrong else what
+        self.arena.tally.looks[what] += 1
         wrong = self.arena.run(self._wrong())
         self.arena.tally.wrong_rows += len(wrong)
         assert not wrong, "\n".join(wrong)
@@ -435,6 +440,8 @@ class Histories(RuleBasedStateMachine):
 
     async def _forgiven(self, tick: Callable[[], Awaitable[bool]]) -> bool:
         """One tick, forgiven as the supervisor does; time passes after a trouble."""
+        if self.is_halted:
+            return False
         self.world.note_lies()
         is_lied_to = any(endpoint.faults for endpoint in self.world.endpoints)
         try:
@@ -445,11 +452,25 @@ class Histories(RuleBasedStateMachine):
             return True
         except FinalityViolated:
             # It stops for a person, who finds an endpoint that lied and starts it again.
-            if not is_lied_to:
-                raise
             self.arena.tally.troubles["FinalityViolated"] += 1
-            self.running.start()
-            return True
+            if is_lied_to:
+                self.running.start()
+                return True
+            if not await self._believed_a_fork():
+                raise
+            self.arena.tally.troubles["halted for good"] += 1
+            self.is_halted = True
+            return False
+
+    async def _believed_a_fork(self) -> bool:
+        """Whether an endpoint told of a fork twice in the same way, and a block of it was taken for final.
+
+        No second answer of that endpoint gives it away, so the daemon stops at the next true one.
+        """
+        newest = await sweeping.newest_block(self.arena.indexer_pool, CHAIN_ID, up_to=self.world.floor)
+        block = self.world.view.head.at(newest.number)
+        told = self.arena.tally.faults[Fault.BLOCK_OF_A_FORK] > self.forks_before
+        return told and (block is None or block.hash != newest.hash)
 
     async def _settled(self) -> None:
         quiet = 0
@@ -496,7 +517,7 @@ class Histories(RuleBasedStateMachine):
         view = self.world.view
         safe = view.safe.number if view.safe else -1
         async with self.arena.owner_pool.acquire() as connection:
-            if self.may_be_wrong:
+            if self.may_be_wrong or self.is_halted:
                 return await self.oracle.wrong_stories(connection)
             tip = await connection.fetchval("SELECT block_number FROM cursor")
             height = self.trigger.height(tip=tip, finalized=self.world.finalized, safe=safe)

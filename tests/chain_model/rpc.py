@@ -38,6 +38,7 @@ class HonestNode:
     def __init__(self, view: View, blocks_by_hash: Mapping[bytes, Block]) -> None:
         self.view = view
         self.blocks_by_hash = blocks_by_hash
+        self.code = FACTORY_CODE
         self._methods: Final[dict[str, Callable[..., Json]]] = {
             "eth_chainId": lambda: hex(self.view.chain_id),
             "eth_getBlockByNumber": self._block_by_number,
@@ -45,7 +46,7 @@ class HonestNode:
             "eth_getLogs": self._logs,
             "eth_getBlockReceipts": self._block_receipts,
             "eth_getTransactionReceipt": self._transaction_receipt,
-            "eth_getCode": lambda _address, _block: to_hex(FACTORY_CODE),
+            "eth_getCode": lambda _address, _block: to_hex(self.code),
         }
 
     def answer(self, method: str, params: Sequence[Json]) -> Json:

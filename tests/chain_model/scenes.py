@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -83,14 +83,21 @@ def hiding(world: World, number: int) -> int:
 
 
 @asynccontextmanager
-async def scene(pool: Pool, world: World, *, endpoints: int) -> AsyncIterator[Scene]:
+async def scene(
+    pool: Pool, world: World, *, endpoints: int, reached: Callable[[str], None] = lambda _: None
+) -> AsyncIterator[Scene]:
     """Serve the world at so many endpoints, and begin with the first start of a daemon."""
     async with Server() as server:
         world.open_endpoints(endpoints, 0, Counter())
         server.endpoints = world.endpoints
         await pin(pool, world)
         daemon = Daemon(
-            pool=pool, server=server, world=world, trigger=FinalityRule(tag="finalized"), max_range_blocks=4
+            pool=pool,
+            server=server,
+            world=world,
+            trigger=FinalityRule(tag="finalized"),
+            max_range_blocks=4,
+            reached=reached,
         )
         try:
             yield Scene(world=world, daemon=daemon, pool=pool, server=server)

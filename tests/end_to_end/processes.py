@@ -108,6 +108,11 @@ async def until(done: Callable[[], Awaitable[bool]], *, what: str, patience_seco
         raise NotInTime(f"not within {patience_seconds:g} s: {what}") from None
 
 
+async def pause(seconds: float) -> None:
+    """Let time pass in which a fault is to last, or a victim to live."""
+    await wait(asyncio.Event(), seconds)
+
+
 def free_port() -> int:
     """A port that nobody uses now."""
     with socket.socket() as probe:

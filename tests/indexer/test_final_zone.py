@@ -1,23 +1,33 @@
 """Final ranges: every log once and in order, whatever the node refuses; bounded; by topic or by address alike."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 
 import pytest
 
-from indexer.final_zone import FinalZone, ObservedRange, overlapped
+from indexer.final_zone import FinalZone, Next, ObservedRange, overlapped
+from node.node import Node
 from tests.indexer.ledger import SOURCES, Ledger, consumer, token
+
+
+@asynccontextmanager
+async def reading(
+    ledger: Ledger, node: Node, max_range_blocks: int, known: Mapping[bytes, bytes] | None = None
+) -> AsyncIterator[Next]:
+    head = await node.header_by_number(ledger.height)
+    zone = FinalZone(max_range_blocks=max_range_blocks)
+    async with zone.reading(node, SOURCES, 0, ledger.height, head=head, consumer_by_token=known or {}) as next_range:
+        yield next_range
 
 
 async def read_all(
     ledger: Ledger, *, max_range_blocks: int = 100, known: Mapping[bytes, bytes] | None = None
 ) -> list[ObservedRange]:
     ranges: list[ObservedRange] = []
-    async with ledger.node() as node:
-        zone = FinalZone(SOURCES, max_range_blocks=max_range_blocks)
-        async with zone.reading(node, 0, ledger.height, known or {}) as next_range:
-            while (read := await next_range()) is not None:
-                ranges.append(read)
+    async with ledger.node() as node, reading(ledger, node, max_range_blocks, known) as next_range:
+        while (read := await next_range()) is not None:
+            ranges.append(read)
     return ranges
 
 
@@ -75,13 +85,11 @@ async def test_the_time_of_a_block_comes_from_its_header_where_logs_do_not_tell_
 async def test_nothing_is_asked_for_before_there_is_room() -> None:
     """Back-pressure: what nobody takes is not read."""
     ledger = busy_ledger(1_000)
-    async with ledger.node() as node:
-        zone = FinalZone(SOURCES, max_range_blocks=10)
-        async with zone.reading(node, 0, ledger.height, {}) as next_range:
-            for _ in range(3):
-                await next_range()
-            for _ in range(1_000):
-                await asyncio.sleep(0)  # noqa: TID251 - gives it every chance to ask for more
+    async with ledger.node() as node, reading(ledger, node, max_range_blocks=10) as next_range:
+        for _ in range(3):
+            await next_range()
+        for _ in range(1_000):
+            await asyncio.sleep(0)  # noqa: TID251 - gives it every chance to ask for more
     assert len(ledger.ranges) <= 5  # three were taken, two are ahead
     assert 2 <= ledger.most_at_once <= 3  # two ranges ahead, and the headers of the one that is given
 

@@ -405,3 +405,28 @@ async def test_a_date_that_is_a_few_seconds_off_is_the_network_s_and_not_correct
     cre.planned = [gateway_error(-32002, "rate limit exceeded", status=429, date=1_700_000_004)]
     await run(make())
     assert [issued_at(token) for token in cre.tokens] == [1_700_000_000] * len(cre.tokens)
+
+
+# -- secrets ---------------------------------------------------------------------------------------------------------
+
+
+async def test_a_token_that_the_gateway_repeats_is_neither_stored_nor_shown(
+    ask: Ask, make: Make, cre: Cre, indexer_pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Hard case 110."""
+    await ask("d1")
+    post = cre.post
+
+    async def repeats(body: bytes, token: str, timeout_seconds: float) -> Reply:
+        cre.planned = [gateway_error(-32600, f"Auth failure: malformed {token}")]
+        return await post(body, token, timeout_seconds)
+
+    monkeypatch.setattr(cre, "post", repeats)
+    await make().tick()
+    (token,) = cre.tokens
+    rows = await indexer_pool.fetch("SELECT sentence, convert_from(answer, 'UTF8') AS answer FROM attempt")
+    gates = await indexer_pool.fetch("SELECT closed_sentence FROM trigger_gate")
+    told = " ".join(str(value) for row in (*rows, *gates) for value in row.values())
+    assert "malformed ***" in told
+    assert token not in told
+    assert token.split(".")[2][:20] not in told

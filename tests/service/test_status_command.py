@@ -1,6 +1,7 @@
 import asyncio
 import json
 import os
+import shlex
 import signal
 import sys
 from collections.abc import AsyncIterator
@@ -110,7 +111,7 @@ async def test_what_needs_a_person_comes_with_the_command_that_lists_it(chain: C
     _, shown = await status(dsn)
     groups = shown["for_a_person"]
     assert [(group["state"], group["requests"], group["example"]) for group in groups] == [("review", 2, 1)]
-    command = groups[0]["command"].replace("'", "").split()
+    command = shlex.split(groups[0]["command"])
     assert command[0] == "bskt"
     listed = await bskt(dsn, *command[1:], "--output", "json")
     assert [row["id"] for row in listed.json] == [2, 1]

@@ -10,6 +10,7 @@ The layers are CRE's, each with its own memory, because a repeated id is treated
 * `nodes`: the answer of each id for 24 hours, then the engine: 5 runs an owner, a queue, silent drops.
 * `workflow`: what the BSKT workflow does with its input, traps included; pure.
 * `deliveries`: a signed report until it is deep in the chain, sent again after a reorg.
+* `exchange`: one call through these layers, without its HTTP, for tests that need a hundred thousand of them.
 * `faults`: what goes wrong on request.  `ledger`: what was seen, for tests to ask.
 * `server`, `control`: the two HTTP faces.  `python -m service.demo.cre_stand_in` runs it as its own process, so
   that it survives the death of the daemon.

@@ -1,7 +1,6 @@
 """The stand-in's HTTP server: the gateway's one path, and the assembly of everything behind it."""
 
 import asyncio
-import hashlib
 import ipaddress
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -12,16 +11,16 @@ import aiohttp
 from aiohttp import web
 
 from service.demo.cre_stand_in import faults as endings
-from service.demo.cre_stand_in import protocol
 from service.demo.cre_stand_in.chain import Chain
 from service.demo.cre_stand_in.clock import Clock
 from service.demo.cre_stand_in.control import control_routes
 from service.demo.cre_stand_in.deliveries import Deliveries
+from service.demo.cre_stand_in.exchange import exchange
 from service.demo.cre_stand_in.faults import FaultPlan
 from service.demo.cre_stand_in.gateway import Gateway, RateLimit
-from service.demo.cre_stand_in.ledger import Attempt, Ledger
+from service.demo.cre_stand_in.ledger import Ledger
 from service.demo.cre_stand_in.nodes import Limits, Nodes
-from service.demo.cre_stand_in.protocol import Claims, ExecutionIdForm, Refused, Reply, Request, Workflow
+from service.demo.cre_stand_in.protocol import ExecutionIdForm, Reply, Workflow
 
 SHUTDOWN_SECONDS = 1
 
@@ -174,51 +173,23 @@ class CreStandIn:
         return web.Response(text="OK")
 
     async def _post(self, http: web.Request) -> web.StreamResponse:
-        """Handle one call in the gateway's order (cre.md §1.5), then forward it, with or without a planned fault."""
         try:
             body = await http.read()
         except web.HTTPRequestEntityTooLarge:
             return web.Response(status=400)  # §2.2: oversize has an empty body
         header_token = http.headers.get("Authorization", "").removeprefix("Bearer ")
-        try:
-            request = protocol.parse(body, header_token=header_token)
-        except Refused as refused:
-            self.ledger.record_refusal(refused.reason)
-            return _response(refused.reply(""))
-        claims: Claims | None = None
-        try:
-            target = self.gateway.identify(request)
-            claims = self.gateway.authenticate(request)
-            self.gateway.admit(request, target, claims)
-        except Refused as refused:
-            self._record(request, body, claims, f"refused:{refused.reason}")
-            return _response(refused.reply(request.request_id))
-        fault = self.faults.take(request.request_id)
-        if fault is None:
-            outcome, reply = self._nodes.trigger(request, target, signer=claims.signer, runs=True)
-            self._record(request, body, claims, outcome)
-            return _response(reply)
-        self._record(request, body, claims, f"fault:{fault.name}")
-        right: Reply | None = None
-        if fault.forwards:
-            _, right = self._nodes.trigger(request, target, signer=claims.signer, runs=fault.runs)
-        if fault.sticks or fault.delay_seconds:
-            self.gateway.forwarded(request.request_id)
-        if fault.delay_seconds:
-            await self.clock.wait(fault.delay_seconds)
-            self.gateway.answered(request.request_id)
-        return await self._end(http, fault.ending, request.request_id, right)
-
-    def _record(self, request: Request, body: bytes, claims: Claims | None, outcome: str) -> None:
-        self.ledger.record_attempt(
-            Attempt(
-                request_id=request.request_id,
-                body_sha256=hashlib.sha256(body).hexdigest(),
-                digest=claims.digest if claims else None,
-                jti=claims.jti if claims else None,
-                outcome=outcome,
-            )
+        call = exchange(
+            body,
+            header_token=header_token,
+            gateway=self.gateway,
+            nodes=self._nodes,
+            faults=self.faults,
+            ledger=self.ledger,
         )
+        if call.delay_seconds:
+            await self.clock.wait(call.delay_seconds)
+            self.gateway.answered(call.request_id)
+        return await self._end(http, call.ending, call.request_id, call.right)
 
     async def _end(
         self, http: web.Request, ending: endings.Ending, request_id: str, right: Reply | None

@@ -1,0 +1,148 @@
+"""Read the history of a factory that was added to the settings later, then let it be live (hard case 40)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import structlog
+
+from datastore import factories, following
+from datastore.connection import Pool
+from datastore.errors import CursorMoved
+from datastore.factories import Pending
+from datastore.following import Position, Rules
+from datastore.rows import Batch, Block, Finality
+from indexer.backfill import HELD_REASON
+from indexer.final_zone import FinalZone
+from indexer.follower import BLOCKS_A_COMMIT, FinalityRule, Reached, report
+from indexer.observation import Observation, Sources
+from node.errors import BlockUnknown, EndpointChanged
+from node.node import Node
+
+log = structlog.get_logger(__name__)
+
+MOST_UNFINALIZED_BLOCKS = 8 * BLOCKS_A_COMMIT
+"""Above the finalized block: read at once when a factory becomes live, so while finality stalls it waits."""
+
+
+class LateFactories:
+    """One part of the history of one factory a ``tick``; nothing to do while all are live."""
+
+    def __init__(
+        self,
+        *,
+        pool: Pool,
+        node: Node,
+        sources: Sources,
+        rules: Rules,
+        trigger_finality: FinalityRule,
+        complete_finality: FinalityRule,
+        max_range_blocks: int,
+        reached: Reached = lambda _: None,
+    ) -> None:
+        """Begin; nothing is asked yet.  The arguments are those of ``Follower``."""
+        self._pool = pool
+        self._node = node
+        self._sources = sources
+        self._rules = rules
+        self._trigger = trigger_finality
+        self._complete = complete_finality
+        self._zone = FinalZone(max_range_blocks=max_range_blocks)
+        self._reached = reached
+
+    async def tick(self) -> bool:
+        """Read the next final range of a factory that is not live, or admit it; ``True`` if there is more to do.
+
+        Raises:
+            NodeUnavailable: Nothing was written; call again.
+            DatastoreUnavailable: Nothing is known to be written; call again.
+            FinalityViolated: Nothing was written; do not call again.
+        """
+        late = await factories.pending(self._pool, self._sources.chain_id)
+        if late is None:
+            return False
+        position = await following.position(self._pool, self._sources.chain_id)
+        try:
+            if late.filled_up_to < position.finalized:
+                return await self._fill(late, position)
+            if position.cursor.number - position.finalized > MOST_UNFINALIZED_BLOCKS:
+                return False
+            return await self._admit(late, position)
+        except EndpointChanged as error:
+            log.debug("factory.tick_repeated", reason=str(error))
+            return True
+        except (BlockUnknown, CursorMoved) as error:
+            log.debug("factory.tick_repeated", reason=str(error))
+            return False
+
+    async def _fill(self, late: Pending, position: Position) -> bool:
+        observation = await self._observation(late, up_to=late.filled_up_to)
+        async with self._node.session(reaching=position.finalized) as session:
+            read = await self._zone.read(
+                session.node, self._sources, late.filled_up_to, position.finalized, head=session.head
+            )
+        observation.read(read.logs, read.timestamp_by_block())
+        await self._commit(late, position, read.blocks, observation, filled_up_to=read.blocks[-1].number, admit=False)
+        return True
+
+    async def _admit(self, late: Pending, position: Position) -> bool:
+        observation = await self._observation(late, up_to=position.finalized)
+        held = await following.held_blocks(self._pool, self._sources.chain_id, lowest=position.finalized + 1)
+        async with self._node.session(reaching=position.cursor.number) as session:
+            for block in held:
+                logs = await session.node.logs_in_block(block.hash, self._sources.filters())
+                observation.read(logs, {block.number: block.timestamp})
+        await self._commit(late, position, held, observation, filled_up_to=position.finalized, admit=True)
+        log.info("factory.admitted", factory="0x" + late.address.hex(), cursor=position.cursor.number)
+        return True
+
+    async def _observation(self, late: Pending, *, up_to: int) -> Observation:
+        """Only what this factory and its baskets say: everything else is followed already."""
+        known = await factories.baskets_of(self._pool, self._sources.chain_id, late.address, up_to=up_to)
+        return Observation(replace(self._sources, factory=late.address, more_factories=frozenset()), known)
+
+    async def _commit(
+        self,
+        late: Pending,
+        position: Position,
+        blocks: Sequence[Block],
+        observation: Observation,
+        *,
+        filled_up_to: int,
+        admit: bool,
+    ) -> None:
+        final, tip = position.finalized, position.cursor.number
+        observed = observation.observed
+        told = {entry.block_number for entry in observed.logs}
+        batch = Batch(
+            expected=position.cursor,
+            ancestor=position.cursor,
+            blocks=tuple(block for block in blocks if block.number in told),
+            head_number=position.head,
+            # What is above the final blocks is the follower's to judge.
+            finality=Finality(
+                finalized=final,
+                safe=final,
+                trigger=min(final, self._trigger.height(tip=tip, finalized=final, safe=position.safe)),
+                complete=min(final, self._complete.height(tip=tip, finalized=final, safe=position.safe)),
+            ),
+            logs=tuple(observed.logs),
+            baskets=tuple(observed.baskets),
+            requests=tuple(observed.requests),
+            mints=tuple(observed.mints),
+            reports=tuple(observed.reports),
+        )
+        self._reached("factory.before_commit")
+        committed = await factories.fill(
+            self._pool,
+            self._sources.chain_id,
+            late.address,
+            batch,
+            self._rules,
+            filled_up_to=filled_up_to,
+            hold_reason=HELD_REASON,
+            admit=admit,
+        )
+        self._reached("factory.after_commit")
+        report(committed, undecodable=observed.undecodable)

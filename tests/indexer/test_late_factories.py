@@ -1,0 +1,169 @@
+"""A factory that is added to the settings later: its whole history is recorded, and no block of it is read by nobody."""
+
+from dataclasses import replace
+
+import pytest
+from eth_hash.auto import keccak
+
+from datastore import factories
+from datastore.connection import Pool
+from datastore.errors import DatastoreUnsuitable
+from datastore.factories import Factory
+from indexer.late_factories import LateFactories
+from indexer.sweep import SourcesUnsettled
+from tests.chain_model.chain import SECOND_FACTORY, Ask, CreateBasket, Transaction, digest, user
+from tests.chain_model.rpc import FACTORY_CODE
+from tests.chain_model.scenes import Scene, ask, create, scene
+from tests.chain_model.world import CHAIN_ID, World
+
+SECOND = Factory(address=SECOND_FACTORY, code_hash=keccak(FACTORY_CODE), start_block_number=3)
+
+
+class Killed(Exception):
+    """The process ended at this very line."""
+
+
+def of_second(name: str, *, ordinal: int) -> Transaction:
+    wish = Ask(
+        ordinal=ordinal,
+        form="factory",
+        requester=user(1),
+        beneficiary=user(2),
+        amount=10**18,
+        reference=name.encode().ljust(32, b"\0"),
+        factory=SECOND_FACTORY,
+    )
+    return Transaction(hash=digest("tx", name), wishes=(wish,))
+
+
+def create_second(name: str) -> Transaction:
+    wish = CreateBasket(name=b"Second", symbol=b"SEC", factory=SECOND_FACTORY)
+    return Transaction(hash=digest("tx", name), wishes=(wish,))
+
+
+def history() -> World:
+    """Both factories at work from block 3 on; half of it is final."""
+    world = World()
+    world.mine([create("first")])
+    world.mine([])
+    world.mine([create_second("second"), of_second("old-1", ordinal=1)])
+    world.mine([ask("old-2", ordinal=1), ask("old-3", ordinal=0)])
+    world.mine([])
+    world.become_final(5, 0)
+    world.mine([create_second("third"), of_second("old-4", ordinal=2)])
+    world.mine([ask("old-5", ordinal=2), ask("old-6", ordinal=1)])
+    return world
+
+
+async def held(pool: Pool) -> set[str]:
+    rows = await pool.fetch(
+        "SELECT convert_from(rtrim(bank_reference, '\\x00'), 'UTF8') AS name FROM mint_request WHERE held_at IS NOT NULL"
+    )
+    return {row["name"] for row in rows}
+
+
+async def added(made: Scene) -> LateFactories:
+    """The daemon starts again, with one factory more in its settings."""
+    await factories.declare(made.pool, CHAIN_ID, [SECOND])
+    made.daemon.sources = replace(made.daemon.sources, more_factories=frozenset({SECOND_FACTORY}))
+    made.daemon.start()
+    return made.daemon.late_factories()
+
+
+async def test_its_history_is_recorded_and_held_and_what_follows_is_not(indexer_pool: Pool) -> None:
+    """Hard case 40."""
+    async with scene(indexer_pool, history(), endpoints=2) as made:
+        await made.daemon.follow()
+        assert len(await made.states()) == 1
+        late = await added(made)
+        await made.daemon.follow()
+        while await late.tick():
+            made.world.mine([ask(f"between-{made.world.next_number()}", ordinal=1)])  # the chain does not wait
+            await made.daemon.follow()
+        assert await made.wrong() == []
+        made.world.mine([of_second("new", ordinal=2)])
+        await made.daemon.follow()
+        assert await made.wrong() == []
+        made.world.become_final(100, 0)
+        await made.daemon.follow()
+        await made.daemon.sweep_all()
+        assert await made.found() == []
+        names = await held(indexer_pool)
+        assert {"old-1", "old-2", "old-4", "old-5", "old-6"} <= names
+        assert not {"old-3", "new"} & names
+
+
+async def test_until_it_is_live_it_is_not_followed_and_nothing_is_compared(indexer_pool: Pool) -> None:
+    async with scene(indexer_pool, history(), endpoints=2) as made:
+        await made.daemon.follow()
+        late = await added(made)
+        made.world.mine([create_second("fourth")])
+        await made.daemon.follow()
+        assert await indexer_pool.fetchval("SELECT count(*) FROM basket") == 1
+        assert not await made.daemon.sweep.tick()
+        with pytest.raises(SourcesUnsettled, match="is recorded up to block 2 only"):
+            await made.daemon.examiner.examine(0, 5)
+        while await late.tick():
+            pass
+        assert await indexer_pool.fetchval("SELECT count(*) FROM basket") == 4
+        assert await made.wrong() == []
+        await made.daemon.sweep_all()
+        assert await made.found() == []
+
+
+@pytest.mark.parametrize("boundary", ["factory.before_commit", "factory.after_commit"])
+@pytest.mark.parametrize("commits", range(3))
+async def test_killed_at_any_commit_it_goes_on_where_it_was(indexer_pool: Pool, boundary: str, commits: int) -> None:
+    """Hard case 103."""
+    left = [commits]
+
+    def reached(name: str) -> None:
+        if name == boundary:
+            left[0] -= 1
+            if left[0] == -1:
+                raise Killed
+
+    async with scene(indexer_pool, history(), endpoints=1, reached=reached) as made:
+        await made.daemon.follow()
+        late = await added(made)
+        try:
+            while await late.tick():
+                pass
+        except Killed:
+            late = await added(made)
+        while await late.tick():
+            pass
+        await made.daemon.follow()
+        assert left[0] < 0 or commits == 2
+        assert await made.wrong() == []
+
+
+async def test_a_reorg_while_it_is_admitted_leaves_the_rows_of_the_new_branch(indexer_pool: Pool) -> None:
+    async with scene(indexer_pool, history(), endpoints=1) as made:
+        await made.daemon.follow()
+        late = await added(made)
+        # The follower is on the old branch when the factory is admitted, and hears of the new one afterwards.
+        while await late.tick():
+            pass
+        made.world.reorganise(2, [[("again", 0, 0), ("again", 0, 0)], [("again", 0, 0)]])
+        await made.daemon.follow()
+        assert await made.wrong() == []
+
+
+async def test_at_a_first_start_every_factory_is_live_at_once(indexer_pool: Pool) -> None:
+    async with scene(indexer_pool, history(), endpoints=1) as made:
+        late = await added(made)
+        assert not await late.tick()
+        await made.daemon.follow()
+        assert await made.wrong() == []
+        assert await held(indexer_pool) == set()
+
+
+async def test_a_factory_that_is_gone_from_the_settings_or_has_other_code_is_refused(indexer_pool: Pool) -> None:
+    async with scene(indexer_pool, history(), endpoints=1) as made:
+        await added(made)
+        with pytest.raises(DatastoreUnsuitable, match="put it back into BSKT_MORE_FACTORIES"):
+            await factories.declare(indexer_pool, CHAIN_ID, [])
+        with pytest.raises(DatastoreUnsuitable, match="is not the one that was stored"):
+            await factories.declare(indexer_pool, CHAIN_ID, [replace(SECOND, code_hash=digest("other"))])
+        await factories.declare(indexer_pool, CHAIN_ID, [SECOND])
