@@ -483,8 +483,8 @@ BEGIN
     END IF;
     INSERT INTO mint_transition (request_id, from_state, to_state, actor)
     SELECT id, NULL, 'seen', 'indexer' FROM new_rows;
-    INSERT INTO mint_transition (request_id, from_state, to_state, actor, reason, detail)
-    SELECT id, 'seen', state, 'indexer', state_reason, state_detail FROM new_rows WHERE state <> 'seen';
+    INSERT INTO mint_transition (request_id, from_state, to_state, actor, reason, detail, stayed)
+    SELECT id, 'seen', state, 'indexer', state_reason, state_detail, '0' FROM new_rows WHERE state <> 'seen';
     RETURN NULL;
 END
 $$;

@@ -45,6 +45,16 @@ async def test_every_row_is_counted_once_however_often_it_is_read(indexer_pool: 
     assert second.transitions == first.transitions
 
 
+async def test_a_request_that_is_recorded_as_judged_was_seen_for_no_time(indexer_pool: Pool) -> None:
+    start, only = await pin_chain(indexer_pool), block(1)
+    alone = request("alone", only, bank="its own deposit")
+    await following.commit(indexer_pool, CHAIN, batch(only, on=start, requests=(alone,), final=1), RULES)
+    totals = await Tally(CHAIN).read(indexer_pool)
+    assert totals.transitions == {("seen", "confirmed"): 1}
+    assert totals.stages["seen"].counts[0] == 1
+    assert totals.stages["seen"].total == 0
+
+
 async def test_another_chain_counts_for_itself(indexer_pool: Pool) -> None:
     await _two_duplicates_and_a_reorg(indexer_pool)
     assert await Tally(CHAIN + 1).read(indexer_pool) == Totals()

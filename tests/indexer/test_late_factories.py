@@ -1,4 +1,4 @@
-"""A factory that is added to the settings later: its whole history is recorded, and no block of it is read by nobody."""
+"""A factory that is added to the settings later: its whole history is recorded, and no block is read by nobody."""
 
 from dataclasses import replace
 
@@ -57,9 +57,9 @@ def history() -> World:
 
 async def held(pool: Pool) -> set[str]:
     rows = await pool.fetch(
-        "SELECT convert_from(rtrim(bank_reference, '\\x00'), 'UTF8') AS name FROM mint_request WHERE held_at IS NOT NULL"
+        "SELECT rtrim(bank_reference, '\\x00') AS name FROM mint_request WHERE held_at IS NOT NULL"
     )
-    return {row["name"] for row in rows}
+    return {row["name"].decode() for row in rows}
 
 
 async def added(made: Scene) -> LateFactories:
