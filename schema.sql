@@ -723,6 +723,7 @@ GRANT UPDATE (
 ) ON control TO bskt_indexer;
 GRANT UPDATE (canonical, parent_hash) ON block TO bskt_indexer;
 GRANT UPDATE (canonical) ON log, basket, mint_execution, report TO bskt_indexer;
+GRANT UPDATE (undecodable) ON log TO bskt_indexer;
 GRANT UPDATE (request_id, proof) ON mint_execution TO bskt_indexer;
 GRANT UPDATE (
     block_hash, block_number, block_timestamp, log_index, stablecoin, consumer, chain_status, orphaned_for_good, state, state_reason,

@@ -36,14 +36,6 @@ _PENDING: Final = """
 SELECT address, filled_up_to FROM factory WHERE chain_id = $1 AND live_at IS NULL ORDER BY added_at, address LIMIT 1
 """
 
-# Which baskets a factory announced is said by the raw logs.  $1 chain, $2 factory, $3 number
-_BASKETS: Final = """
-SELECT b.stablecoin, b.consumer
-FROM basket b
-JOIN log l USING (chain_id, block_hash, log_index)
-WHERE b.chain_id = $1 AND l.address = $2 AND b.canonical AND b.block_number <= $3
-"""
-
 # $1 chain, $2 address, $3 the last final block that was read, $4 whether it is live from here on
 _FILLED: Final = """
 UPDATE factory SET
@@ -102,13 +94,6 @@ async def pending(pool: Pool, chain_id: int) -> Pending | None:
     async with translated(), pool.acquire() as connection:
         row = await connection.fetchrow(_PENDING, chain_id)
     return None if row is None else Pending(address=row["address"], filled_up_to=row["filled_up_to"])
-
-
-async def baskets_of(pool: Pool, chain_id: int, factory: bytes, *, up_to: int) -> dict[bytes, bytes]:
-    """The consumer by stablecoin of each canonical basket of one factory, at or below block ``up_to``."""
-    async with translated(), pool.acquire() as connection:
-        rows = await connection.fetch(_BASKETS, chain_id, factory, up_to)
-    return {row["stablecoin"]: row["consumer"] for row in rows}
 
 
 async def fill(

@@ -131,6 +131,15 @@ _RESTORE: Final = {
     for table in ("log", "basket", "report", "mint_execution")
 }
 
+# Whether a log could be decoded depends on the baskets, and some of those may have been missing when it was recorded.
+# $1 chain, $2 block hashes, $3 log indexes, $4 why the log cannot be decoded
+_EXPLAIN_LOGS: Final = """
+UPDATE log t SET undecodable = n.undecodable
+FROM unnest($2::bytea[], $3::integer[], $4::text[]) AS n (block_hash, log_index, undecodable)
+WHERE t.chain_id = $1 AND t.block_hash = n.block_hash AND t.log_index = n.log_index
+  AND (t.undecodable IS NULL) <> (n.undecodable IS NULL)
+"""
+
 # Bank references that somebody else asked for, ever.  $1 bank references
 _ASKED_FOR: Final = "SELECT bank_reference FROM mint_request WHERE bank_reference = ANY($1::bytea[])"
 # Decimals that were read from the token.  $1 chain, $2 tokens
@@ -149,6 +158,15 @@ SELECT EXISTS (
 # $1 references that mints carry
 _MINTED: Final = "SELECT bank_reference FROM mint_execution WHERE canonical AND bank_reference = ANY($1::bytea[])"
 
+# A token keeps the consumer that it was announced with first; what was taken for that while the first one was missing
+# is none any more.  $1 chain, $2 stablecoins, $3 block numbers, $4 log indexes
+_DISPLACE_BASKETS: Final = """
+UPDATE basket b SET canonical = false
+FROM unnest($2::bytea[], $3::bigint[], $4::integer[]) AS n (stablecoin, block_number, log_index)
+WHERE b.chain_id = $1 AND b.stablecoin = n.stablecoin AND b.canonical
+  AND (b.block_number, b.log_index) > (n.block_number, n.log_index)
+"""
+
 # A request that was recorded before and stands in a new place now: it keeps its row, its nonce and its state.
 # $1 identities, $2 block numbers, $3 block hashes, $4 timestamps, $5 log indexes, $6 stablecoins, $7 consumers
 _RE_ATTACH_REQUESTS: Final = """
@@ -164,7 +182,10 @@ UPDATE mint_request r SET
 FROM unnest($1::bytea[], $2::bigint[], $3::bytea[], $4::bigint[], $5::integer[], $6::bytea[], $7::bytea[])
     AS n (identity, block_number, block_hash, block_timestamp, log_index, stablecoin, consumer)
 WHERE r.identity = n.identity
-  AND (r.chain_status = 'orphaned' OR r.block_hash <> n.block_hash OR r.log_index <> n.log_index)
+  AND (
+    r.chain_status = 'orphaned'
+    OR (r.block_hash, r.log_index, r.stablecoin, r.consumer) <> (n.block_hash, n.log_index, n.stablecoin, n.consumer)
+  )
 RETURNING r.id
 """
 
@@ -482,6 +503,7 @@ async def record(
         raise FinalityViolated(
             f"block {conflict} is stored with another hash than the node gives; check the node with `bskt check`"
         )
+    await connection.execute(_DISPLACE_BASKETS, chain_id, *_columns(batch.baskets, _ANNOUNCEMENT))
     if await _insert_observations(connection, chain_id, batch):
         await baskets_changed(connection, chain_id)
     await _insert_requests(connection, chain_id, batch, rules, hold_reason, committed)
@@ -601,6 +623,8 @@ async def _insert_observations(connection: Connection, chain_id: int, batch: Bat
     known = [row["hash"] for row in rows]
     await connection.execute(_INSERT_BLOCKS, chain_id, *_columns(batch.blocks, _BLOCK))
     await _insert_new(connection, chain_id, "log", LogRow._fields, batch.logs, known)
+    if known:
+        await connection.execute(_EXPLAIN_LOGS, chain_id, *_columns(batch.logs, _EXPLANATION))
     changed = await _insert_new(connection, chain_id, "basket", Basket._fields, batch.baskets, known)
     await _insert_new(connection, chain_id, "report", Report._fields, batch.reports, known)
     await _insert_new(connection, chain_id, "mint_execution", Mint._fields, batch.mints, known)
@@ -1009,6 +1033,8 @@ _RECORDED: Final = (
     "held_at",
     "held_reason",
 )
+_ANNOUNCEMENT: Final = ("stablecoin", "block_number", "log_index")
+_EXPLANATION: Final = ("block_hash", "log_index", "undecodable")
 _PLACE: Final = (
     "identity",
     "block_number",

@@ -177,9 +177,9 @@ class Difference:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredRange:
-    """The canonical rows of some blocks, by the place of the log that they came from; requests by their identity."""
+    """The canonical rows of some blocks, by the place of the log that they came from; of a request, identity and consumer."""
 
     hash_by_number: Mapping[int, bytes] = field(default_factory=dict)
     logs: Mapping[Place, LogRow] = field(default_factory=dict)
     decoded: frozenset[Place] = frozenset()
-    requests: Mapping[bytes, Place] = field(default_factory=dict)
+    requests: Mapping[Place, tuple[bytes, bytes]] = field(default_factory=dict)

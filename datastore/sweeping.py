@@ -42,7 +42,7 @@ _BLOCKS: Final = "SELECT number, hash FROM block WHERE chain_id = $1 AND canonic
 _LOGS: Final = """
 SELECT
     l.block_number, l.block_hash, l.log_index, l.tx_hash, l.tx_index, l.address, l.topics, l.data, l.event, l.undecodable,
-    r.identity,
+    r.identity, r.consumer,
     EXISTS (
         SELECT FROM basket b
         WHERE b.chain_id = l.chain_id AND b.block_hash = l.block_hash AND b.log_index = l.log_index AND b.canonical
@@ -165,7 +165,9 @@ async def stored_range(pool: Pool, chain_id: int, first: int, last: int) -> Stor
         hash_by_number={row["number"]: row["hash"] for row in blocks},
         logs={(row["block_hash"], row["log_index"]): LogRow(**{name: row[name] for name in names}) for row in rows},
         decoded=frozenset((row["block_hash"], row["log_index"]) for row in rows if row["decoded"]),
-        requests={row["identity"]: (row["block_hash"], row["log_index"]) for row in rows if row["identity"]},
+        requests={
+            (row["block_hash"], row["log_index"]): (row["identity"], row["consumer"]) for row in rows if row["identity"]
+        },
     )
 
 

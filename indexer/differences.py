@@ -30,9 +30,8 @@ def compare(stored: StoredRange, told_hash_by_number: Mapping[int, bytes], obser
 
 
 def _logs(
-    stored: StoredRange, told: Mapping[Place, LogRow], meant: Mapping[Place, bytes | None]
+    stored: StoredRange, told: Mapping[Place, LogRow], meant: Mapping[Place, tuple[bytes, bytes] | None]
 ) -> Iterator[Difference]:
-    identity_by_place = {place: identity for identity, place in stored.requests.items()}
     for place, row in stored.logs.items():
         if place not in told:
             yield _difference(Kind.EXTRA, row, stored=row)
@@ -40,21 +39,26 @@ def _logs(
             yield _difference(Kind.DIFFERENT, row, stored=row)
         elif place in meant:
             # The raw row is right; what was made of it may still not be there, or be another's.
-            is_there = identity_by_place.get(place) == meant[place] if meant[place] else place in stored.decoded
+            is_there = stored.requests.get(place) == meant[place] if meant[place] else place in stored.decoded
             if not is_there:
                 yield _difference(Kind.MISSING, row)
+        elif row.undecodable is None:
+            # The raw row is right, but never meant what was made of it: a basket was made up, or was there already.
+            yield _difference(Kind.DIFFERENT, row, stored=row)
     for place, row in told.items():
         if place not in stored.logs:
             yield _difference(Kind.MISSING, row)
 
 
-def _meant(observed: Observed) -> dict[Place, bytes | None]:
-    """Where something was decoded; for a request, its identity."""
-    meant: dict[Place, bytes | None] = {}
+def _meant(observed: Observed) -> dict[Place, tuple[bytes, bytes] | None]:
+    """Where something was decoded; for a request, its identity and consumer."""
+    meant: dict[Place, tuple[bytes, bytes] | None] = {}
     meant |= {(basket.block_hash, basket.log_index): None for basket in observed.baskets}
     meant |= {(mint.block_hash, mint.log_index): None for mint in observed.mints}
     meant |= {(report.block_hash, report.log_index): None for report in observed.reports}
-    return meant | {(request.block_hash, request.log_index): request.identity for request in observed.requests}
+    return meant | {
+        (request.block_hash, request.log_index): (request.identity, request.consumer) for request in observed.requests
+    }
 
 
 def _difference(kind: Kind, row: LogRow, *, stored: LogRow | None = None) -> Difference:

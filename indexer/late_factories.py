@@ -98,9 +98,11 @@ class LateFactories:
         return True
 
     async def _observation(self, late: Pending, *, up_to: int) -> Observation:
-        """Only what this factory and its baskets say: everything else is followed already."""
-        known = await factories.baskets_of(self._pool, self._sources.chain_id, late.address, up_to=up_to)
-        return Observation(replace(self._sources, factory=late.address, more_factories=frozenset()), known)
+        """What this factory says beside those that are live; what is recorded already stays as it is."""
+        chain_id = self._sources.chain_id
+        believed = await factories.live(self._pool, chain_id) | {late.address}
+        known = await following.known_baskets(self._pool, chain_id, up_to=up_to)
+        return Observation(replace(self._sources, more_factories=believed), dict(known))
 
     async def _commit(
         self,

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from hashlib import sha256
-from typing import Final, TypeAlias
+from typing import Final, Literal, TypeAlias
 
 from eth_abi.abi import encode
 from eth_hash.auto import keccak
@@ -63,7 +63,7 @@ class Ask:
     """A ``MintRequested``; of a basket that the branch does not have, the token form reverts and emits nothing."""
 
     ordinal: int
-    form: str
+    form: Literal["token", "factory"]
     requester: bytes
     beneficiary: bytes
     amount: int

@@ -180,7 +180,13 @@ def _logs_of_another_block(question: Question) -> Answer:
     filters = question.params[0]
     if not isinstance(filters, dict):
         return UNTOUCHED
-    others = [block for block in question.node.blocks_by_hash.values() if block.logs]
+    first, last = (int(str(filters.get(bound, "0x0")), 16) for bound in ("fromBlock", "toBlock"))
+    # Not of a height that was asked for: a range that is answered by one of its blocks is LOGS_MISSING by another name.
+    others = [
+        block
+        for block in question.node.blocks_by_hash.values()
+        if block.logs and not ("fromBlock" in filters and first <= block.number <= last)
+    ]
     if not others:
         return UNTOUCHED
     asked = {name: value for name, value in filters.items() if name in {"address", "topics"}}

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Literal
 
 from datastore.connection import Pool
 from indexer.follower import FinalityRule
@@ -48,10 +49,12 @@ class Scene:
         return [f"{row['state']} {row['chain_status']}" for row in rows]
 
 
-def ask(name: str, *, ordinal: int = 0, amount: int = 10**18) -> Transaction:
+def ask(
+    name: str, *, ordinal: int = 0, amount: int = 10**18, form: Literal["token", "factory"] = "token"
+) -> Transaction:
     wish = Ask(
         ordinal=ordinal,
-        form="token",
+        form=form,
         requester=user(1),
         beneficiary=user(2),
         amount=amount,

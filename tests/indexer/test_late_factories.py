@@ -56,9 +56,7 @@ def history() -> World:
 
 
 async def held(pool: Pool) -> set[str]:
-    rows = await pool.fetch(
-        "SELECT rtrim(bank_reference, '\\x00') AS name FROM mint_request WHERE held_at IS NOT NULL"
-    )
+    rows = await pool.fetch("SELECT rtrim(bank_reference, '\\x00') AS name FROM mint_request WHERE held_at IS NOT NULL")
     return {row["name"].decode() for row in rows}
 
 

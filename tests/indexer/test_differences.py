@@ -1,0 +1,63 @@
+"""What the comparison of rows with a node's answer finds where the raw log is right; the sweep's tests see the rest."""
+
+import pytest
+from eth_abi.abi import encode
+
+from datastore.rows import Difference, Kind, StoredRange
+from indexer.differences import compare
+from indexer.observation import Observation, Observed
+from node.blocks import Log
+from tests.chain_model.chain import FACTORY, FACTORY_FORM, digest
+from tests.chain_model.daemon import SOURCES
+
+TOKEN, CONSUMER, USER = b"\x70" * 20, b"\xc0" * 20, b"\x11" * 20
+REQUEST = Log(
+    block_number=1,
+    block_hash=digest("block"),
+    tx_hash=digest("tx"),
+    tx_index=0,
+    log_index=3,
+    address=FACTORY,
+    topics=(FACTORY_FORM, *(address.rjust(32, b"\0") for address in (TOKEN, USER, USER))),
+    data=encode(["uint256", "bytes32"], [10**18, digest("deposit")]),
+    block_timestamp=None,
+)
+
+
+def meaning(baskets: dict[bytes, bytes]) -> Observed:
+    observation = Observation(SOURCES, baskets)
+    observation.read([REQUEST], {1: 0})
+    return observation.observed
+
+
+def differences(*, stored: Observed, told: Observed) -> list[Difference]:
+    rows = StoredRange(
+        hash_by_number={1: REQUEST.block_hash},
+        logs={(row.block_hash, row.log_index): row for row in stored.logs},
+        requests={
+            (request.block_hash, request.log_index): (request.identity, request.consumer) for request in stored.requests
+        },
+    )
+    return compare(rows, {1: REQUEST.block_hash}, told)
+
+
+WITH, WITHOUT, OF_ANOTHER = meaning({TOKEN: CONSUMER}), meaning({}), meaning({TOKEN: USER})
+
+
+@pytest.mark.parametrize("same", [WITH, WITHOUT], ids=["a request", "no request"])
+def test_what_means_the_same_is_no_difference(same: Observed) -> None:
+    assert differences(stored=same, told=same) == []
+
+
+def test_a_request_whose_basket_was_not_known_when_its_log_was_recorded_is_missing() -> None:
+    assert [found.kind for found in differences(stored=WITHOUT, told=WITH)] == [Kind.MISSING]
+
+
+def test_a_request_with_another_consumer_than_its_basket_was_announced_with_is_missing() -> None:
+    assert [found.kind for found in differences(stored=OF_ANOTHER, told=WITH)] == [Kind.MISSING]
+
+
+def test_a_request_whose_basket_was_made_up_is_not_what_its_log_means() -> None:
+    (found,) = differences(stored=WITH, told=WITHOUT)
+    assert found.kind is Kind.DIFFERENT
+    assert found.stored == WITH.logs[0]
