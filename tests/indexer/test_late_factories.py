@@ -11,7 +11,7 @@ from datastore.errors import DatastoreUnsuitable
 from datastore.factories import Factory
 from indexer.late_factories import LateFactories
 from indexer.sweep import SourcesUnsettled
-from tests.chain_model.chain import SECOND_FACTORY, Ask, CreateBasket, Transaction, digest, user
+from tests.chain_model.chain import FACTORY, SECOND_FACTORY, Ask, CreateBasket, Transaction, digest, user
 from tests.chain_model.rpc import FACTORY_CODE
 from tests.chain_model.scenes import Scene, ask, create, scene
 from tests.chain_model.world import CHAIN_ID, World
@@ -146,6 +146,36 @@ async def test_a_reorg_while_it_is_admitted_leaves_the_rows_of_the_new_branch(in
         made.world.reorganise(2, [[("again", 0, 0), ("again", 0, 0)], [("again", 0, 0)]])
         await made.daemon.follow()
         assert await made.wrong() == []
+
+
+@pytest.mark.parametrize("is_first", [True, False], ids=["announced it first", "announced it again"])
+async def test_a_basket_that_both_factories_announced_keeps_the_consumer_of_the_first(
+    indexer_pool: Pool, *, is_first: bool
+) -> None:
+    """Hard case 40."""
+    wishes = (
+        CreateBasket(name=b"Dollar", symbol=b"USD", again=True, factory=factory)
+        for factory in (FACTORY, SECOND_FACTORY)
+    )
+    ours, late_one = (Transaction(hash=digest("tx", "announce", n), wishes=(wish,)) for n, wish in enumerate(wishes))
+    world = World()
+    for number, transaction in enumerate((late_one, ours) if is_first else (ours, late_one)):
+        world.mine([])
+        world.mine([])
+        world.mine([transaction])
+        world.mine([ask(f"asked {number}", ordinal=0)])
+    world.become_final(5, 0)
+    async with scene(indexer_pool, world, endpoints=1) as made:
+        await made.daemon.follow()
+        late = await added(made)
+        while await late.tick():
+            pass
+        await made.daemon.follow()
+        made.world.become_final(100, 0)
+        await made.daemon.follow()
+        assert await made.wrong() == []
+        await made.daemon.sweep_all()
+        assert await made.found() == []
 
 
 async def test_at_a_first_start_every_factory_is_live_at_once(indexer_pool: Pool) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
+from itertools import count
 from typing import TypeAlias
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from datastore.connection import Pool
 from datastore.errors import FinalityViolated
 from datastore.rows import Kind
-from tests.chain_model.chain import token_address
+from tests.chain_model.chain import CreateBasket, Transaction, digest, token_address
 from tests.chain_model.faults import Fault
 from tests.chain_model.scenes import Scene, ask, create, hiding, history, scene
 from tests.chain_model.world import CHAIN_ID, World
@@ -74,6 +75,37 @@ async def test_a_basket_that_was_left_out_is_known_to_the_follower_from_the_next
     made.world.mine([ask("of the second", ordinal=1)])
     await made.daemon.follow()
     assert await made.wrong() == []
+
+
+def announced_twice() -> World:
+    """Its first announcement can be hidden without the second: an endpoint hides by the hash of a block."""
+    for salt in count():
+        world = World()
+        world.mine([create(f"basket {salt}")])
+        world.mine([ask("before")])
+        again = CreateBasket(name=b"Dollar", symbol=b"USD", again=True)
+        world.mine([Transaction(hash=digest("tx", "again", salt), wishes=(again,))])
+        world.mine([ask("after"), ask("after, by the factory", form="factory")])
+        world.mine([])
+        world.become_final(100, 0)
+        if hiding(world, 1) not in {hiding(world, number) for number in (3, 4)}:
+            return world
+    raise AssertionError("there is no end of numbers")
+
+
+async def test_a_basket_that_was_announced_before_takes_its_requests_back(make: Make) -> None:
+    """Hard case 40: the consumer of the first announcement is the one that is believed."""
+    made = await make(announced_twice(), 2)
+    made.world.endpoints[0].fail(Fault.LOGS_MISSING_IN_RECEIPTS_TOO, times=None, seed=1)
+    made.world.endpoints[0].place = hiding(made.world, 1)
+    await made.daemon.follow()
+    second = await made.pool.fetchval("SELECT consumer FROM basket")
+    assert await made.pool.fetchval("SELECT count(*) FROM mint_request WHERE consumer = $1", second) == 2
+    made.world.heal()
+    await made.daemon.sweep_all()
+    assert await made.pool.fetchval("SELECT count(*) FROM mint_request WHERE consumer <> $1", second) == 3
+    assert await made.wrong() == []
+    assert all(repaired for *_, repaired in await made.found())
 
 
 async def test_a_log_with_another_content_is_replaced_and_what_it_led_to_is_dropped(make: Make) -> None:
