@@ -199,9 +199,19 @@ class DevChain:
         """Give the number of the newest block."""
         return int(await self.rpc("eth_blockNumber"), 16)
 
-    async def send(self, what: Call, *, sender: bytes = ADMIN, gas: int = GAS) -> TxHash:
-        """Put a transaction into the pool.  Even where each one is mined at once, it may not be mined by now."""
-        return _from_hex(await self.rpc("eth_sendTransaction", _transaction(what, sender=sender, gas=gas)))
+    async def send(self, what: Call, *, sender: bytes = ADMIN, gas: int = GAS, nonce: int | None = None) -> TxHash:
+        """Put a transaction into the pool.  Even where each one is mined at once, it may not be mined by now.
+
+        Without `nonce` it follows the sender's others in the pool, also those that a reorg made impossible.
+        """
+        transaction = _transaction(what, sender=sender, gas=gas)
+        if nonce is not None:
+            transaction["nonce"] = hex(nonce)
+        return _from_hex(await self.rpc("eth_sendTransaction", transaction))
+
+    async def nonce(self, sender: bytes) -> int:
+        """Give the number of the sender's mined transactions, which is the nonce of its next one."""
+        return int(await self.rpc("eth_getTransactionCount", _to_hex(sender), "latest"), 16)
 
     async def transact(self, what: Call, *, sender: bytes = ADMIN, gas: int = GAS) -> Receipt:
         """Send a transaction and return when it is mined, which somebody must do where automining is off.

@@ -7,7 +7,7 @@ import re
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -40,13 +40,15 @@ _FORKING.set_forkserver_preload(
         "uvicorn.protocols.websockets.auto",
     ]
 )
-_ANEW = (
-    "import sys; from tests.end_to_end.processes import run_daemon; run_daemon(sys.argv[1], *map(int, sys.argv[2:]))"
-)
+_ANEW = """
+import sys
+from tests.end_to_end.processes import run_daemon
+run_daemon(sys.argv[1], *map(int, sys.argv[2:4]), *sys.argv[4:])
+"""
 
 
-def run_daemon(point: str, times: int, number: int) -> None:
-    """Be ``bskt run``, and send this process a signal when it reaches a boundary for the n-th time."""
+def run_daemon(point: str, times: int, number: int, *options: str) -> None:
+    """Be ``bskt run`` with options, and send this process a signal when it reaches a boundary for the n-th time."""
     from service import wiring  # noqa: PLC0415 - as late as the command itself imports it
     from service.cli import main  # noqa: PLC0415 - see above
 
@@ -59,16 +61,16 @@ def run_daemon(point: str, times: int, number: int) -> None:
             os.kill(os.getpid(), number)
 
     wiring.run = partial(wiring.run, reached=reached)
-    main(["run"])
+    main(["run", *options])
 
 
-def _run_forked(settings: Mapping[str, str], log: Path, point: str, times: int, number: int) -> None:
+def _run_forked(settings: Mapping[str, str], log: Path, point: str, times: int, number: int, *options: str) -> None:
     os.environ.clear()  # noqa: TID251 - becomes the process that the settings are for
     os.environ.update(settings)  # noqa: TID251 - see above
     with log.open("ab") as output, Path(os.devnull).open("r+b") as nothing:
         for stream, number_of_stream in ((nothing, 0), (nothing, 1), (output, 2)):
             os.dup2(stream.fileno(), number_of_stream)
-    run_daemon(point, times, number)
+    run_daemon(point, times, number, *options)
 
 
 class NotInTime(Exception):
@@ -161,7 +163,13 @@ class Daemon:
 
     @classmethod
     async def start(
-        cls, settings: Mapping[str, str], log: Path, *, at: AtPoint = NOWHERE, forked: bool = False
+        cls,
+        settings: Mapping[str, str],
+        log: Path,
+        *,
+        at: AtPoint = NOWHERE,
+        forked: bool = False,
+        options: Sequence[str] = (),
     ) -> Self:
         """Start it; it is not ready yet when this returns.
 
@@ -170,16 +178,17 @@ class Daemon:
             log: Where it logs to, behind what is there.
             at: Where it signals itself.
             forked: From a process that has imported everything, instead of a Python that starts anew.
+            options: Of ``bskt run``.
         """
         log_start_bytes = _size(log)
-        point = (at.name, at.times, int(at.number))
+        arguments = (at.name, at.times, int(at.number), *options)
         if forked:
-            process = _FORKING.Process(target=_run_forked, args=(dict(settings), log, *point))
+            process = _FORKING.Process(target=_run_forked, args=(dict(settings), log, *arguments))
             await asyncio.to_thread(process.start)
             return cls(_Forked(process), log, log_start_bytes)
         with log.open("ab") as output:
             anew = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-c", _ANEW, *map(str, point)),
+                *(sys.executable, "-c", _ANEW, *map(str, arguments)),
                 env=dict(settings),
                 cwd=ROOT,
                 stdin=asyncio.subprocess.DEVNULL,
@@ -238,9 +247,11 @@ class Daemon:
 
 
 @asynccontextmanager
-async def daemon(settings: Mapping[str, str], log: Path, *, at: AtPoint = NOWHERE) -> AsyncIterator[Daemon]:
-    """A daemon that does not outlive the block."""
-    started = await Daemon.start(settings, log, at=at)
+async def daemon(
+    settings: Mapping[str, str], log: Path, *, at: AtPoint = NOWHERE, options: Sequence[str] = ()
+) -> AsyncIterator[Daemon]:
+    """A daemon that does not outlive the block; see ``Daemon.start``."""
+    started = await Daemon.start(settings, log, at=at, options=options)
     try:
         yield started
     finally:
