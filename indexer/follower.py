@@ -140,7 +140,9 @@ class Follower:
                 f"its head {head.number} is below our finalized block {position.finalized}",
             )
         finality = await self._asked_finality(head)
-        tags = _Tags(head=head, finalized=finality.finalized, safe=finality.safe)
+        # The chain went on since its head was told.  What is above that head is for the next tick: in this one nothing
+        # is known to stand on it, and it would look like a contradiction.
+        tags = _Tags(head=head, finalized=min(finality.finalized, head.number), safe=min(finality.safe, head.number))
         self._say_whether_held(position.cursor.number, tags)
         if tags.finalized > position.cursor.number:
             return await self._follow_final(position, tags)

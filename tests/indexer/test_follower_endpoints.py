@@ -241,6 +241,33 @@ async def test_finality_is_asked_no_more_often_than_the_pause_and_then_in_one_ex
         assert await w.pool.fetchval("SELECT finalized_number FROM cursor") == 3
 
 
+@pytest.mark.parametrize("blocks", [1, 3])
+async def test_finality_that_passes_the_head_between_two_questions_is_no_contradiction(
+    indexer_pool: Pool, blocks: int
+) -> None:
+    """Hard case 33: where every block is final at once, each one that comes between the two questions does it."""
+    server = RpcStandIn(chain=BASE)
+    async with following(indexer_pool, server) as w:
+        await w.follow()
+        seen = mined(BASE, [request("two")], [])
+        grown = mined(seen, *[[NOISE]] * blocks)
+        w.serve(seen)
+
+        def grow(params: list[Any], result: Any) -> Any:
+            """A head is told, and the chain goes on before its finality is asked."""
+            if params[0] != "finalized":
+                return result
+            w.serve(grown, finalized=grown[-1].number)
+            return grown[-1].header()
+
+        server.tampers["eth_getBlockByNumber"] = grow
+        assert await w.follower.tick()
+        assert (w.states, w.kinds) == ([EndpointState.ALIVE], {})
+        await w.follow()
+        assert await w.is_at(grown)
+        assert await w.pool.fetchval("SELECT finalized_number FROM cursor") == grown[-1].number
+
+
 async def test_what_one_endpoint_told_of_finality_is_not_believed_of_another(indexer_pool: Pool) -> None:
     first, second = RpcStandIn(chain=BASE), RpcStandIn(chain=BASE)
     async with following(indexer_pool, first, second, finality_pause_seconds=3_600.0) as w:
