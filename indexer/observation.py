@@ -126,11 +126,12 @@ class Observation:
         self._consumers = set(self.consumer_by_token.values())
         self.observed = Observed()
         catalog = sources.catalog
-        self._readers: dict[bytes, tuple[str, Callable[[Log], Undecodable | None]]] = {
-            catalog.basket_created_topic0: (BASKET_CREATED, self._basket_created),
-            catalog.mint_executed_topic0: (MINT_EXECUTED, self._mint_executed),
-            catalog.report_processed_topic0: (REPORT_PROCESSED, self._report_processed),
-            **dict.fromkeys(catalog.mint_requested_topics0, (MINT_REQUESTED, self._mint_requested)),
+        # Functions and no bound methods: in a cycle, all the rows would stay until the next look for cycles.
+        self._readers: dict[bytes, tuple[str, Callable[[Observation, Log], Undecodable | None]]] = {
+            catalog.basket_created_topic0: (BASKET_CREATED, Observation._basket_created),
+            catalog.mint_executed_topic0: (MINT_EXECUTED, Observation._mint_executed),
+            catalog.report_processed_topic0: (REPORT_PROCESSED, Observation._report_processed),
+            **dict.fromkeys(catalog.mint_requested_topics0, (MINT_REQUESTED, Observation._mint_requested)),
         }
         # A request's rank counts the same logs of its transaction before it.
         self._ranks: dict[tuple[bytes, bytes, tuple[bytes, ...], bytes], int] = {}
@@ -150,7 +151,7 @@ class Observation:
             if reader is None:
                 continue
             event, read = reader
-            verdict = read(log)
+            verdict = read(self, log)
             if verdict is _FOREIGN:
                 observed.foreign[event] += 1
                 continue

@@ -1,7 +1,9 @@
 """A hundred thousand logs that no honest contract emits: the cursor goes on, nothing is lost, memory stays bounded."""
 
+import gc
 import random
 import tracemalloc
+import weakref
 from collections import Counter
 from collections.abc import Iterator
 from typing import Final
@@ -195,6 +197,19 @@ def test_huge_strings_cost_what_they_weigh() -> None:
         tracemalloc.stop()
     assert peak < HUGE
     assert not observation.observed.baskets
+
+
+def test_what_was_observed_goes_when_nobody_needs_it() -> None:
+    """Not when Python next looks for cycles, which it seldom does: a backfill would hold all that it ever read."""
+    observation = Observation(SOURCES, {TOKEN: CONSUMER})
+    observation.read([Hostile(4).log(1, index) for index in range(100)], {1: 0})
+    observed = weakref.ref(observation)
+    gc.disable()
+    try:
+        del observation
+        assert observed() is None
+    finally:
+        gc.enable()
 
 
 async def test_they_are_committed_and_the_cursor_goes_on(indexer_pool: Pool) -> None:
