@@ -58,7 +58,7 @@ class Report:
     orphaned: int = 0
     reorgs_seen: int = 0
     seconds: float = 0.0
-    is_bitten: bool = False
+    finds_a_wrong_row: bool = False
     findings: list[str] = field(default_factory=list)
 
     def text(self) -> str:
@@ -249,6 +249,10 @@ _REQUESTS = """
 SELECT block_hash, log_index, tx_hash, stablecoin, consumer, requester, beneficiary, amount, bank_reference
 FROM mint_request WHERE chain_status <> 'orphaned'
 """
+_SPOIL = """
+UPDATE mint_request SET amount = amount + 1
+WHERE id = (SELECT min(id) FROM mint_request WHERE chain_status <> 'orphaned')
+"""
 _ORPHANS = "SELECT block_hash FROM mint_request WHERE chain_status = 'orphaned'"
 
 
@@ -286,14 +290,12 @@ def _shown(row: Row) -> str:
     return ", ".join(value.hex()[:12] if isinstance(value, bytes) else str(value) for value in row)
 
 
-async def _is_bitten(reader: asyncpg.Connection[asyncpg.Record], told: Truth) -> bool:
+async def _finds_a_wrong_row(reader: asyncpg.Connection[asyncpg.Record], told: Truth) -> bool:
     """Whether one wrong amount among all rows would be found; undone at once."""
     transaction = reader.transaction()
     await transaction.start()
     await reader.execute("SET LOCAL session_replication_role = replica")
-    await reader.execute(
-        "UPDATE mint_request SET amount = amount + 1 WHERE id = (SELECT min(id) FROM mint_request WHERE chain_status <> 'orphaned')"
-    )
+    await reader.execute(_SPOIL)
     found = await wrong_rows(reader, told)
     await transaction.rollback()
     return len(found) == 2  # one is missing, one is extra
@@ -329,7 +331,7 @@ async def run(*, anvil_binary: Path, seed: int, reorgs: int, folder: Path) -> Re
             await storm.end(reader)
             told = await truth(stage.chain, stage.system.factory)
             report.findings += await wrong_rows(reader, told)
-            report.is_bitten = await _is_bitten(reader, told)
+            report.finds_a_wrong_row = await _finds_a_wrong_row(reader, told)
             report.blocks, report.requests = len(told.hash_by_number), len(told.requests)
             report.orphaned = await reader.fetchval("SELECT count(*) FROM mint_request WHERE chain_status = 'orphaned'")
             report.reorgs_seen = await reader.fetchval("SELECT count(*) FROM reorg")

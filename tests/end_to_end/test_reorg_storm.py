@@ -17,4 +17,4 @@ async def test_after_many_reorgs_under_traffic_the_rows_are_those_of_the_receipt
     assert report.findings == []
     assert report.requests > 0
     assert report.reorgs_seen > 0
-    assert report.is_bitten, "a wrong amount must be found"
+    assert report.finds_a_wrong_row, "a wrong amount must be found"
