@@ -224,6 +224,7 @@ async def test_they_are_committed_and_the_cursor_goes_on(indexer_pool: Pool) -> 
                 requests=tuple(observed.requests),
                 mints=tuple(observed.mints),
                 reports=tuple(observed.reports),
+                role_changes=tuple(observed.role_changes),
             ),
             RULES,
         )
