@@ -68,7 +68,7 @@ async def test_a_dry_run_says_what_would_happen_and_the_real_one_does_exactly_th
 
 async def test_the_example_in_the_docs_is_what_a_cancel_writes(chain: Chain, dsn: str) -> None:
     text = (Path(__file__).parents[2] / "docs" / "cli.md").read_text(encoding="utf-8")
-    heading = "### `bskt requests retry|hold|release|cancel|resolve`, `bskt pause|resume|quarantine`"
+    heading = "### `bskt requests retry|hold|release|cancel|resolve`, `bskt [baskets] pause|resume`, `bskt quarantine`"
     example = json.loads(text.split(heading)[1].split("```json")[1].split("```")[0])
     await confirmed(chain, "DEP-1")
     written_now = (await bskt(dsn, "--output", "json", "requests", "cancel", "1", *WHO)).json
