@@ -1,4 +1,4 @@
-"""What people do: ``bskt requests retry|hold|release|cancel|resolve``, ``bskt [baskets] pause|resume``, ``bskt quarantine``.
+"""What people do: ``bskt requests retry|hold|release|cancel|resolve``, ``bskt [baskets] pause|resume``, ``quarantine``.
 
 Each first says what will happen and asks, where a person sits at the terminal; then does exactly that, or nothing.
 """
