@@ -80,7 +80,9 @@ def report(at: Block, *, execution_id: bytes, result: bool = True, log_index: in
     )
 
 
-def basket(at: Block, *, log_index: int = 90, token: bytes = TOKEN, symbol: str = "AUD") -> Basket:
+def basket(
+    at: Block, *, log_index: int = 0, token: bytes = TOKEN, symbol: str = "AUD", name: str = "Australian Dollar"
+) -> Basket:
     return Basket(
         block_number=at.number,
         block_hash=at.hash,
@@ -89,9 +91,9 @@ def basket(at: Block, *, log_index: int = 90, token: bytes = TOKEN, symbol: str 
         consumer=CONSUMER,
         creator=BOB,
         admin=BOB,
-        name_raw=b"Australian Dollar",
+        name_raw=name.encode(),
         symbol_raw=symbol.encode(),
-        name="Australian Dollar",
+        name=name,
         symbol=symbol,
     )
 
