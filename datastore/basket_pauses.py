@@ -27,11 +27,12 @@ JOIN log l ON l.chain_id = $1 AND l.block_hash = n.block_hash AND l.log_index = 
 _SYMBOLS: Final = """
 SELECT stablecoin, symbol FROM basket WHERE chain_id = $1 AND canonical AND stablecoin = ANY($2::bytea[])
 """
-# An older pause stays.  $1 chain, $2 tokens, $3 reasons
+# An older pause stays, unless a person is ending it: then this waits, and there is a new one.
+# $1 chain, $2 tokens, $3 reasons
 _PAUSE: Final = """
 INSERT INTO basket_pause (chain_id, stablecoin, paused_reason)
 SELECT $1, n.stablecoin, n.reason FROM unnest($2::bytea[], $3::text[]) AS n (stablecoin, reason)
-ON CONFLICT (chain_id, stablecoin) DO NOTHING
+ON CONFLICT (chain_id, stablecoin) DO UPDATE SET paused_reason = basket_pause.paused_reason
 """
 # Locked until the hold is written, so that a person's resume comes before it or releases it.  $1 chain
 _PAUSED: Final = "SELECT stablecoin FROM basket_pause WHERE chain_id = $1 FOR SHARE"
@@ -64,6 +65,8 @@ WHERE chain_id = $1 AND stablecoin = $2 AND held_reason = 'basket_paused'
 ORDER BY bank_reference, id
 FOR UPDATE
 """
+# $1 chain, $2 token
+_LOCK_PAUSE: Final = "SELECT FROM basket_pause WHERE chain_id = $1 AND stablecoin = $2 FOR UPDATE"
 # $1 chain, $2 token
 _RESUME: Final = "DELETE FROM basket_pause WHERE chain_id = $1 AND stablecoin = $2"
 # $1 chain, $2 token
@@ -115,10 +118,15 @@ async def pause(connection: Connection, chain_id: int, reason_by_token: dict[byt
     await connection.execute(_PAUSE, chain_id, list(reason_by_token), list(reason_by_token.values()))
 
 
-async def resume(connection: Connection, chain_id: int, stablecoin: bytes) -> None:
-    """End a pause, and release exactly what was held for it, whatever became of it since."""
+async def lock(connection: Connection, chain_id: int, stablecoin: bytes) -> None:
+    """Let no change of roles come between what a person is told of a pause and what becomes of it."""
     # Requests first, then the pause, as whoever holds requests does: one order of locks.
     await connection.fetch(_LOCK_HELD, chain_id, stablecoin)
+    await connection.execute(_LOCK_PAUSE, chain_id, stablecoin)
+
+
+async def resume(connection: Connection, chain_id: int, stablecoin: bytes) -> None:
+    """End a locked pause, and release exactly what was held for it, whatever became of it since."""
     await connection.execute(_RESUME, chain_id, stablecoin)
     await connection.execute(_RELEASE, chain_id, stablecoin)
 

@@ -161,6 +161,11 @@ _BASKET: Final = """
 SELECT
     '0x' || encode(b.stablecoin, 'hex') AS stablecoin, b.symbol, p.paused_at, p.paused_reason,
     (
+        SELECT count(*) FROM alarm a
+        WHERE a.chain_id = b.chain_id AND a.kind = 'basket_role_changed' AND a.at >= p.paused_at
+          AND strpos(a.sentence, encode(b.stablecoin, 'hex')) > 0
+    ) AS role_changes,
+    (
         SELECT count(*) FROM mint_request r
         WHERE r.chain_id = b.chain_id AND r.stablecoin = b.stablecoin AND r.held_reason = 'basket_paused'
     ) AS held_requests
@@ -575,6 +580,7 @@ async def turn_basket(
         DatastoreUnavailable: Nothing is known to be written; look, then repeat.
     """
     async with unit(pool) as connection:
+        await basket_pauses.lock(connection, chain_id, stablecoin)
         basket = await _basket(connection, chain_id, stablecoin)
         verdict = _as_confirmed(_judge_basket(switch, basket), confirmed)
         before = _switches(basket)
@@ -623,7 +629,9 @@ def _judge_basket(switch: BasketSwitch, basket: asyncpg.Record) -> Verdict:
         case BasketSwitch.RESUME:
             if basket["paused_at"] is None:
                 return AlreadySo(sentence=f"{name} is not paused.")
+            # Whoever said yes has not seen a change that came since: the sentence is another one then.
             return Will(
-                sentence=f"{name} is no longer paused ({basket['paused_reason']}); what was held for that is released."
+                sentence=f"{name} is no longer paused ({basket['paused_reason']}), and what was held for that is released.  "
+                f"Changes of its token's roles since it was paused: {basket['role_changes']}."
             )
     assert_never(switch)

@@ -300,6 +300,46 @@ async def test_one_request_of_a_paused_basket_is_not_released_and_a_retry_is_hel
     assert (retried.after["state"], retried.after["held_reason"]) == ("confirmed", "basket_paused")
 
 
+async def test_a_change_that_came_after_a_person_was_asked_is_not_resumed_unseen(
+    indexer_pool: Pool, operator_pool: Pool, one: Block
+) -> None:
+    two, three = block(2), block(3)
+    await following.commit(indexer_pool, CHAIN, batch(two, on=one, role_changes=(role_change(two),)), RULES)
+    told = await operators.turn_basket(operator_pool, CHAIN, TOKEN, BasketSwitch.RESUME, PERSON, dry_run=True)
+    assert isinstance(told.verdict, Will)
+    assert told.verdict.sentence.endswith("since it was paused: 1.")
+    await following.commit(indexer_pool, CHAIN, batch(three, on=two, role_changes=(role_change(three),)), RULES)
+    answer = await operators.turn_basket(
+        operator_pool, CHAIN, TOKEN, BasketSwitch.RESUME, PERSON, confirmed=told.verdict
+    )
+    assert isinstance(answer.verdict, Refused)
+    assert answer.verdict.sentence.endswith("since it was paused: 2.")
+    assert list(await pauses(indexer_pool)) == [TOKEN]
+
+
+async def test_a_change_that_meets_a_resume_pauses_anew(
+    dsn: str, indexer_pool: Pool, operator_pool: Pool, one: Block
+) -> None:
+    two = block(2)
+    await turn(operator_pool, BasketSwitch.PAUSE)
+    is_resumed = asyncio.Event()
+
+    async def resuming() -> None:
+        async with owner(dsn) as watcher, unit(operator_pool) as connection:
+            await basket_pauses.lock(connection, CHAIN, TOKEN)
+            await basket_pauses.resume(connection, CHAIN, TOKEN)
+            is_resumed.set()
+            await waiting(watcher, 1)
+
+    async def committing() -> None:
+        await is_resumed.wait()
+        await following.commit(indexer_pool, CHAIN, batch(two, on=one, role_changes=(role_change(two),)), RULES)
+
+    await asyncio.gather(resuming(), committing())
+    assert (await pauses(indexer_pool))[TOKEN].startswith("MintRoleRevoked")
+    assert (await holds(indexer_pool))[0] == ("confirmed", "basket_paused")
+
+
 @pytest.mark.usefixtures("one")
 async def test_a_resume_that_meets_a_commit_releases_what_that_commit_holds(
     dsn: str, indexer_pool: Pool, operator_pool: Pool
