@@ -189,6 +189,16 @@ COMMENT ON COLUMN basket.decimals IS 'As read from the token once, before its fi
 CREATE UNIQUE INDEX basket_stablecoin_is_canonical_once ON basket (chain_id, stablecoin) WHERE canonical;
 CREATE INDEX basket_by_consumer ON basket (chain_id, consumer) WHERE canonical;
 
+CREATE TABLE basket_pause (
+    chain_id bigint NOT NULL REFERENCES chain,
+    stablecoin address NOT NULL,
+    paused_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    paused_reason text NOT NULL,
+    PRIMARY KEY (chain_id, stablecoin)
+);
+COMMENT ON TABLE basket_pause IS
+    'Baskets that nothing is sent for until a person resumes them.  By token, not columns of basket: a reorg or a repair replaces that row, and neither may end a pause.';
+
 CREATE TABLE reorg (
     id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     chain_id bigint NOT NULL REFERENCES chain,
@@ -309,6 +319,7 @@ CREATE INDEX mint_request_to_judge ON mint_request (chain_id, block_number) WHER
 CREATE INDEX mint_request_to_claim ON mint_request (chain_id, stablecoin, requester, block_number, log_index)
     WHERE state = 'confirmed' AND held_at IS NULL AND chain_status <> 'orphaned';
 CREATE INDEX mint_request_held ON mint_request (chain_id, next_attempt_at) WHERE state = 'confirmed' AND held_at IS NOT NULL;
+CREATE INDEX mint_request_held_for_basket ON mint_request (chain_id, stablecoin) WHERE held_reason = 'basket_paused';
 CREATE INDEX mint_request_to_resend ON mint_request (chain_id, next_attempt_at) WHERE state = 'in_doubt';
 CREATE INDEX mint_request_with_lease ON mint_request (chain_id, lease_ends_at) WHERE state = 'claimed';
 CREATE INDEX mint_request_in_flight ON mint_request (chain_id, deadline_at) WHERE state IN ('in_doubt', 'accepted');
@@ -348,10 +359,11 @@ CREATE TABLE operator_action (
     after jsonb NOT NULL,
     at timestamptz NOT NULL DEFAULT clock_timestamp(),
     CONSTRAINT operator_action_is_known CHECK (action IN (
-        'retry', 'new_generation', 'hold', 'release', 'cancel', 'resolve', 'pause', 'resume', 'quarantine'
+        'retry', 'new_generation', 'hold', 'release', 'cancel', 'resolve', 'pause', 'resume', 'quarantine', 'pause_basket',
+        'resume_basket'
     )),
     CONSTRAINT operator_action_is_about_a_request_or_the_chain CHECK (
-        (action IN ('pause', 'resume', 'quarantine')) = (request_id IS NULL)
+        (action IN ('pause', 'resume', 'quarantine', 'pause_basket', 'resume_basket')) = (request_id IS NULL)
     )
 );
 COMMENT ON TABLE operator_action IS 'Append-only: what a person did, why, on what evidence, and what was so before and after.';
@@ -713,7 +725,7 @@ $$;
 GRANT SELECT ON ALL TABLES IN SCHEMA public TO bskt_indexer, bskt_invocator, bskt_operator, bskt_reader;
 
 GRANT INSERT ON chain, cursor, control, block, log, basket, reorg, mint_request, mint_execution, report, execution_id, alarm,
-    sweep, sweep_difference, factory TO bskt_indexer;
+    sweep, sweep_difference, factory, basket_pause TO bskt_indexer;
 GRANT UPDATE (filled_up_to, live_at) ON factory TO bskt_indexer;
 GRANT UPDATE (block_number, swept_at) ON sweep TO bskt_indexer;
 GRANT EXECUTE ON FUNCTION discard_log TO bskt_indexer;
@@ -741,7 +753,9 @@ GRANT UPDATE (
     lease_ends_at, next_attempt_at, deadline_at
 ) ON mint_request TO bskt_invocator;
 
-GRANT INSERT ON operator_action, alarm TO bskt_operator;
+GRANT INSERT ON operator_action, alarm, basket_pause TO bskt_operator;
+GRANT DELETE ON basket_pause TO bskt_operator;
+GRANT UPDATE (paused_reason) ON basket_pause TO bskt_indexer, bskt_invocator, bskt_operator;  -- to lock it
 GRANT UPDATE (paused_at, paused_reason, quarantined_at, quarantined_reason, quarantined_until) ON control TO bskt_operator;
 GRANT UPDATE (
     nonce, generation, state, state_reason, state_detail, state_attempt_no, state_changed_at, holds_reference, held_at, held_reason,

@@ -12,6 +12,7 @@ from datastore.connection import Connection
 class AlarmKind(StrEnum):
     """Why somebody is called; the runbook says what each means and what to do."""
 
+    BASKET_ROLE_CHANGED = "basket_role_changed"
     CLOCK_OFF = "clock_off"
     DELIVERED_WITHOUT_MINT = "delivered_without_mint"
     DOUBLE_MINT = "double_mint"

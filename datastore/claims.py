@@ -18,6 +18,7 @@ from uuid import UUID
 import asyncpg
 
 from datastore.alarms import AlarmKind, raise_alarm, raise_alarms
+from datastore.basket_pauses import hold_requests
 from datastore.connection import Connection, Pool, translated, unit
 from datastore.lifecycle import Event, State, decide
 from datastore.settlement import Move, known, move, settle
@@ -313,7 +314,8 @@ _REPORTED: Final = "SELECT EXISTS (SELECT FROM report WHERE chain_id = $1 AND ex
 _LOCK_FOR_ATTEMPT: Final = """
 SELECT
     r.chain_status <> 'orphaned' AND r.held_at IS NULL AND c.paused_at IS NULL AND c.quarantined_at IS NULL
-        AND is_this_server(c.server_identifier, c.server_timeline) AS may_send,
+        AND is_this_server(c.server_identifier, c.server_timeline)
+        AND NOT EXISTS (SELECT FROM basket_pause p WHERE p.chain_id = r.chain_id AND p.stablecoin = r.stablecoin) AS may_send,
     r.lease_ends_at IS NULL OR r.lease_ends_at > clock_timestamp() AS lease_holds,
     r.state = 'in_doubt' AND EXISTS (
         SELECT FROM frozen_request f WHERE f.request_id = r.id AND f.generation = r.generation AND f.mode = 'simulate'
@@ -952,6 +954,8 @@ async def sweep(
                 detail="Not delivered long ago: the same bytes are sent again under the same id.",
             )
         holds = await connection.execute(_RELEASE_HOLDS, chain_id, list(HELD_FOR_NOW))
+        if resends or holds != "UPDATE 0":
+            await hold_requests(connection, chain_id)
     return Swept(
         leases=len(leases),
         deadlines=len(deadlines),

@@ -1,6 +1,7 @@
 """The indexer's commit: one transaction that leaves the rows as if the chain had always been so.
 
-Order inside (design §4): the cursor by compare-and-swap, orphanings, requests, reports, mints, judgement, finality.
+Order inside (design §4): the cursor by compare-and-swap, orphanings, requests, reports, mints, judgement, finality; last
+of all, what waits for a paused basket is held.
 Every insert is idempotent by the key that the chain gives; a block that comes back (A→B→A) becomes canonical again.
 """
 
@@ -13,7 +14,7 @@ from typing import Final, TypeAlias
 
 import asyncpg
 
-from datastore import quarantine
+from datastore import basket_pauses, quarantine
 from datastore.alarms import AlarmKind, raise_alarm, raise_alarms
 from datastore.connection import Connection, Pool, translated, unit
 from datastore.errors import CursorMoved, FinalityViolated
@@ -449,12 +450,13 @@ async def commit(pool: Pool, chain_id: int, batch: Batch, rules: Rules) -> Commi
         if batch.ancestor != batch.expected:
             await _orphan(connection, chain_id, batch, committed)
         hashes = [block.hash for block in batch.blocks]
-        await _insert_observations(connection, chain_id, batch)
+        await _insert_observations(connection, chain_id, batch, rules, committed)
         await _insert_requests(connection, chain_id, batch, rules, None, committed, judge_before=in_force is None)
         again = await _search_in_quarantine(connection, chain_id, in_force, batch, rules, committed)
         await _settle_outcomes(connection, chain_id, hashes, committed, again=again)
         await _judge(connection, chain_id, batch.finality.trigger, rules, committed)
         await _settle_finality(connection, chain_id, batch.finality, committed)
+        await basket_pauses.hold_requests(connection, chain_id)
         await _announce(connection, chain_id, committed)
     return committed
 
@@ -504,12 +506,13 @@ async def record(
             f"block {conflict} is stored with another hash than the node gives; check the node with `bskt check`"
         )
     await connection.execute(_DISPLACE_BASKETS, chain_id, *_columns(batch.baskets, _ANNOUNCEMENT))
-    if await _insert_observations(connection, chain_id, batch):
+    if await _insert_observations(connection, chain_id, batch, rules, committed):
         await baskets_changed(connection, chain_id)
     await _insert_requests(connection, chain_id, batch, rules, hold_reason, committed)
     await _settle_outcomes(connection, chain_id, [block.hash for block in batch.blocks], committed)
     await _judge(connection, chain_id, batch.finality.trigger, rules, committed)
     await _settle_finality(connection, chain_id, batch.finality, committed)
+    await basket_pauses.hold_requests(connection, chain_id)
     await _announce(connection, chain_id, committed)
 
 
@@ -614,13 +617,18 @@ async def lose(
     )
 
 
-async def _insert_observations(connection: Connection, chain_id: int, batch: Batch) -> bool:
+async def _insert_observations(
+    connection: Connection, chain_id: int, batch: Batch, rules: Rules, committed: Committed
+) -> bool:
     """Blocks and what their logs say; whether that changed the baskets.
 
     The cursor's row is locked, so nobody else writes this chain's rows: what is not found is new, and is copied.
     """
     rows = await connection.fetch(_KNOWN_BLOCKS, chain_id, [block.hash for block in batch.blocks])
     known = [row["hash"] for row in rows]
+    role_changes = await basket_pauses.new_role_changes(
+        connection, chain_id, batch.role_changes, first_block_number=rules.first_trigger_block_number
+    )
     await connection.execute(_INSERT_BLOCKS, chain_id, *_columns(batch.blocks, _BLOCK))
     await _insert_new(connection, chain_id, "log", LogRow._fields, batch.logs, known)
     if known:
@@ -628,6 +636,8 @@ async def _insert_observations(connection: Connection, chain_id: int, batch: Bat
     changed = await _insert_new(connection, chain_id, "basket", Basket._fields, batch.baskets, known)
     await _insert_new(connection, chain_id, "report", Report._fields, batch.reports, known)
     await _insert_new(connection, chain_id, "mint_execution", Mint._fields, batch.mints, known)
+    await basket_pauses.pause_for(connection, chain_id, role_changes)
+    committed.alarms[AlarmKind.BASKET_ROLE_CHANGED] += len(role_changes)
     return changed
 
 

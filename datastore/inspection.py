@@ -142,7 +142,7 @@ _ALARMS_OF: Final = "SELECT kind, sentence, at FROM alarm WHERE request_id = $1 
 _BASKETS: Final = """
 SELECT
     b.stablecoin, b.consumer, b.creator, b.admin, b.name, b.symbol, b.name_raw, b.symbol_raw, b.decimals, b.block_number,
-    b.block_hash, b.canonical,
+    b.block_hash, b.canonical, p.paused_at, p.paused_reason,
     (
         SELECT coalesce(jsonb_object_agg(s.state, s.requests), '{}') FROM (
             SELECT state, count(*) AS requests FROM mint_request r
@@ -155,6 +155,7 @@ SELECT
         WHERE e.canonical AND r.chain_id = b.chain_id AND r.stablecoin = b.stablecoin
     ) AS minted
 FROM basket b
+LEFT JOIN basket_pause p ON p.chain_id = b.chain_id AND p.stablecoin = b.stablecoin
 WHERE b.chain_id = $1 AND (b.canonical OR $2)
   AND ($3::bytea IS NULL OR b.stablecoin = $3 OR b.consumer = $3)
   AND ($4::text IS NULL OR b.symbol = $4)
@@ -389,6 +390,8 @@ class BasketView:
     block_number: int
     block_hash: bytes
     canonical: bool
+    paused_at: datetime | None
+    paused_reason: str | None
     requests: dict[str, int]
     minted: int
 

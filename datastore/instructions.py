@@ -93,6 +93,7 @@ class Standing:
     facts: Facts
     held_reason: str | None
     hold_ends_by_itself: bool
+    held_for_its_basket: bool  # which is paused: a release would be undone at once
     generation: int
     frozen_mode: str | None
     is_frozen_for_its_consumer: bool
@@ -101,7 +102,7 @@ class Standing:
     rival: Rival | None
     finalized: int
     now: datetime
-    stopped: str | None  # why nothing at all is sent now: a pause or a quarantine
+    stopped: str | None  # why nothing of it is sent now: a pause, of everything or of its basket, or a quarantine
     restored_at: datetime | None  # a quarantine began after its block: a restore may have lost a send of it
     execution_ids: tuple[bytes, ...]  # under which it may have been sent
 
@@ -360,6 +361,12 @@ def _judge_hold(standing: Standing) -> Verdict:
 def _judge_release(standing: Standing, evidence: Evidence | None) -> Verdict:
     if standing.state is State.REJECTED and standing.reason == DUPLICATE_BANK_REFERENCE:
         return _judge_release_of_duplicate(standing, evidence)
+    if standing.held_for_its_basket:
+        return _refused(
+            standing,
+            "Its basket is paused: it would be held again at once.",
+            "`bskt baskets resume BASKET --reason …` ends the pause and releases all that wait for it.",
+        )
     if standing.held_reason is not None:
         return Will(
             sentence=_about(standing, f"stays {standing.state} and is no longer held ({standing.held_reason})."),

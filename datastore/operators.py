@@ -17,7 +17,8 @@ from typing import Final, TypeAlias, assert_never
 
 import asyncpg
 
-from datastore import quarantine
+from datastore import basket_pauses, quarantine
+from datastore.basket_pauses import HELD_BY_PAUSE
 from datastore.claims import HELD_FOR_NOW
 from datastore.connection import Connection, Pool, unit
 from datastore.errors import DatastoreError
@@ -99,6 +100,7 @@ SELECT
           AND (a.outcome IS NULL OR a.outcome NOT IN ('refused_now', 'refused_for_good', 'instance_refused', 'never_connected'))
     ) AS last_sent_at,
     k.paused_at, k.paused_reason, k.quarantined_at, k.quarantined_until, k.quarantined_reason,
+    b.paused_reason AS basket_paused_reason,
     is_this_server(k.server_identifier, k.server_timeline) AS is_home,
     (
         SELECT max(m.at) FROM alarm m
@@ -109,6 +111,7 @@ SELECT
     o.consumer = r.consumer AS shares_consumer, o.expected_reference = r.expected_reference AS shares_reference
 FROM mint_request r
 JOIN control k ON k.chain_id = r.chain_id
+LEFT JOIN basket_pause b ON b.chain_id = r.chain_id AND b.stablecoin = r.stablecoin
 LEFT JOIN frozen_request f ON f.request_id = r.id AND f.generation = r.generation
 LEFT JOIN mint_request o ON o.bank_reference = r.bank_reference AND o.holds_reference AND o.id <> r.id
 WHERE r.id = $1
@@ -153,9 +156,31 @@ _PAUSE: Final = "UPDATE control SET paused_at = clock_timestamp(), paused_reason
 # $1 chain
 _RESUME: Final = "UPDATE control SET paused_at = NULL, paused_reason = NULL WHERE chain_id = $1"
 
+# $1 chain, $2 token
+_BASKET: Final = """
+SELECT
+    '0x' || encode(b.stablecoin, 'hex') AS stablecoin, b.symbol, p.paused_at, p.paused_reason,
+    (
+        SELECT count(*) FROM alarm a
+        WHERE a.chain_id = b.chain_id AND a.kind = 'basket_role_changed' AND a.at >= p.paused_at
+          AND strpos(a.sentence, encode(b.stablecoin, 'hex')) > 0
+    ) AS role_changes,
+    (
+        SELECT count(*) FROM mint_request r
+        WHERE r.chain_id = b.chain_id AND r.stablecoin = b.stablecoin AND r.held_reason = 'basket_paused'
+    ) AS held_requests
+FROM basket b
+LEFT JOIN basket_pause p ON p.chain_id = b.chain_id AND p.stablecoin = b.stablecoin
+WHERE b.chain_id = $1 AND b.stablecoin = $2 AND b.canonical
+"""
+
 
 class RequestUnknown(DatastoreError):
     """There is no such request on this chain.  Nothing was written; check the id and ``BSKT_CHAIN_ID``."""
+
+
+class BasketUnknown(DatastoreError):
+    """There is no such basket on this branch.  Nothing was written; `bskt baskets list` shows them."""
 
 
 class Unexplained(DatastoreError):
@@ -168,6 +193,13 @@ class Switch(StrEnum):
     PAUSE = "pause"
     RESUME = "resume"
     QUARANTINE = "quarantine"
+
+
+class BasketSwitch(StrEnum):
+    """What stops or starts one basket."""
+
+    PAUSE = "pause_basket"
+    RESUME = "resume_basket"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -246,6 +278,7 @@ async def instruct(
         if dry_run or not isinstance(verdict, Will):
             return Answer(verdict=verdict, before=before, after=before)
         await _carry_out(connection, instruction, verdict, request, row, person, nonce_of)
+        await basket_pauses.hold_requests(connection, chain_id)
         after = await _shown(connection, request_id)
         action_id = await connection.fetchval(
             _RECORD,
@@ -396,7 +429,8 @@ def _standing(request: Known, row: asyncpg.Record, *, finalized: int) -> Standin
         reason=request.reason,
         facts=replace(request.facts, final_enough=request.facts.final_enough and row["was_judged"]),
         held_reason=row["held_reason"],
-        hold_ends_by_itself=row["held_reason"] in HELD_FOR_NOW,
+        hold_ends_by_itself=row["held_reason"] in (*HELD_FOR_NOW, HELD_BY_PAUSE),
+        held_for_its_basket=row["held_reason"] == HELD_BY_PAUSE and row["basket_paused_reason"] is not None,
         generation=row["generation"],
         frozen_mode=row["mode"],
         is_frozen_for_its_consumer=row["is_frozen_for_its_consumer"],
@@ -420,6 +454,8 @@ def _stopped(row: asyncpg.Record) -> str | None:
         return "The database moved to another server or was restored: nothing is sent until the quarantine is over."
     if row["paused_at"] is not None:
         return f"The invocator is paused ({row['paused_reason']}): nothing is sent until `bskt resume`."
+    if row["basket_paused_reason"] is not None:
+        return f"Its basket is paused ({row['basket_paused_reason']}): nothing is sent until `bskt baskets resume`."
     return None
 
 
@@ -516,3 +552,86 @@ def _judge_switch(switch: Switch, row: asyncpg.Record) -> Verdict:
 
 def _switches(row: asyncpg.Record) -> dict[str, object]:
     return {name: value.isoformat() if hasattr(value, "isoformat") else value for name, value in row.items()}
+
+
+async def turn_basket(
+    pool: Pool,
+    chain_id: int,
+    stablecoin: bytes,
+    switch: BasketSwitch,
+    person: Person,
+    *,
+    dry_run: bool = False,
+    confirmed: Will | None = None,
+) -> Answer:
+    """Pause one basket and hold its open requests, or resume it and release exactly those that were held for it.
+
+    Args:
+        pool: The operator's.
+        chain_id: The chain.
+        stablecoin: The basket's token.
+        switch: Which of the two.
+        person: Who does it, and why.
+        dry_run: Judge only; nothing is written.
+        confirmed: What the person was shown and said yes to; if it is not what would happen now, nothing is done.
+
+    Raises:
+        BasketUnknown: Nothing was written.
+        DatastoreUnavailable: Nothing is known to be written; look, then repeat.
+    """
+    async with unit(pool) as connection:
+        await basket_pauses.lock(connection, chain_id, stablecoin)
+        basket = await _basket(connection, chain_id, stablecoin)
+        verdict = _as_confirmed(_judge_basket(switch, basket), confirmed)
+        before = _switches(basket)
+        if dry_run or not isinstance(verdict, Will):
+            return Answer(verdict=verdict, before=before, after=before)
+        match switch:
+            case BasketSwitch.PAUSE:
+                await basket_pauses.pause(connection, chain_id, {stablecoin: str(person)})
+                await basket_pauses.hold_requests(connection, chain_id)
+            case BasketSwitch.RESUME:
+                await basket_pauses.resume(connection, chain_id, stablecoin)
+            case _:
+                assert_never(switch)
+        after = _switches(await _basket(connection, chain_id, stablecoin))
+        action_id = await connection.fetchval(
+            _RECORD,
+            chain_id,
+            person.name.strip(),
+            switch.value,
+            None,
+            person.reason.strip(),
+            None,
+            json.dumps(before),
+            json.dumps(after),
+        )
+    return Answer(verdict=verdict, before=before, after=after, action_id=action_id)
+
+
+async def _basket(connection: Connection, chain_id: int, stablecoin: bytes) -> asyncpg.Record:
+    row = await connection.fetchrow(_BASKET, chain_id, stablecoin)
+    if row is None:
+        raise BasketUnknown(f"chain {chain_id} has no basket 0x{stablecoin.hex()}; `bskt baskets list` shows them")
+    return row
+
+
+def _judge_basket(switch: BasketSwitch, basket: asyncpg.Record) -> Verdict:
+    name = f"Basket {basket['symbol']} ({basket['stablecoin']})"
+    match switch:
+        case BasketSwitch.PAUSE:
+            if basket["paused_at"] is not None:
+                return AlreadySo(sentence=f"{name} is paused already ({basket['paused_reason']}).")
+            return Will(
+                sentence=f"{name} is paused: nothing further is sent for it, and its open requests are held.  What was sent "
+                "may still mint; the indexer goes on."
+            )
+        case BasketSwitch.RESUME:
+            if basket["paused_at"] is None:
+                return AlreadySo(sentence=f"{name} is not paused.")
+            # Whoever said yes has not seen a change that came since: the sentence is another one then.
+            return Will(
+                sentence=f"{name} is no longer paused ({basket['paused_reason']}), and what was held for that is released.  "
+                f"Changes of its token's roles since it was paused: {basket['role_changes']}."
+            )
+    assert_never(switch)

@@ -111,6 +111,16 @@ class Report(NamedTuple):
     result: bool
 
 
+class RoleChange(NamedTuple):
+    """A basket's token has another minter, burner or owner than it was born with; ``sentence`` says which."""
+
+    block_number: int
+    block_hash: bytes
+    log_index: int
+    stablecoin: bytes
+    sentence: str
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finality:
     """Up to which block number something is final enough, seen from the commit's new tip.
@@ -144,6 +154,7 @@ class Batch:
     requests: Sequence[Request] = ()
     mints: Sequence[Mint] = ()
     reports: Sequence[Report] = ()
+    role_changes: Sequence[RoleChange] = ()
     baskets_version: int | None = None
 
 

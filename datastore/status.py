@@ -47,6 +47,11 @@ WHERE w.chain_id = $1
 ORDER BY w.listed_at, w.workflow_id
 """
 _BASKETS: Final = "SELECT count(*) FROM basket WHERE chain_id = $1 AND canonical"
+_BASKETS_PAUSED: Final = """
+SELECT count(*) FROM basket_pause p
+JOIN basket b ON b.chain_id = p.chain_id AND b.stablecoin = p.stablecoin AND b.canonical
+WHERE p.chain_id = $1
+"""
 
 # Requests that nothing moves but a person.
 # $1 chain
@@ -129,6 +134,7 @@ class Snapshot:
     oldest_seconds: float
     in_flight: int
     baskets: int
+    baskets_paused: int
     slots: tuple[Slot, ...]
     paused: str | None
     paused_at: datetime | None
@@ -211,6 +217,7 @@ async def snapshot(pool: Pool, chain_id: int) -> Snapshot | None:
         (queue,) = await connection.fetch(_QUEUE, chain_id)
         in_flight: int = await connection.fetchval(_IN_FLIGHT, chain_id)
         baskets: int = await connection.fetchval(_BASKETS, chain_id)
+        baskets_paused: int = await connection.fetchval(_BASKETS_PAUSED, chain_id)
         slots = await connection.fetch(_SLOTS, chain_id)
         gate = await connection.fetchrow(_GATE, chain_id)
     return Snapshot(
@@ -231,6 +238,7 @@ async def snapshot(pool: Pool, chain_id: int) -> Snapshot | None:
         oldest_seconds=float(queue["oldest_seconds"] or 0),
         in_flight=in_flight,
         baskets=baskets,
+        baskets_paused=baskets_paused,
         slots=tuple(Slot(workflow_id=row["workflow_id"], next_at=row["earliest_next_at"]) for row in slots),
         paused=position["paused_reason"],
         paused_at=position["paused_at"],

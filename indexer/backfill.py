@@ -165,6 +165,7 @@ class Backfill:
             requests=observed.requests,
             mints=observed.mints,
             reports=observed.reports,
+            role_changes=observed.role_changes,
         )
         self._reached("backfill.before_commit")
         committed = await following.record_range(

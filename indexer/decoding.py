@@ -314,6 +314,14 @@ _REPORT_PROCESSED: Final = {
     "result": "bool",
 }
 _STABLECOIN: Final = {"stablecoin": "address"}
+ROLE_EVENTS: Final = (
+    "MintRoleGranted",
+    "MintRoleRevoked",
+    "BurnRoleGranted",
+    "BurnRoleRevoked",
+    "OwnershipTransferred",
+)
+"""What a token says when somebody else may mint, burn or rule it from then on."""
 
 
 class EventCatalog:
@@ -338,6 +346,8 @@ class EventCatalog:
         self.mint_executed_topic0 = self._mint_executed.topic0
         self.report_processed_topic0 = self._report_processed.topic0
         self.mint_requested_topics0 = tuple(dict.fromkeys(form.topic0 for form in forms))
+        self._role_forms = _find_role_events(abis)
+        self.role_event_by_topic0 = {topic0: forms[0].name for topic0, forms in self._role_forms.items()}
 
     def decode_basket_created(self, topics: Sequence[bytes], data: bytes) -> BasketCreatedEvent | Undecodable:
         """Read a ``BasketCreated`` of the factory."""
@@ -379,6 +389,17 @@ class EventCatalog:
             return values
         return ReportProcessedEvent(*cast("tuple[bytes, bytes, bytes, bool]", values))
 
+    def describe_role_event(self, topics: Sequence[bytes], data: bytes) -> str | Undecodable:
+        """Say what a log of ``role_event_by_topic0`` changes, as in ``MintRoleRevoked(minter=0x…)``."""
+        verdict = Undecodable(reason="not a role event that the ABI has")
+        for form in self._role_forms.get(topics[0], ()) if topics else ():
+            values = form.decode(topics, data)
+            if not isinstance(values, Undecodable):
+                fields = ", ".join(f"{name}={_shown(value, form.types[name])}" for name, value in values.items())
+                return f"{form.name}({fields})"
+            verdict = values
+        return verdict
+
 
 def find_mint_requested(abis: Abis) -> list[EventDecoder]:
     """Give the decoders of all forms of ``MintRequested``, by field name, in any order and with any choice of indexed.
@@ -409,6 +430,18 @@ def _find_one(abis: Abis, name: str, types: Mapping[str, str]) -> EventDecoder:
     return found[0]
 
 
+def _find_role_events(abis: Abis) -> dict[bytes, list[EventDecoder]]:
+    """By topic0, the events of a token's roles; none need be there, and contracts may differ in what they index."""
+    found: dict[bytes, list[EventDecoder]] = {}
+    for name in ROLE_EVENTS:
+        for file, entry in _events(abis, name):
+            form = _build_checked(file, entry, None)
+            forms = found.setdefault(form.topic0, [])
+            if all(other.layout != form.layout for other in forms):
+                forms.append(form)
+    return found
+
+
 def _events(abis: Abis, name: str) -> Iterable[tuple[str, Mapping[str, object]]]:
     for file, entries in abis.items():
         for entry in entries:
@@ -416,12 +449,12 @@ def _events(abis: Abis, name: str) -> Iterable[tuple[str, Mapping[str, object]]]
                 yield file, entry
 
 
-def _build_checked(file: str, entry: Mapping[str, object], types: Mapping[str, str]) -> EventDecoder:
+def _build_checked(file: str, entry: Mapping[str, object], types: Mapping[str, str] | None) -> EventDecoder:
     try:
-        decoder = build_decoder(entry, tuple(types))
+        decoder = build_decoder(entry, None if types is None else tuple(types))
     except AbiUnsuitable as error:
         raise AbiUnsuitable(f"{file}: {error}") from error
-    for name, kind in types.items():
+    for name, kind in (types or {}).items():
         if decoder.types[name] != kind:
             raise AbiUnsuitable(f"{file}: {decoder.signature} has {name} as {decoder.types[name]}, not {kind}")
     return decoder
@@ -438,6 +471,12 @@ def display_text(raw: bytes, limit: int = DISPLAY_CHARACTERS) -> str:
     if len(text) > limit:
         text = text[: limit - 1] + "…"
     return "".join("\ufffd" if _is_tricky(character) else character for character in text)
+
+
+def _shown(value: Value, kind: str) -> str:
+    if not isinstance(value, bytes):
+        return str(value)
+    return display_text(value if kind == "string" else f"0x{value.hex()}".encode(), limit=2 + 2 * _WORD)
 
 
 def _is_tricky(character: str) -> bool:

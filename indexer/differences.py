@@ -42,7 +42,7 @@ def _logs(
             is_there = stored.requests.get(place) == meant[place] if meant[place] else place in stored.decoded
             if not is_there:
                 yield _difference(Kind.MISSING, row)
-        elif row.undecodable is None:
+        elif row.undecodable is None and told[place].undecodable is not None:
             # The raw row is right, but never meant what was made of it: a basket was made up, or was there already.
             yield _difference(Kind.DIFFERENT, row, stored=row)
     for place, row in told.items():
@@ -129,4 +129,5 @@ def of_places(observed: Observed, differences: Sequence[Difference]) -> Observed
         requests=[row for row in observed.requests if (row.block_hash, row.log_index) in places],
         mints=[row for row in observed.mints if (row.block_hash, row.log_index) in places],
         reports=[row for row in observed.reports if (row.block_hash, row.log_index) in places],
+        role_changes=[row for row in observed.role_changes if (row.block_hash, row.log_index) in places],
     )

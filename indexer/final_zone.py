@@ -13,7 +13,7 @@ import asyncio
 from collections import defaultdict, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, TypeAlias, TypeVar
 
 from datastore.rows import Block, BlockRef
@@ -80,7 +80,7 @@ class _Answer:
 
     first: int
     last: int
-    headers: Mapping[int, Header]
+    headers: dict[int, Header]
     logs: Sequence[Log]
     baskets: Mapping[bytes, bytes] | None
 
@@ -108,7 +108,7 @@ class FinalZone:
         while True:
             first, last = next_range(after, up_to, self._size)
             try:
-                answer = await _ask(node, sources, first, last, head=head, baskets=None)
+                answer = await _ask(node, sources, first, last, head=head, baskets=None, with_first=True)
             except RangeRefused:
                 self._size = self._size.refused()
             else:
@@ -141,6 +141,7 @@ class FinalZone:
         ahead: deque[tuple[int, asyncio.Task[_Answer]]] = deque()
         loop = asyncio.get_running_loop()
         asked, known = after, consumer_by_token
+        told_with: dict[int, Header] = {}  # the first block of a range is told with the range before
         self._foreign_logs = 0  # strangers may have stopped: each reading begins by topic
 
         def ask() -> None:
@@ -153,7 +154,15 @@ class FinalZone:
                     max_filter_addresses=DEFAULT_MAX_FILTER_ADDRESSES,
                 )
                 # Not a part's own task: it ends with this reading.
-                asking = _ask(node, sources, first, last, head=head, baskets=known if is_cheaper else None)
+                asking = _ask(
+                    node,
+                    sources,
+                    first,
+                    last,
+                    head=head,
+                    baskets=known if is_cheaper else None,
+                    with_first=asked == after,
+                )
                 ahead.append((first, loop.create_task(asking)))
                 asked = last
 
@@ -164,7 +173,7 @@ class FinalZone:
             ahead.clear()
 
         async def give() -> ObservedRange | None:
-            nonlocal asked, known
+            nonlocal asked, known, told_with
             while True:
                 ask()
                 if not ahead:
@@ -177,12 +186,13 @@ class FinalZone:
                     self._is_tuned = True
                     ask()
                     logs = answer.logs if answer.baskets is None else await _with_born(node, sources, answer, known)
-                    read = await _whole(node, answer, logs)
+                    read = await _whole(node, replace(answer, headers=answer.headers | told_with), logs)
                 except RangeRefused:
                     self._size, self._is_tuned = self._size.refused(), False
                     await drop()
                     asked = first - 1
                     continue
+                told_with = {number: header for number, header in answer.headers.items() if number == answer.last + 1}
                 observation = await _observed(sources, read, known)
                 if answer.baskets is None:
                     self._foreign_logs = observation.observed.foreign.total()
@@ -196,9 +206,17 @@ class FinalZone:
 
 
 async def _ask(
-    node: Node, sources: Sources, first: int, last: int, *, head: Header, baskets: Mapping[bytes, bytes] | None
+    node: Node,
+    sources: Sources,
+    first: int,
+    last: int,
+    *,
+    head: Header,
+    baskets: Mapping[bytes, bytes] | None,
+    with_first: bool,
 ) -> _Answer:
-    headers = await node.headers_by_number(sorted({first, last, min(last + 1, head.number)}))
+    wanted = {last, min(last + 1, head.number)} | ({first} if with_first else set())
+    headers = await node.headers_by_number(sorted(wanted))
     _require_anchor(headers, last, head)
     by_address = None if baskets is None else sources.filters_by_address() + sources.filters_of(baskets)
     logs = await _logs(node, first, last, headers, by_address or sources.filters())

@@ -299,6 +299,7 @@ class Follower:
             requests=observed.requests,
             mints=observed.mints,
             reports=observed.reports,
+            role_changes=observed.role_changes,
             baskets_version=position.baskets_version,
         )
         self._reached("indexer.before_commit")

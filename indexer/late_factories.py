@@ -134,6 +134,7 @@ class LateFactories:
             requests=tuple(observed.requests),
             mints=tuple(observed.mints),
             reports=tuple(observed.reports),
+            role_changes=tuple(observed.role_changes),
         )
         self._reached("factory.before_commit")
         committed = await factories.fill(

@@ -2,7 +2,8 @@
 
 Who is believed: ``BasketCreated`` from a configured factory only; ``MintRequested`` from a token that one of them
 announced on this branch, or from a factory itself; ``MintExecuted`` from an announced consumer; ``ReportProcessed``
-from the configured forwarder and for an announced consumer (hard case 37).  Logs are read in chain order, so that a
+from the configured forwarder and for an announced consumer (hard case 37); a change of roles from an announced token,
+unless the transaction that announced it made it: so it was born.  Logs are read in chain order, so that a
 basket which is created and used in one block is known when it is used (hard case 35).
 """
 
@@ -16,7 +17,7 @@ from typing import Final
 from datastore.identity import derive_nonce, request_identity
 from datastore.mint_amount import predicted_for
 from datastore.reference import expected_reference
-from datastore.rows import Basket, LogRow, Mint, Report, Request
+from datastore.rows import Basket, LogRow, Mint, Report, Request, RoleChange
 from indexer.decoding import (
     BasketCreatedEvent,
     EventCatalog,
@@ -60,6 +61,7 @@ class Sources:
             *catalog.mint_requested_topics0,
             catalog.mint_executed_topic0,
             catalog.report_processed_topic0,
+            *catalog.role_event_by_topic0,
         )
         return (LogFilter(topics=(topics,)),)
 
@@ -72,7 +74,8 @@ class Sources:
     def filters_of(self, consumer_by_token: Mapping[bytes, bytes]) -> tuple[LogFilter, ...]:
         """What to ask for beside ``filters_by_address``: the logs of these baskets; nothing if there are none."""
         addresses = tuple(dict.fromkeys((*consumer_by_token, *consumer_by_token.values())))
-        topics = (*self.catalog.mint_requested_topics0, self.catalog.mint_executed_topic0)
+        catalog = self.catalog
+        topics = (*catalog.mint_requested_topics0, catalog.mint_executed_topic0, *catalog.role_event_by_topic0)
         return (LogFilter(addresses=addresses, topics=(topics,)),) if addresses else ()
 
     def believed(self, consumer_by_token: Mapping[bytes, bytes]) -> tuple[LogFilter, ...]:
@@ -90,7 +93,7 @@ class Sources:
         if consumer_by_token:
             tokens, consumers = tuple(consumer_by_token), tuple(set(consumer_by_token.values()))
             found += [
-                LogFilter(addresses=tokens, topics=(catalog.mint_requested_topics0,)),
+                LogFilter(addresses=tokens, topics=((*catalog.mint_requested_topics0, *catalog.role_event_by_topic0),)),
                 LogFilter(addresses=consumers, topics=((catalog.mint_executed_topic0,),)),
                 LogFilter(addresses=(self.forwarder,), topics=((catalog.report_processed_topic0,),)),
             ]
@@ -106,6 +109,7 @@ class Observed:
     requests: list[Request] = field(default_factory=list)
     mints: list[Mint] = field(default_factory=list)
     reports: list[Report] = field(default_factory=list)
+    role_changes: list[RoleChange] = field(default_factory=list)
     foreign: Counter[str] = field(default_factory=Counter)
     undecodable: int = 0
 
@@ -126,12 +130,15 @@ class Observation:
         self._consumers = set(self.consumer_by_token.values())
         self.observed = Observed()
         catalog = sources.catalog
-        self._readers: dict[bytes, tuple[str, Callable[[Log], Undecodable | None]]] = {
-            catalog.basket_created_topic0: (BASKET_CREATED, self._basket_created),
-            catalog.mint_executed_topic0: (MINT_EXECUTED, self._mint_executed),
-            catalog.report_processed_topic0: (REPORT_PROCESSED, self._report_processed),
-            **dict.fromkeys(catalog.mint_requested_topics0, (MINT_REQUESTED, self._mint_requested)),
+        # Functions and no bound methods: in a cycle, all the rows would stay until the next look for cycles.
+        self._readers: dict[bytes, tuple[str, Callable[[Observation, Log], Undecodable | None]]] = {
+            catalog.basket_created_topic0: (BASKET_CREATED, Observation._basket_created),
+            catalog.mint_executed_topic0: (MINT_EXECUTED, Observation._mint_executed),
+            catalog.report_processed_topic0: (REPORT_PROCESSED, Observation._report_processed),
+            **dict.fromkeys(catalog.mint_requested_topics0, (MINT_REQUESTED, Observation._mint_requested)),
+            **{topic0: (name, Observation._role_changed) for topic0, name in catalog.role_event_by_topic0.items()},
         }
+        self._birth_by_token: dict[bytes, bytes] = {}
         # A request's rank counts the same logs of its transaction before it.
         self._ranks: dict[tuple[bytes, bytes, tuple[bytes, ...], bytes], int] = {}
         self._timestamp_by_block: Mapping[int, int] = {}
@@ -150,7 +157,7 @@ class Observation:
             if reader is None:
                 continue
             event, read = reader
-            verdict = read(log)
+            verdict = read(self, log)
             if verdict is _FOREIGN:
                 observed.foreign[event] += 1
                 continue
@@ -233,11 +240,29 @@ class Observation:
         )
         return None
 
+    def _role_changed(self, log: Log) -> Undecodable | None:
+        if log.address not in self.consumer_by_token or self._birth_by_token.get(log.address) == log.tx_hash:
+            return _FOREIGN
+        sentence = self._sources.catalog.describe_role_event(log.topics, log.data)
+        if isinstance(sentence, Undecodable):
+            return sentence
+        self.observed.role_changes.append(
+            RoleChange(
+                block_number=log.block_number,
+                block_hash=log.block_hash,
+                log_index=log.log_index,
+                stablecoin=log.address,
+                sentence=sentence,
+            )
+        )
+        return None
+
     def _basket(self, log: Log, event: BasketCreatedEvent) -> Undecodable | None:
         """Add the basket; or say why there is none: a token keeps the consumer that it was born with."""
         if event.stablecoin in self.consumer_by_token:
             return _ANNOUNCED
         self.consumer_by_token[event.stablecoin] = event.consumer
+        self._birth_by_token[event.stablecoin] = log.tx_hash
         self._consumers.add(event.consumer)
         self.observed.baskets.append(
             Basket(

@@ -204,6 +204,7 @@ class Examiner:
             requests=tuple(observed.requests),
             mints=tuple(observed.mints),
             reports=tuple(observed.reports),
+            role_changes=tuple(observed.role_changes),
         )
 
 

@@ -65,6 +65,7 @@ _SETTINGS = {
     "listen_addresses": "127.0.0.1",
     "unix_socket_directories": "",
     "max_connections": "50",
+    "shared_buffers": "512MB",  # taken as it is used; a history of a million requests then costs inserts little
     "synchronous_commit": "on",
     "timezone": "UTC",
     "log_timezone": "UTC",

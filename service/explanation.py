@@ -14,6 +14,7 @@ from typing import Final, TypeAlias
 
 from eth_utils.address import to_checksum_address
 
+from datastore.basket_pauses import HELD_BY_PAUSE
 from datastore.claims import HELD_FOR_NOW
 from datastore.inspection import Request
 from datastore.lifecycle import MEANING, ChainStatus, State
@@ -144,6 +145,7 @@ HOLDS: Final = {
     "operator": "a person holds it (the timeline says who and why)",
     "before_first_trigger_block": "its block is below BSKT_TRIGGER_FROM_BLOCK: history is not minted again by itself",
     "backfill": "it was found by `bskt backfill`, or belongs to a factory that was added later",
+    "basket_paused": "its basket is paused (`bskt baskets show` says why)",
     # These end by themselves.
     "daily_cap": "the daily cap (BSKT_DAILY_CAP_TOKENS) is reached",
     "amount_above_cap": "it asks for more than BSKT_MAX_MINT_TOKENS allows now",
@@ -374,6 +376,8 @@ def explain(request: Request, standing: Standing) -> Explanation:
         following = "Nothing is sent until a person releases it."
         if request.held_reason in HELD_FOR_NOW and request.next_attempt_at is not None:
             following = f"It is looked at again at {moment(request.next_attempt_at)}, or when a person releases it."
+        if request.held_reason == HELD_BY_PAUSE:
+            following = "Nothing is sent until a person resumes the basket."
     if request.chain_status is ChainStatus.ORPHANED and request.state is not State.SEEN:
         gone = " for good" if request.orphaned_for_good else ""
         why += f"  A reorg has taken its block {request.block_number} away{gone}."
@@ -401,6 +405,8 @@ def _commands(request: Request) -> tuple[str, ...]:
     elif request.state is State.FAILED:
         verbs = ("retry",)
     elif request.held_at is not None and request.state in {State.SEEN, State.CONFIRMED, State.IN_DOUBT}:
+        if request.held_reason == HELD_BY_PAUSE:
+            return (f"bskt baskets resume 0x{request.stablecoin.hex()} --reason …",)
         verbs = ("release",)
     # A request that was sent can never be cancelled: it may still be minted.
     verbs = [verb for verb in verbs if not (verb == "cancel" and request.sent)]

@@ -52,6 +52,10 @@ def families(snapshot: Snapshot, chain_id: int) -> list[Metric]:
             float(snapshot.indexed_timestamp or 0),
         ),
         "bskt_baskets": ("Baskets of the followed branch.", snapshot.baskets),
+        "bskt_baskets_paused": (
+            "Those of them that nothing is sent for, until a person resumes them.",
+            snapshot.baskets_paused,
+        ),
         "bskt_indexer_lag_blocks": ("Blocks between the head and the index.", snapshot.lag_blocks),
         "bskt_indexer_lag_seconds": ("How old the index is while it lags.", snapshot.lag_seconds),
         "bskt_indexer_last_progress_timestamp_seconds": (

@@ -79,6 +79,7 @@ def status(
             "slots": [{"workflow_id": slot.workflow_id, "next_at": slot.next_at} for slot in snapshot.slots],
         },
         "paused": _switch(snapshot.paused, snapshot.paused_at),
+        "baskets_paused": snapshot.baskets_paused,
         "quarantined": None
         if snapshot.quarantined is None
         else {
@@ -220,6 +221,7 @@ def basket(view: BasketView) -> Shape:
         "block_number": view.block_number,
         "block_hash": view.block_hash,
         "canonical": view.canonical,
+        "paused": _switch(view.paused_reason, view.paused_at),
         "requests": view.requests,
         "minted": str(view.minted),
         "minted_tokens": amount(view.minted, view.decimals),

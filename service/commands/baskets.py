@@ -1,4 +1,4 @@
-"""``bskt baskets``: the baskets of the factory."""
+"""``bskt baskets``: the baskets of the factory.  What people do to them is in ``operate``."""
 
 from __future__ import annotations
 
@@ -38,6 +38,7 @@ async def list_(console: Console, *, orphaned: bool) -> None:
             "name": "name",
             "token": "stablecoin",
             "block": lambda row: row["block_number"] if row["canonical"] else f"{row['block_number']} (orphaned)",
+            "paused": "paused.reason",
             "requests": lambda row: sum(count for _, count in _counts(row)),
             "minted": "minted_tokens",
         },
@@ -53,12 +54,9 @@ async def show(console: Console, *, basket: str) -> None:
     from service import shapes
 
     async with console.opened(Role.READER) as pool:
-        found = await find(pool, await console.chain_id(pool), basket)
-    if len(found) > 1:
-        addresses = ", ".join(f"0x{each.stablecoin.hex()}" for each in found)
-        raise Refused(f"{len(found)} baskets have the symbol {basket!r}: {addresses}; name one by address", Exit.USAGE)
+        found = await find_one(pool, await console.chain_id(pool), basket)
     console.record(
-        shapes.basket(found[0]),
+        shapes.basket(found),
         {
             "symbol": "symbol",
             "name": "name",
@@ -68,6 +66,7 @@ async def show(console: Console, *, basket: str) -> None:
             "admin": "admin",
             "decimals": lambda row: row["decimals"] if row["decimals"] is not None else "not read yet",
             "block": "block_number",
+            "paused": lambda row: row["paused"] or "no",
             "requests": lambda row: [f"{count} {state}" for state, count in _counts(row)] or "none",
             "minted": "minted_tokens",
         },
@@ -91,6 +90,19 @@ async def find(pool: Pool, chain_id: int, name: str) -> list[BasketView]:
     if not found:
         raise Refused(f"no basket of chain {chain_id} goes by {name!r}")
     return found
+
+
+async def find_one(pool: Pool, chain_id: int, name: str) -> BasketView:
+    """The basket that goes by an address or a symbol.
+
+    Raises:
+        Refused: None does, or several do.
+    """
+    found = await find(pool, chain_id, name)
+    if len(found) > 1:
+        addresses = ", ".join(f"0x{each.stablecoin.hex()}" for each in found)
+        raise Refused(f"{len(found)} baskets have the symbol {name!r}: {addresses}; name one by address", Exit.USAGE)
+    return found[0]
 
 
 def _counts(row: Mapping[str, Json]) -> list[tuple[str, int]]:

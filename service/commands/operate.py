@@ -1,4 +1,4 @@
-"""What people do: ``bskt requests retry|hold|release|cancel|resolve``, ``bskt pause|resume|quarantine``.
+"""What people do: ``bskt requests retry|hold|release|cancel|resolve``, ``bskt [baskets] pause|resume``, ``quarantine``.
 
 Each first says what will happen and asks, where a person sits at the terminal; then does exactly that, or nothing.
 """
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import click
 
+from service.commands.baskets import baskets, find_one
 from service.commands.parameters import NAMES, request_id
 from service.commands.requests import requests
 from service.console import Command, Console, Exit, Refused, asynchronous
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
     from datastore.connection import Pool
     from datastore.instructions import Evidence, Instruction, Will
-    from datastore.operators import Answer, Finality, Person, Switch
+    from datastore.operators import Answer, BasketSwitch, Finality, Person, Switch
     from service.settings import Settings
 
     Act: TypeAlias = Callable[[bool, Will | None], Awaitable[Answer]]
@@ -234,6 +235,50 @@ async def _nonce_of(
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# About one basket
+# ---------------------------------------------------------------------------------------------------------------------
+@baskets.command("pause")
+@click.argument("basket")
+@_by_a_person
+@asynchronous
+async def pause_basket(console: Console, /, *, basket: str, **person: Any) -> None:
+    """Send nothing more for one basket, named as for `show`; its open requests are held."""
+    from datastore.operators import BasketSwitch
+
+    await _turn_basket(console, basket, BasketSwitch.PAUSE, **person)
+
+
+@baskets.command("resume")
+@click.argument("basket")
+@_by_a_person
+@asynchronous
+async def resume_basket(console: Console, /, *, basket: str, **person: Any) -> None:
+    """End the pause of one basket and release what was held for it."""
+    from datastore.operators import BasketSwitch
+
+    await _turn_basket(console, basket, BasketSwitch.RESUME, **person)
+
+
+async def _turn_basket(
+    console: Console, basket: str, switch: BasketSwitch, *, reason: str, operator: str, dry_run: bool, yes: bool
+) -> None:
+    from datastore import operators
+    from datastore.connection import Role
+
+    person = _person(operator, reason)
+    async with console.opened(Role.OPERATOR) as pool:
+        chain_id = await console.chain_id(pool)
+        stablecoin = (await find_one(pool, chain_id, basket)).stablecoin
+
+        async def act(dry_run: bool, confirmed: Will | None) -> Answer:
+            return await operators.turn_basket(
+                pool, chain_id, stablecoin, switch, person, dry_run=dry_run, confirmed=confirmed
+            )
+
+        await _carry_out(console, act, {"basket": f"0x{stablecoin.hex()}"}, dry_run=dry_run, yes=yes)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # About everything at once
 # ---------------------------------------------------------------------------------------------------------------------
 @click.command(cls=Command)
@@ -307,7 +352,7 @@ def _person(operator: str, reason: str) -> Person:
 
 async def _carry_out(console: Console, act: Act, about: dict[str, object], *, dry_run: bool, yes: bool) -> None:
     from datastore.instructions import Will
-    from datastore.operators import RequestUnknown
+    from datastore.operators import BasketUnknown, RequestUnknown
 
     try:
         told = await act(True, None)
@@ -320,7 +365,7 @@ async def _carry_out(console: Console, act: Act, about: dict[str, object], *, dr
             if not click.confirm("Do it?", err=True):
                 raise Refused("nothing was done")
         _show(console, await act(False, confirmed), about, dry_run=False)
-    except RequestUnknown as error:
+    except (BasketUnknown, RequestUnknown) as error:
         raise Refused(str(error)) from error
 
 

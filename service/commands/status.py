@@ -213,6 +213,7 @@ def _facts(shape: Mapping[str, Json]) -> RenderableType:
         "in flight": at("queue.in_flight"),
         "slots": [f"{slot['workflow_id']}: {slot['next_at'] or 'free'}" for slot in _dicts(at("queue.slots"))],
         "paused": shape["paused"],
+        "baskets paused": shape["baskets_paused"] or None,
         "quarantined": shape["quarantined"],
         "halted": shape["halted"],
         "sends fail": shape["sends_fail"],

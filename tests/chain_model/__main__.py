@@ -39,6 +39,7 @@ def report(tally: Tally) -> str:
         f"operations {tally.operations.total()}",
         f"blocks {tally.blocks}",
         f"requests {tally.requests}",
+        f"paused baskets resumed {tally.resumed}",
         f"reorgs {tally.operations['reorganise'] + tally.operations['flip'] + tally.operations['overtake']}",
         f"faults injected {tally.faults.total()}",
         *(f"  {name:30} {count:8}" for name, count in sorted(tally.faults.items())),

@@ -28,6 +28,13 @@ TOKEN_FORM: Final = keccak(b"MintRequested(address,address,uint256,bytes32)")
 FACTORY_FORM: Final = keccak(b"MintRequested(address,address,address,uint256,bytes32)")
 MINT_EXECUTED: Final = keccak(b"MintExecuted(address,uint256,bytes32)")
 REPORT_PROCESSED: Final = keccak(b"ReportProcessed(address,bytes32,bytes2,bool)")
+ROLE_EVENTS: Final = {
+    "MintRoleGranted": keccak(b"MintRoleGranted(address)"),
+    "MintRoleRevoked": keccak(b"MintRoleRevoked(address)"),
+    "BurnRoleGranted": keccak(b"BurnRoleGranted(address)"),
+    "BurnRoleRevoked": keccak(b"BurnRoleRevoked(address)"),
+    "OwnershipTransferred": keccak(b"OwnershipTransferred(address,address)"),
+}
 TRANSFER: Final = keccak(b"Transfer(address,address,uint256)")
 
 
@@ -85,6 +92,14 @@ class Deliver:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ChangeRole:
+    """Somebody else may mint, burn or rule a token; in the transaction that announces it, so it was born."""
+
+    ordinal: int
+    event: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Garble:
     """A log with a known emitter and topic that no honest encoder made."""
 
@@ -106,7 +121,7 @@ class OnEven:
     wish: Noise | Ask
 
 
-Wish: TypeAlias = CreateBasket | Ask | Deliver | Garble | Noise | OnEven
+Wish: TypeAlias = CreateBasket | Ask | Deliver | ChangeRole | Garble | Noise | OnEven
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -247,9 +262,10 @@ class _Mining:
         self._index = 0
         self._transaction = Transaction(hash=b"", wishes=())
         self._ranks: Counter[Emitted] = Counter()
+        self._born: set[bytes] = set()
 
     def run(self, index: int, transaction: Transaction) -> None:
-        self._index, self._transaction, self._ranks = index, transaction, Counter()
+        self._index, self._transaction, self._ranks, self._born = index, transaction, Counter(), set()
         for wish in transaction.wishes:
             self._do(wish)
 
@@ -264,6 +280,8 @@ class _Mining:
                 self._ask(wish)
             case Deliver():
                 self._deliver(wish)
+            case ChangeRole():
+                self._change_role(wish)
             case Garble():
                 self._garble(wish)
             case Noise():
@@ -311,6 +329,7 @@ class _Mining:
         if is_known:
             return
         self.consumer_by_token[token] = consumer
+        self._born.add(token)
         self.said.baskets.append((*key, token, consumer, creator, admin, wish.name, wish.symbol))
 
     def _ask(self, wish: Ask) -> None:
@@ -371,6 +390,13 @@ class _Mining:
                 row = (*key, self._transaction.hash, wish.consumer, wish.execution_id, b"\0\1", wish.report)
                 self.said.reports.append(row)
 
+    def _change_role(self, wish: ChangeRole) -> None:
+        token = token_address(wish.ordinal)
+        who = (user(1), user(2)) if wish.event == "OwnershipTransferred" else (user(1),)
+        emitted = Emitted(address=token, topics=(ROLE_EVENTS[wish.event], *map(_word, who)), data=b"")
+        is_kept = token in self.consumer_by_token and token not in self._born
+        self._emit(emitted, event=wish.event if is_kept else None)
+
     def _garble(self, wish: Garble) -> None:
         tokens = list(self.consumer_by_token)
         if wish.event == "BasketCreated":
@@ -380,10 +406,11 @@ class _Mining:
             )
         elif tokens:
             dirty = b"\xff" * 32
-            emitted = Emitted(
-                address=tokens[wish.ordinal % len(tokens)], topics=(TOKEN_FORM, dirty, dirty, dirty), data=bytes(32)
+            topics = (
+                (ROLE_EVENTS[wish.event], dirty) if wish.event in ROLE_EVENTS else (TOKEN_FORM, dirty, dirty, dirty)
             )
-            self._emit(emitted, event="MintRequested", decodable=False)
+            emitted = Emitted(address=tokens[wish.ordinal % len(tokens)], topics=topics, data=bytes(32))
+            self._emit(emitted, event=wish.event, decodable=False)
 
 
 def _word(address: bytes) -> bytes:
@@ -391,7 +418,7 @@ def _word(address: bytes) -> bytes:
 
 
 _NOISE: Final = {
-    # An impostor's basket and request, a transfer that nobody filters for, and a report for somebody else's contract.
+    # An impostor's basket, request, role and mint, a transfer that nobody filters for, a report for another's contract.
     "basket": Emitted(
         address=STRANGER,
         topics=(BASKET_CREATED, _word(user(0)), _word(user(0)), _word(STRANGER)),
@@ -408,6 +435,7 @@ _NOISE: Final = {
         topics=(REPORT_PROCESSED, _word(STRANGER), digest("foreign"), b"\0\1" + bytes(30)),
         data=encode(["bool"], [True]),
     ),
+    "role": Emitted(address=STRANGER, topics=(ROLE_EVENTS["MintRoleGranted"], _word(STRANGER)), data=b""),
     "mint": Emitted(address=STRANGER, topics=(MINT_EXECUTED, _word(user(0)), bytes(32)), data=encode(["uint256"], [1])),
 }
 NOISES: Final = tuple(_NOISE)

@@ -112,6 +112,7 @@ def arena(dsn: str) -> Iterator[Arena]:
                 loop=runner.get_loop(),
                 indexer_pool=await stack.enter_async_context(await open_pool(dsn, Role.INDEXER)),
                 invocator_pool=await stack.enter_async_context(await open_pool(dsn, Role.INVOCATOR)),
+                operator_pool=await stack.enter_async_context(await open_pool(dsn, Role.OPERATOR)),
                 owner_pool=owner_pool,
                 server=await stack.enter_async_context(Server()),
                 tally=Tally(),

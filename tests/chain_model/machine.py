@@ -18,11 +18,12 @@ from uuid import uuid4
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
-from datastore import claims, sweeping
+from datastore import claims, operators, sweeping
 from datastore.claims import Answered, Frozen, Pacing
 from datastore.connection import Pool
 from datastore.errors import FinalityViolated
 from datastore.identity import execution_id_candidates
+from datastore.operators import BasketSwitch, Person
 from indexer.follower import FinalityRule, Follower
 from node.errors import EndpointChanged, NodeUnavailable, RangeRefused
 from tests.chain_model.chain import Deliver, Transaction, digest, user
@@ -56,6 +57,7 @@ class Tally:
     looks: Counter[str] = field(default_factory=Counter)
     blocks: int = 0
     requests: int = 0
+    resumed: int = 0
     kills: Counter[str] = field(default_factory=Counter)
     faults: Counter[Fault] = field(default_factory=Counter)
     troubles: Counter[str] = field(default_factory=Counter)
@@ -74,6 +76,7 @@ class Arena:
     loop: asyncio.AbstractEventLoop
     indexer_pool: Pool
     invocator_pool: Pool
+    operator_pool: Pool
     owner_pool: Pool
     server: Server
     tally: Tally
@@ -287,6 +290,8 @@ class Histories(RuleBasedStateMachine):
             )
             if attempt is None:
                 continue
+            paused = await pool.fetchval("SELECT count(*) FROM basket_pause WHERE stablecoin = $1", order.stablecoin)
+            assert paused == 0, f"request {order.request_id} was sent while its basket is paused"
             self.sent.append(order)
             if outcome is not None:
                 answered = Answered(outcome=outcome, http_status=200, sentence=None, answer=None, deadline_seconds=2400)
@@ -314,6 +319,21 @@ class Histories(RuleBasedStateMachine):
             self.world.transactions[transaction.hash] = transaction
         else:
             self.world.mine([transaction])
+
+    @operation()
+    def resume_baskets(self) -> None:
+        """A person has seen every alarm about a basket of this branch."""
+        self.arena.run(self._resume_baskets())
+
+    async def _resume_baskets(self) -> None:
+        pool, person = self.arena.operator_pool, Person(name="model", reason="seen")
+        for row in await pool.fetch(
+            "SELECT DISTINCT stablecoin FROM basket JOIN basket_pause USING (chain_id, stablecoin) WHERE canonical"
+        ):
+            await operators.turn_basket(pool, CHAIN_ID, row["stablecoin"], BasketSwitch.RESUME, person)
+            async with self.arena.owner_pool.acquire() as connection:
+                await self.oracle.resumed(connection, row["stablecoin"])
+            self.arena.tally.resumed += 1
 
     # -- the daemon -----------------------------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ from uuid import UUID
 
 from datastore.connection import Connection
 from datastore.lifecycle import allowed_transitions
-from tests.chain_model.chain import Block, RequestKey, Row, Said, said_by
+from tests.chain_model.chain import ROLE_EVENTS, Block, RequestKey, Row, Said, said_by
 
 _BLOCKS: Final = "SELECT number, hash, parent_hash, timestamp, canonical FROM block WHERE chain_id = $1"
 _LOGS: Final = """
@@ -54,6 +54,17 @@ _TRANSITIONS: Final = """
 SELECT t.request_id, t.from_state, t.to_state, t.actor FROM mint_transition t
 JOIN mint_request r ON r.id = t.request_id WHERE r.chain_id = $1 ORDER BY t.id
 """
+_ROLE_CHANGES: Final = """
+SELECT address, count(*) AS changes FROM log
+WHERE chain_id = $1 AND event = ANY($2::text[]) AND undecodable IS NULL GROUP BY address
+"""
+_PAUSED: Final = "SELECT stablecoin FROM basket_pause WHERE chain_id = $1"
+_ROLE_ALARMS: Final = "SELECT count(*) FROM alarm WHERE chain_id = $1 AND kind = 'basket_role_changed'"
+_HOLDS: Final = """
+SELECT id, stablecoin, held_reason,
+    state IN ('seen', 'confirmed', 'claimed', 'in_doubt') AND chain_status <> 'orphaned' AS open
+FROM mint_request WHERE chain_id = $1
+"""
 _CURSOR: Final = "SELECT block_number, block_hash, finalized_number, safe_number FROM cursor WHERE chain_id = $1"
 _EXECUTION_IDS: Final = "SELECT execution_id, request_id FROM execution_id WHERE chain_id = $1"
 
@@ -69,6 +80,15 @@ class Oracle:
         self._blocks_by_hash = blocks_by_hash
         self.known: dict[RequestKey, tuple[int, bytes, UUID]] = {}
         self._final_rows: dict[str, set[Row]] = {}
+        self._changes_at_resume: dict[bytes, int] = {}
+
+    async def resumed(self, connection: Connection, token: bytes) -> None:
+        """A person has seen every change of roles that was recorded of this token."""
+        self._changes_at_resume[token] = (await self._role_changes(connection)).get(token, 0)
+
+    async def _role_changes(self, connection: Connection) -> dict[bytes, int]:
+        rows = await connection.fetch(_ROLE_CHANGES, self._chain_id, list(ROLE_EVENTS))
+        return {row["address"]: row["changes"] for row in rows}
 
     def forget_final_rows(self) -> None:
         """Rows that were wrong were repaired; from here on what is final stays again."""
@@ -119,6 +139,8 @@ class Oracle:
             found.append("the second sweep found something where there was nothing")
         found += await self._blocks(connection, branch, final)
         found += await self._told(connection, said, branch, final)
+        if is_swept_clean:
+            found += await self._pauses(connection)
         found += await self._requests(
             connection, said, at, final=final, trigger=min(trigger, at.number), exact_trigger=exact_trigger
         )
@@ -158,6 +180,21 @@ class Oracle:
         mints = [tuple(row) for row in await connection.fetch(_MINTS, self._chain_id)]
         found += _compared("mint", [(*r[:5], int(r[5]), r[6]) for r in mints if r[-1]], said.mints)
         return found + await self._proofs(connection, mints)
+
+    async def _pauses(self, connection: Connection) -> list[str]:
+        """Each change of roles, on whatever branch, has called a person and paused its basket until one resumed it."""
+        changes = await self._role_changes(connection)
+        paused = {row["stablecoin"] for row in await connection.fetch(_PAUSED, self._chain_id)}
+        expected = {token for token, count in changes.items() if count > self._changes_at_resume.get(token, 0)}
+        found = [f"paused is {token.hex()}: {token in paused}" for token in paused ^ expected]
+        alarms = await connection.fetchval(_ROLE_ALARMS, self._chain_id)
+        if alarms != sum(changes.values()):
+            found.append(f"{alarms} alarms of {changes} changes of roles")
+        for row in await connection.fetch(_HOLDS, self._chain_id):
+            is_paused = row["stablecoin"] in paused
+            if (row["held_reason"] is not None) != is_paused and (row["open"] or not is_paused):
+                found.append(f"request {row['id']} is held for {row['held_reason']}; is its basket paused? {is_paused}")
+        return found
 
     async def _proofs(self, connection: Connection, mints: list[Row]) -> list[str]:
         """A mint belongs to a request only by a true report of its execution id, later in the same transaction."""

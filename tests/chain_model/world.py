@@ -9,7 +9,9 @@ from typing import Final, TypeAlias
 
 from tests.chain_model.chain import (
     NOISES,
+    ROLE_EVENTS,
     Ask,
+    ChangeRole,
     CreateBasket,
     Garble,
     Noise,
@@ -32,6 +34,8 @@ KINDS: Final = (
     "create",
     "create_again",
     "create_and_ask",
+    "create_with_roles",
+    "change_role",
     "ask_token",
     "ask_token",
     "ask_factory",
@@ -163,7 +167,7 @@ class World:
             return Transaction(hash=digest("tx", "replaced", again.hash, number), wishes=again.wishes)
         return Transaction(hash=digest("tx", number), wishes=tuple(self._wishes(kind, a, b)))
 
-    def _wishes(self, kind: str, a: int, b: int) -> list[Wish]:  # noqa: C901, PLR0911 - a table of kinds
+    def _wishes(self, kind: str, a: int, b: int) -> list[Wish]:  # noqa: C901, PLR0911, PLR0912 - a table of kinds
         create = CreateBasket(name=_NAMES[b % 4], symbol=b"USD" * (b + 1))
         ask = Ask(
             ordinal=a % 3,
@@ -174,13 +178,20 @@ class World:
             reference=self._reference(a, b),
         )
         of_factory = replace(ask, form="factory")
+        change = ChangeRole(ordinal=a % 3, event=list(ROLE_EVENTS)[b % 5])
+        baskets = len(self.view.head.consumer_by_token)
         match kind:
             case "create":
                 return [create]
             case "create_again":
                 return [replace(create, again=True)]
             case "create_and_ask":
-                return [create, replace(ask, ordinal=len(self.view.head.consumer_by_token))]
+                return [create, replace(ask, ordinal=baskets)]
+            case "create_with_roles":
+                born = replace(change, ordinal=baskets)
+                return [born, create, born, change, replace(ask, ordinal=baskets)]
+            case "change_role":
+                return [change]
             case "ask_factory":
                 return [of_factory]
             case "ask_twice":
@@ -192,7 +203,7 @@ class World:
             case "ask_on_even":
                 return [OnEven(wish=ask)]
             case "garble":
-                return [Garble(ordinal=a, event=("BasketCreated", "MintRequested")[b % 2])]
+                return [Garble(ordinal=a, event=("BasketCreated", "MintRequested", "MintRoleRevoked")[b % 3])]
             case "noise":
                 return [Noise(kind=NOISES[a % len(NOISES)])]
             case _:

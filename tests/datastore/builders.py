@@ -8,7 +8,7 @@ from datastore.connection import Pool
 from datastore.following import Rules
 from datastore.pinning import Pin, pin_first_start
 from datastore.reference import expected_reference
-from datastore.rows import Basket, Batch, Block, BlockRef, Finality, LogRow, Mint, Report, Request
+from datastore.rows import Basket, Batch, Block, BlockRef, Finality, LogRow, Mint, Report, Request, RoleChange
 
 CHAIN = 31337
 TOKEN, CONSUMER, ALICE, BOB = (bytes([n]) * 20 for n in (0x70, 0xC0, 0xA1, 0xB0))
@@ -80,6 +80,49 @@ def report(at: Block, *, execution_id: bytes, result: bool = True, log_index: in
     )
 
 
+def basket(
+    at: Block, *, log_index: int = 0, token: bytes = TOKEN, symbol: str = "AUD", name: str = "Australian Dollar"
+) -> Basket:
+    return Basket(
+        block_number=at.number,
+        block_hash=at.hash,
+        log_index=log_index,
+        stablecoin=token,
+        consumer=CONSUMER,
+        creator=BOB,
+        admin=BOB,
+        name_raw=name.encode(),
+        symbol_raw=symbol.encode(),
+        name=name,
+        symbol=symbol,
+    )
+
+
+def role_change(at: Block, *, log_index: int = 91, token: bytes = TOKEN, event: str = "MintRoleRevoked") -> RoleChange:
+    return RoleChange(
+        block_number=at.number,
+        block_hash=at.hash,
+        log_index=log_index,
+        stablecoin=token,
+        sentence=f"{event}(minter=0x{CONSUMER.hex()})",
+    )
+
+
+def _log_of(change: RoleChange) -> LogRow:
+    return LogRow(
+        block_number=change.block_number,
+        block_hash=change.block_hash,
+        log_index=change.log_index,
+        tx_hash=hash_of("tx", change.block_hash, change.log_index),
+        tx_index=0,
+        address=change.stablecoin,
+        topics=bytes(32),
+        data=b"",
+        event=change.sentence.partition("(")[0],
+        undecodable=None,
+    )
+
+
 def batch(
     *blocks: Block,
     on: Block,
@@ -90,8 +133,12 @@ def batch(
     requests: tuple[Request, ...] = (),
     mints: tuple[Mint, ...] = (),
     reports: tuple[Report, ...] = (),
+    role_changes: tuple[RoleChange, ...] = (),
 ) -> Batch:
-    """Blocks on top of ``on``; ``leaving`` is the tip that is left for them; everything up to ``final`` is final."""
+    """Blocks on top of ``on``; ``leaving`` is the tip that is left for them; everything up to ``final`` is final.
+
+    A change of roles brings its raw log along.
+    """
     expected = leaving or on
     return Batch(
         expected=BlockRef(number=expected.number, hash=expected.hash),
@@ -100,10 +147,11 @@ def batch(
         head_number=blocks[-1].number,
         finality=Finality(finalized=final, safe=final, trigger=final, complete=final),
         baskets=baskets,
-        logs=logs,
+        logs=(*logs, *(_log_of(change) for change in role_changes)),
         requests=requests,
         mints=mints,
         reports=reports,
+        role_changes=role_changes,
     )
 
 

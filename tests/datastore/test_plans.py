@@ -10,7 +10,7 @@ import orjson
 import pytest
 
 from bench.aged import fill
-from datastore import following, settlement
+from datastore import basket_pauses, following, settlement
 from datastore.connection import Pool
 from tests.datastore.builders import CHAIN, hash_of, pin_chain
 
@@ -53,6 +53,10 @@ STATEMENTS: dict[str, tuple[str, tuple[Any, ...]]] = {
     "finalize requests": (F._FINALIZE_REQUESTS, (CHAIN, 10)),
     "orphan for good": (F._ORPHAN_FOR_GOOD, (CHAIN, 10)),
     "executed": (F._EXECUTED, (CHAIN,)),
+    "known role changes": (basket_pauses._KNOWN, (CHAIN, HASHES, IDS)),
+    "hold for paused baskets": (basket_pauses._HOLD, (CHAIN, [bytes(20)])),
+    "lock what is held for a basket": (basket_pauses._LOCK_HELD, (CHAIN, bytes(20))),
+    "release what is held for a basket": (basket_pauses._RELEASE, (CHAIN, bytes(20))),
     "lock": (settlement._LOCK, (IDS,)),
     "facts": (settlement._FACTS, (IDS, 1, 1)),
     "rejected duplicates": (settlement._REJECTED_DUPLICATES, (HASHES, "duplicate_bank_reference")),

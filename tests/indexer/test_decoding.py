@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from indexer.abi_files import load_abis
 from indexer.decoding import (
     MAX_DATA_BYTES,
+    ROLE_EVENTS,
     AbiUnsuitable,
     BasketCreatedEvent,
     EventCatalog,
@@ -272,6 +273,54 @@ def test_the_shipped_abi_has_the_topics_that_the_protocol_page_lists() -> None:
     assert CATALOG.mint_executed_topic0.hex().startswith("836ff5fb67ec4713e238ab7ba20ad732")
     assert CATALOG.report_processed_topic0.hex().startswith("3617b009e9785c42daebadb6d3fb5532")
     assert set(CATALOG.mint_requested_topics0) == {token_form(), factory_form()}
+
+
+def role_topic0(name: str) -> bytes:
+    return next(topic0 for topic0, event in CATALOG.role_event_by_topic0.items() if event == name)
+
+
+def test_a_role_event_is_told_by_its_name_and_fields() -> None:
+    revoked = CATALOG.describe_role_event([role_topic0("MintRoleRevoked"), padded(A)], b"")
+    assert revoked == f"MintRoleRevoked(minter=0x{A.hex()})"
+    moved = CATALOG.describe_role_event([role_topic0("OwnershipTransferred"), padded(A), padded(B)], b"")
+    assert moved == f"OwnershipTransferred(from=0x{A.hex()}, to=0x{B.hex()})"
+
+
+@pytest.mark.parametrize(
+    ("topics", "data"),
+    [([], b""), ([padded(A), padded(A)], b""), ([padded(A)], b"\0"), ([b"\1" * 32], b""), ([A], b"")],
+)
+def test_a_role_event_of_another_layout_is_undecodable(topics: list[bytes], data: bytes) -> None:
+    outcome = CATALOG.describe_role_event([role_topic0("MintRoleGranted"), *topics], data)
+    assert isinstance(outcome, Undecodable)
+
+
+@given(st.lists(st.binary(max_size=40), max_size=4), st.binary(max_size=80))
+def test_a_role_event_is_told_or_undecodable_whatever_its_bytes(topics: list[bytes], data: bytes) -> None:
+    for known in ([], [role_topic0("BurnRoleRevoked")]):
+        assert isinstance(CATALOG.describe_role_event([*known, *topics], data), str | Undecodable)
+
+
+def test_an_abi_need_not_have_role_events() -> None:
+    requested = [entry for entry in ABIS["StablecoinERC20.json"] if entry.get("name") not in ROLE_EVENTS]
+    assert EventCatalog({**ABIS, "StablecoinERC20.json": requested}).role_event_by_topic0 == {}
+    assert set(CATALOG.role_event_by_topic0.values()) == set(ROLE_EVENTS)
+
+
+def test_each_overload_of_a_role_event_is_known_and_hostile_text_in_it_is_cleaned() -> None:
+    more = [
+        event(("who", "address", False), name="MintRoleGranted"),  # the shipped one has it indexed
+        event(("who", "address", True), ("why", "string", False), name="MintRoleGranted"),
+    ]
+    catalog = EventCatalog({**ABIS, "Other.json": more})
+    granted = role_topic0("MintRoleGranted")
+    assert catalog.describe_role_event([granted, padded(A)], b"") == f"MintRoleGranted(minter=0x{A.hex()})"
+    assert catalog.describe_role_event([granted], padded(A)) == f"MintRoleGranted(who=0x{A.hex()})"
+    data = eth_abi.encode(["string"], ["\u202e" + "x" * 100])
+    told = catalog.describe_role_event([topic0_of(more[1]), padded(A)], data)
+    assert isinstance(told, str)
+    assert told.startswith(f"MintRoleGranted(who=0x{A.hex()}, why=\ufffdxxx")
+    assert len(told) < 140
 
 
 FIELDS = {"requester": "address", "beneficiary": "address", "amount": "uint256", "bankReference": "bytes32"}

@@ -4,10 +4,10 @@ import pytest
 from eth_abi.abi import encode
 
 from datastore.rows import Difference, Kind, StoredRange
-from indexer.differences import compare
+from indexer.differences import compare, of_places
 from indexer.observation import Observation, Observed
 from node.blocks import Log
-from tests.chain_model.chain import FACTORY, FACTORY_FORM, digest
+from tests.chain_model.chain import FACTORY, FACTORY_FORM, ROLE_EVENTS, digest
 from tests.chain_model.daemon import SOURCES
 
 TOKEN, CONSUMER, USER = b"\x70" * 20, b"\xc0" * 20, b"\x11" * 20
@@ -24,9 +24,12 @@ REQUEST = Log(
 )
 
 
-def meaning(baskets: dict[bytes, bytes]) -> Observed:
+REVOKED = REQUEST._replace(address=TOKEN, topics=(ROLE_EVENTS["MintRoleRevoked"], CONSUMER.rjust(32, b"\0")), data=b"")
+
+
+def meaning(baskets: dict[bytes, bytes], log: Log = REQUEST) -> Observed:
     observation = Observation(SOURCES, baskets)
-    observation.read([REQUEST], {1: 0})
+    observation.read([log], {1: 0})
     return observation.observed
 
 
@@ -61,3 +64,17 @@ def test_a_request_whose_basket_was_made_up_is_not_what_its_log_means() -> None:
     (found,) = differences(stored=WITH, told=WITHOUT)
     assert found.kind is Kind.DIFFERENT
     assert found.stored == WITH.logs[0]
+
+
+def test_a_change_of_roles_has_nothing_but_its_raw_row_and_a_right_one_is_no_difference() -> None:
+    told = meaning({TOKEN: CONSUMER}, REVOKED)
+    assert differences(stored=told, told=told) == []
+    (found,) = differences(stored=Observed(), told=told)
+    assert (found.kind, found.event) == (Kind.MISSING, "MintRoleRevoked")
+    assert of_places(told, [found]).role_changes == told.role_changes
+    assert of_places(told, []).role_changes == []
+
+
+def test_a_change_of_roles_of_what_is_no_basket_is_not_on_the_chain() -> None:
+    (found,) = differences(stored=meaning({TOKEN: CONSUMER}, REVOKED), told=meaning({}, REVOKED))
+    assert found.kind is Kind.EXTRA

@@ -10,7 +10,7 @@ import pytest
 from datastore.connection import Pool
 from datastore.errors import FinalityViolated
 from datastore.rows import Kind
-from tests.chain_model.chain import CreateBasket, Transaction, digest, token_address
+from tests.chain_model.chain import ChangeRole, CreateBasket, Transaction, digest, token_address
 from tests.chain_model.faults import Fault
 from tests.chain_model.scenes import Scene, ask, create, hiding, history, scene
 from tests.chain_model.world import CHAIN_ID, World
@@ -106,6 +106,37 @@ async def test_a_basket_that_was_announced_before_takes_its_requests_back(make: 
     assert await made.pool.fetchval("SELECT count(*) FROM mint_request WHERE consumer <> $1", second) == 3
     assert await made.wrong() == []
     assert all(repaired for *_, repaired in await made.found())
+
+
+def with_a_change_of_roles() -> World:
+    """A basket that is born with roles, a request, and a change; the change can be hidden without the others."""
+    for salt in count():
+        world = World()
+        born = ChangeRole(ordinal=0, event="MintRoleGranted")
+        basket = CreateBasket(name=b"Dollar", symbol=b"USD")
+        world.mine([Transaction(hash=digest("tx", "basket", salt), wishes=(born, basket, born))])
+        world.mine([ask("before")])
+        revoked = ChangeRole(ordinal=0, event="MintRoleRevoked")
+        world.mine([Transaction(hash=digest("tx", "change", salt), wishes=(revoked,))])
+        world.mine([])
+        world.become_final(100, 0)
+        if hiding(world, 3) not in {hiding(world, 1), hiding(world, 2)}:
+            return world
+    raise AssertionError("there is no end of numbers")
+
+
+async def test_a_change_of_roles_that_a_node_left_out_pauses_its_basket_when_it_is_found(make: Make) -> None:
+    made = await make(with_a_change_of_roles(), 2)
+    made.world.endpoints[0].fail(Fault.LOGS_MISSING_IN_RECEIPTS_TOO, times=None, seed=1)
+    made.world.endpoints[0].place = hiding(made.world, 3)
+    await made.daemon.follow()
+    assert (await made.states(), await made.alarms()) == (["confirmed finalized"], [])
+    made.world.heal()
+    await made.daemon.sweep_all()
+    assert await made.found() == [("missing", "MintRoleRevoked", True)]
+    assert set(await made.alarms()) == {"basket_role_changed", "rows_repaired"}
+    assert await made.pool.fetchval("SELECT held_reason FROM mint_request") == "basket_paused"
+    assert await made.wrong() == []
 
 
 async def test_a_log_with_another_content_is_replaced_and_what_it_led_to_is_dropped(make: Make) -> None:

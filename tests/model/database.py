@@ -634,6 +634,7 @@ def _standing(database: Database, request: int, scenario: Scenario, *, final_eno
         facts=facts(database, request, scenario, final_enough=final_enough),
         held_reason=None,
         hold_ends_by_itself=False,
+        held_for_its_basket=False,
         generation=row.nonce,
         frozen_mode="gateway" if row.nonce in dict(row.frozen) else None,
         is_frozen_for_its_consumer=bool(row.frozen or row.found),

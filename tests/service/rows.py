@@ -11,7 +11,7 @@ from click.testing import CliRunner, Result
 from datastore import claims, following
 from datastore.claims import Answered, Frozen, Pacing, Says
 from datastore.connection import Pool
-from datastore.rows import Basket, Batch, Block, Finality, LogRow, Request
+from datastore.rows import Batch, Block, Finality, LogRow, Request
 from service.cli import main
 from tests.datastore.builders import (
     ALICE,
@@ -19,7 +19,7 @@ from tests.datastore.builders import (
     CHAIN,
     CONSUMER,
     RULES,
-    TOKEN,
+    basket,
     batch,
     block,
     hash_of,
@@ -34,22 +34,6 @@ SIGNER = bytes.fromhex("f39Fd6e51aad88F6F4ce6aB8827279cffFb92266")  # of the fir
 
 def execution_id(request_id: int) -> bytes:
     return hash_of("execution", request_id)
-
-
-def basket(at: Block, *, symbol: str = "AUD", name: str = "Australian Dollar") -> Basket:
-    return Basket(
-        block_number=at.number,
-        block_hash=at.hash,
-        log_index=0,
-        stablecoin=TOKEN,
-        consumer=CONSUMER,
-        creator=BOB,
-        admin=BOB,
-        name_raw=name.encode(),
-        symbol_raw=symbol.encode(),
-        name=name,
-        symbol=symbol,
-    )
 
 
 def asked_for(request: Request, at: Block) -> LogRow:

@@ -38,6 +38,7 @@ SNAPSHOT = Snapshot(
     oldest_seconds=0.0,
     in_flight=0,
     baskets=1,
+    baskets_paused=0,
     slots=(),
     paused=None,
     paused_at=None,

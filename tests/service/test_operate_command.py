@@ -14,7 +14,7 @@ import pytest
 from datastore.connection import Pool
 from datastore.identity import derive_nonce, secret_check_value
 from service.console import Exit
-from tests.datastore.builders import BOB, request
+from tests.datastore.builders import BOB, CONSUMER, TOKEN, request, role_change
 from tests.service.rows import Chain, basket, bskt
 
 SECRET = bytes(range(32))
@@ -68,7 +68,7 @@ async def test_a_dry_run_says_what_would_happen_and_the_real_one_does_exactly_th
 
 async def test_the_example_in_the_docs_is_what_a_cancel_writes(chain: Chain, dsn: str) -> None:
     text = (Path(__file__).parents[2] / "docs" / "cli.md").read_text(encoding="utf-8")
-    heading = "### `bskt requests retry|hold|release|cancel|resolve`, `bskt pause|resume|quarantine`"
+    heading = "### `bskt requests retry|hold|release|cancel|resolve`, `bskt [baskets] pause|resume`, `bskt quarantine`"
     example = json.loads(text.split(heading)[1].split("```json")[1].split("```")[0])
     await confirmed(chain, "DEP-1")
     written_now = (await bskt(dsn, "--output", "json", "requests", "cancel", "1", *WHO)).json
@@ -145,6 +145,54 @@ async def test_a_pause_shows_in_the_status_until_it_is_lifted(chain: Chain, dsn:
     assert (status.code, status.json["paused"]["reason"]) == (Exit.PAUSED, "alice: ticket 7")
     assert (await bskt(dsn, "resume", *WHO)).code == Exit.DONE
     assert (await bskt(dsn, "--output", "json", "status")).json["paused"] is None
+
+
+async def test_a_paused_basket_shows_everywhere_until_it_is_resumed(chain: Chain, dsn: str) -> None:
+    await confirmed(chain, "DEP-1")
+    two = chain.next()
+    await chain.grow(role_changes=(role_change(two),))
+    token, reason = "0x" + TOKEN.hex(), f"MintRoleRevoked(minter=0x{CONSUMER.hex()}) in block 3"
+
+    async def read(*command: str) -> Any:
+        return (await bskt(dsn, "--output", "json", *command)).json
+
+    status = await read("status")
+    assert (status["baskets_paused"], [each["kind"] for each in status["alarms"]]) == (1, ["basket_role_changed"])
+    assert [each["reason"] for each in status["for_a_person"]] == ["basket_paused"]
+    (listed,) = await read("baskets", "list")
+    assert (listed["paused"]["reason"], await read("baskets", "show", "AUD")) == (reason, listed)
+    assert reason in (await bskt(dsn, "baskets", "list")).stdout
+    assert reason in (await bskt(dsn, "baskets", "show", "AUD")).stdout
+    assert "baskets paused" in (await bskt(dsn, "status")).stdout
+    shown = await read("requests", "show", "1")
+    assert "its basket is paused" in shown["why"]
+    assert shown["commands"] == [f"bskt baskets resume {token} --reason …"]
+    refused = await bskt(dsn, "requests", "release", "1", *WHO)
+    assert (refused.code, "bskt baskets resume" in refused.stderr) == (Exit.ERROR, True)
+
+    told = await read("baskets", "resume", "AUD", *WHO, "--dry-run")
+    assert (told["outcome"], (await written(chain.indexer))["actions"]) == ("would be done", [])
+    done = await read("baskets", "resume", "AUD", *WHO)
+    assert (done["basket"], done["outcome"], done["sentence"]) == (token, "done", told["sentence"])
+    assert (done["before"]["held_requests"], done["after"]["held_requests"]) == (1, 0)
+    assert (await written(chain.indexer)) == {
+        "states": ["confirmed"],
+        "holds": [None],
+        "actions": ["resume_basket by alice"],
+    }
+    assert (await read("baskets", "show", "AUD"))["paused"] is None
+    assert (await read("status"))["baskets_paused"] == 0
+
+
+async def test_a_person_pauses_a_basket_by_any_of_its_names(chain: Chain, dsn: str) -> None:
+    await confirmed(chain, "DEP-1")
+    paused = await bskt(dsn, "baskets", "pause", "0x" + CONSUMER.hex(), *WHO)
+    assert (paused.code, "Basket AUD" in paused.stdout) == (Exit.DONE, True)
+    again = await bskt(dsn, "baskets", "pause", "AUD", *WHO)
+    assert "is paused already (alice: ticket 7)" in again.stdout
+    unknown = await bskt(dsn, "baskets", "pause", "NZD", *WHO)
+    assert (unknown.code, "no basket of chain" in unknown.stderr) == (Exit.ERROR, True)
+    assert (await written(chain.indexer))["actions"] == ["pause_basket by alice"]
 
 
 async def test_a_quarantine_shows_in_the_status_and_no_resume_ends_it(chain: Chain, dsn: str) -> None:

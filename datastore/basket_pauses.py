@@ -1,0 +1,138 @@
+"""Baskets that nothing is sent for: a change of their token's roles pauses them, and a person does; only a person resumes.
+
+Two things stop a send.  ``begin_attempt`` asks for the pause itself in its own transaction, so that nothing is sent
+whatever else happened at that moment.  And every transaction that may bring an open request forward ends with
+``hold_requests``, so that a request which waits for the pause says so, and no claim turns in vain.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from datastore.alarms import AlarmKind, raise_alarm
+from datastore.connection import Connection
+from datastore.rows import RoleChange
+
+HELD_BY_PAUSE: Final = "basket_paused"
+"""``held_reason`` while the request's basket is paused."""
+
+# Of these places, which hold a log that was recorded before, on whatever branch.  $1 chain, $2 block hashes, $3 log indexes
+_KNOWN: Final = """
+SELECT l.block_hash, l.log_index
+FROM unnest($2::bytea[], $3::integer[]) AS n (block_hash, log_index)
+JOIN log l ON l.chain_id = $1 AND l.block_hash = n.block_hash AND l.log_index = n.log_index
+"""
+# $1 chain, $2 tokens
+_SYMBOLS: Final = """
+SELECT stablecoin, symbol FROM basket WHERE chain_id = $1 AND canonical AND stablecoin = ANY($2::bytea[])
+"""
+# An older pause stays, unless a person is ending it: then this waits, and there is a new one.
+# $1 chain, $2 tokens, $3 reasons
+_PAUSE: Final = """
+INSERT INTO basket_pause (chain_id, stablecoin, paused_reason)
+SELECT $1, n.stablecoin, n.reason FROM unnest($2::bytea[], $3::text[]) AS n (stablecoin, reason)
+ON CONFLICT (chain_id, stablecoin) DO UPDATE SET paused_reason = basket_pause.paused_reason
+"""
+# Locked until the hold is written, so that a person's resume comes before it or releases it.  $1 chain
+_PAUSED: Final = "SELECT stablecoin FROM basket_pause WHERE chain_id = $1 FOR SHARE"
+# By the partial indexes of the open requests, and locked in the one order of locks.  $1 chain, $2 tokens
+_HOLD: Final = """
+UPDATE mint_request SET held_at = clock_timestamp(), held_reason = 'basket_paused'
+WHERE id IN (
+    SELECT id FROM mint_request
+    WHERE id IN (
+        SELECT id FROM mint_request
+        WHERE chain_id = $1 AND state = 'seen' AND chain_status <> 'orphaned' AND stablecoin = ANY($2::bytea[])
+        UNION ALL
+        SELECT id FROM mint_request
+        WHERE chain_id = $1 AND state = 'confirmed' AND held_at IS NULL AND chain_status <> 'orphaned'
+          AND stablecoin = ANY($2::bytea[])
+        UNION ALL
+        SELECT id FROM mint_request WHERE chain_id = $1 AND state = 'claimed' AND stablecoin = ANY($2::bytea[])
+        UNION ALL
+        SELECT id FROM mint_request WHERE chain_id = $1 AND state = 'in_doubt' AND stablecoin = ANY($2::bytea[])
+    ) AND held_at IS NULL
+    ORDER BY bank_reference, id
+    FOR UPDATE
+) AND held_at IS NULL AND state IN ('seen', 'confirmed', 'claimed', 'in_doubt')
+"""
+
+# $1 chain, $2 token
+_LOCK_HELD: Final = """
+SELECT id FROM mint_request
+WHERE chain_id = $1 AND stablecoin = $2 AND held_reason = 'basket_paused'
+ORDER BY bank_reference, id
+FOR UPDATE
+"""
+# $1 chain, $2 token
+_LOCK_PAUSE: Final = "SELECT FROM basket_pause WHERE chain_id = $1 AND stablecoin = $2 FOR UPDATE"
+# $1 chain, $2 token
+_RESUME: Final = "DELETE FROM basket_pause WHERE chain_id = $1 AND stablecoin = $2"
+# $1 chain, $2 token
+_RELEASE: Final = """
+UPDATE mint_request SET held_at = NULL, held_reason = NULL
+WHERE chain_id = $1 AND stablecoin = $2 AND held_reason = 'basket_paused'
+"""
+
+
+async def new_role_changes(
+    connection: Connection, chain_id: int, changes: Sequence[RoleChange], *, first_block_number: int
+) -> list[RoleChange]:
+    """Those from block ``first_block_number`` on whose log has no row yet: what is read again changes nothing.
+
+    The logs must not have been written yet.
+    """
+    changes = [change for change in changes if change.block_number >= first_block_number]
+    if not changes:
+        return []
+    rows = await connection.fetch(
+        _KNOWN, chain_id, [change.block_hash for change in changes], [change.log_index for change in changes]
+    )
+    known = {(row["block_hash"], row["log_index"]) for row in rows}
+    return [change for change in changes if (change.block_hash, change.log_index) not in known]
+
+
+async def pause_for(connection: Connection, chain_id: int, changes: Sequence[RoleChange]) -> None:
+    """Pause the baskets whose token says so, and call a person; the baskets of the batch must have been written."""
+    if not changes:
+        return
+    rows = await connection.fetch(_SYMBOLS, chain_id, list({change.stablecoin for change in changes}))
+    symbols = {row["stablecoin"]: row["symbol"] for row in rows}
+    first_by_token: dict[bytes, str] = {}
+    sentences: list[str] = []
+    for change in changes:
+        token = f"0x{change.stablecoin.hex()}"
+        what = f"{change.sentence} in block {change.block_number}"
+        first_by_token.setdefault(change.stablecoin, what)
+        sentences.append(
+            f"The token of basket {symbols.get(change.stablecoin, '')} ({token}) says {what}.  Nothing is sent for the "
+            f"basket until `bskt baskets resume {token} --reason …`."
+        )
+    await pause(connection, chain_id, first_by_token)
+    await raise_alarm(connection, chain_id, AlarmKind.BASKET_ROLE_CHANGED, *sentences)
+
+
+async def pause(connection: Connection, chain_id: int, reason_by_token: dict[bytes, str]) -> None:
+    """Pause the baskets that are not paused yet."""
+    await connection.execute(_PAUSE, chain_id, list(reason_by_token), list(reason_by_token.values()))
+
+
+async def lock(connection: Connection, chain_id: int, stablecoin: bytes) -> None:
+    """Let no change of roles come between what a person is told of a pause and what becomes of it."""
+    # Requests first, then the pause, as whoever holds requests does: one order of locks.
+    await connection.fetch(_LOCK_HELD, chain_id, stablecoin)
+    await connection.execute(_LOCK_PAUSE, chain_id, stablecoin)
+
+
+async def resume(connection: Connection, chain_id: int, stablecoin: bytes) -> None:
+    """End a locked pause, and release exactly what was held for it, whatever became of it since."""
+    await connection.execute(_RESUME, chain_id, stablecoin)
+    await connection.execute(_RELEASE, chain_id, stablecoin)
+
+
+async def hold_requests(connection: Connection, chain_id: int) -> None:
+    """Hold whatever might be sent for a paused basket and is not held already."""
+    paused = [row["stablecoin"] for row in await connection.fetch(_PAUSED, chain_id)]
+    if paused:
+        await connection.execute(_HOLD, chain_id, paused)
