@@ -91,6 +91,8 @@ def _changed(source: str) -> Iterator[tuple[str, int, str]]:
     tree = get_ast(source)
     for name, operator in operators:
         for node in [*ast_nodes(tree)]:
+            if node.parent is not None and node.parent.type == "parameters":
+                continue  # cosmic-ray takes the star of keyword-only parameters for a product
             for index, (start, _) in enumerate([*operator.mutation_positions(node)]):
                 yield name, start[0], _mutated(tree, node, operator, index)
                 if tree.get_code() != source:

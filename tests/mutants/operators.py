@@ -18,6 +18,7 @@ Position: TypeAlias = tuple[tuple[int, int], tuple[int, int]]
 Change: TypeAlias = Callable[[], None]
 
 _LITERAL: Final = re.compile(r"""(?P<prefix>r?)(?P<quotes>\"{3}|"|')(?P<text>.*)(?P=quotes)""", re.DOTALL)
+_DISPLAYS: Final = frozenset({"testlist_comp", "dictorsetmaker"})
 _PROSE: Final = re.compile(r"[A-Z].* .*[.:;] ?", re.DOTALL)
 
 
@@ -73,21 +74,17 @@ class Word(_InPlace):
 
 
 class Element(_InPlace):
-    """A tuple, list or set without one of its elements."""
+    """A tuple, list or set without one of its elements; not a record, which is a tuple in another one."""
 
     def changes(self, node: Node) -> Sequence[Change]:
-        if node.type not in {"testlist_comp", "dictorsetmaker"}:
+        if node.type not in _DISPLAYS or node.parent.parent.type in _DISPLAYS:
             return []
-        children = node.children
-        if any(
-            child.type in {"comp_for", "sync_comp_for", "operator"} and child.get_code().strip() != ","
-            for child in children
-        ):
+        elements, commas = node.children[::2], node.children[1::2]
+        if not commas or any(comma.type != "operator" or comma.value != "," for comma in commas):
             return []
         return [
-            _set(node, "children", children[:at] + children[at + 2 :])
-            for at in range(0, len(children), 2)
-            if len(children) > 1
+            _set(node, "children", [leaf for other in elements if other is not element for leaf in (other, commas[0])])
+            for element in elements
         ]
 
 
@@ -157,6 +154,13 @@ def without_pointless(tree: ast.Module) -> ast.Module:
     return tree
 
 
+_CONTRARY: Final[dict[type[ast.cmpop], type[ast.cmpop]]] = {
+    one: other
+    for pair in ((ast.Eq, ast.NotEq), (ast.Is, ast.IsNot), (ast.Lt, ast.GtE), (ast.Gt, ast.LtE), (ast.In, ast.NotIn))
+    for one, other in (pair, pair[::-1])
+}
+
+
 class _Pointless(ast.NodeTransformer):
     def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AST | None:
         if isinstance(node.annotation, ast.Name) and node.annotation.id == "TypeAlias":
@@ -180,6 +184,19 @@ class _Pointless(ast.NodeTransformer):
         if isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
             return ast.Pass()
         return self.generic_visit(node)
+
+    def visit_UnaryOp(self, node: ast.UnaryOp) -> ast.AST:
+        """What is denied twice, or by its operator, has a twin that says so."""
+        denied = self.generic_visit(node)
+        if not isinstance(denied, ast.UnaryOp) or not isinstance(denied.op, ast.Not):
+            return denied
+        match denied.operand:
+            case ast.UnaryOp(op=ast.Not(), operand=inner):
+                return inner
+            case ast.Compare(left=left, ops=[operator], comparators=comparators):
+                return ast.Compare(left=left, ops=[_CONTRARY[type(operator)]()], comparators=comparators)
+            case _:
+                return denied
 
     def visit_Call(self, node: ast.Call) -> ast.AST:
         if isinstance(node.func, ast.Name) and node.func.id == "dataclass":
