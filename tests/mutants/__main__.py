@@ -25,6 +25,7 @@ SUITES: Final = {
     "claims": (
         "datastore/claims.py",
         (
+            "tests/datastore/test_claims_rows.py",
             "tests/datastore/test_claims.py",
             "tests/datastore/test_claims_races.py",
             "tests/datastore/test_claims_plans.py",
