@@ -1,4 +1,6 @@
 import itertools
+from collections.abc import Iterator
+from dataclasses import fields, replace
 from pathlib import Path
 
 from hypothesis import given
@@ -16,6 +18,7 @@ from datastore.lifecycle import (
     decide,
     diagram,
     keeps_reference,
+    reason_of,
     table,
     trigger_rows,
 )
@@ -36,6 +39,7 @@ FACTS = st.builds(
     mint_is_final=st.booleans(),
     holds_reference=st.booleans(),
     rival_holds_reference=st.booleans(),
+    stray_report=st.booleans(),
     evidence=st.booleans(),
     quarantined=st.booleans(),
 )
@@ -47,6 +51,105 @@ def test_every_event_may_be_fed_to_every_state_and_at_most_one_rule_fires(facts:
         firing = [r for r in RULES if r.event is event and state in r.sources and r.guard(facts)]
         assert len(firing) <= 1, (event, state)
         assert decide(event, state, facts) == (firing[0].target if firing else None)
+
+
+# -- guards: what each rule asks of the facts, said once more and apart from the table --------------------------------
+
+BOOLEANS = [field.name for field in fields(Facts) if field.type == "bool"]
+ON_CHAIN = (ChainStatus.CANONICAL, ChainStatus.FINALIZED)
+
+
+class Asks:
+    """What must be so; of all that is not named, nothing is asked."""
+
+    def __init__(
+        self,
+        yes: str = "",
+        no: str = "",
+        *,
+        chain: tuple[ChainStatus, ...] = tuple(ChainStatus),
+        mints: tuple[int, ...] = (0, 1, 2),
+    ) -> None:
+        self.allowed: dict[str, tuple[object, ...]] = {
+            **dict.fromkeys(BOOLEANS, (False, True)),
+            **dict.fromkeys(yes.split(), (True,)),
+            **dict.fromkeys(no.split(), (False,)),
+            "chain_status": chain,
+            "mints": mints,
+        }
+
+    def met_by(self, facts: Facts) -> bool:
+        return all(getattr(facts, name) in allowed for name, allowed in self.allowed.items())
+
+    def barely(self) -> Iterator[Facts]:
+        """Facts that meet it, with as little and with as much else as possible, and each with one fact changed."""
+        for choice in (0, -1):
+            met = Facts(**{name: allowed[choice] for name, allowed in self.allowed.items()})  # type: ignore[arg-type]
+            yield met
+            yield from (replace(met, **{name: not getattr(met, name)}) for name in BOOLEANS)  # type: ignore[arg-type]
+            yield from (replace(met, chain_status=status) for status in ChainStatus)
+            yield from (replace(met, mints=mints) for mints in (0, 1, 2))
+
+
+NOTHING_SPEAKS_AGAINST = "visible_mint rival_holds_reference stray_report"
+S = State
+ASKED: dict[tuple[Event, State, State], tuple[Asks, ...]] = {
+    (Event.REPORT_ORPHANED, S.FAILED, S.ACCEPTED): (Asks("accepted_once holds_reference"),),
+    (Event.REPORT_ORPHANED, S.FAILED, S.IN_DOUBT): (Asks("holds_reference", "accepted_once"),),
+    (Event.MINT_ORPHANED, S.EXECUTED, S.ACCEPTED): (Asks("accepted_once holds_reference", mints=(0,)),),
+    (Event.MINT_ORPHANED, S.EXECUTED, S.IN_DOUBT): (Asks("sent holds_reference", "accepted_once", mints=(0,)),),
+    (Event.MINT_ORPHANED, S.EXECUTED, S.REVIEW): (
+        Asks(no="holds_reference", mints=(0,)),
+        Asks(no="sent accepted_once", mints=(0,)),
+    ),
+    (Event.LOST_SEND_FOUND, S.SEEN, S.FAILED): (Asks(no="orphaned_for_good"),),
+    (Event.LOST_SEND_FOUND, S.SEEN, S.REVIEW): (Asks("orphaned_for_good"),),
+    (Event.MINT_PROVEN, S.SEEN, S.EXECUTED): (Asks(no="orphaned_for_good"),),
+    (Event.MINT_PROVEN, S.SEEN, S.REVIEW): (Asks("orphaned_for_good"),),
+    (Event.CONTESTED, S.CONFIRMED, S.REVIEW): (Asks(no="sent"),),
+    (Event.ORPHANED_FOR_GOOD, S.SEEN, S.DROPPED): (Asks(no="sent"),),
+    (Event.ORPHANED_FOR_GOOD, S.SEEN, S.REVIEW): (Asks("sent"),),
+    (Event.MINT_FINAL, S.EXECUTED, S.COMPLETED): (Asks("mint_is_final mint_is_right"),),
+    (Event.MINT_FINAL, S.EXECUTED, S.REVIEW): (Asks("mint_is_final", "mint_is_right"),),
+    (Event.CLAIM, S.CONFIRMED, S.CLAIMED): (Asks(chain=ON_CHAIN),),
+    (Event.ATTEMPT_STARTED, S.CLAIMED, S.IN_DOUBT): (Asks(chain=ON_CHAIN),),
+    (Event.ALL_REFUSED, S.IN_DOUBT, S.CONFIRMED): (Asks(no="sent", chain=ON_CHAIN),),
+    (Event.ALL_REFUSED, S.IN_DOUBT, S.SEEN): (Asks(no="sent", chain=(ChainStatus.ORPHANED,)),),
+    (Event.RESEND, S.FAILED, S.IN_DOUBT): (
+        Asks("sent holds_reference", f"quarantined {NOTHING_SPEAKS_AGAINST}", chain=ON_CHAIN),
+    ),
+    (Event.RETRY, S.FAILED, S.IN_DOUBT): (Asks("sent", NOTHING_SPEAKS_AGAINST, chain=ON_CHAIN),),
+    (Event.RETRY, S.FAILED, S.CONFIRMED): (Asks("final_enough", f"sent {NOTHING_SPEAKS_AGAINST}", chain=ON_CHAIN),),
+    (Event.RETRY, S.FAILED, S.SEEN): (Asks(no=f"sent final_enough {NOTHING_SPEAKS_AGAINST}", chain=ON_CHAIN),),
+    (Event.CANCEL, S.SEEN, S.CANCELLED): (Asks(no="sent doubtful_mint quarantined"),),
+    (Event.RELEASE, S.REJECTED, S.CONFIRMED): (
+        Asks("final_enough", "visible_mint rival_holds_reference", chain=ON_CHAIN),
+        Asks("final_enough evidence", "visible_mint", chain=ON_CHAIN),
+    ),
+    (Event.NEW_GENERATION, S.FAILED, S.CONFIRMED): (
+        Asks("final_enough", f"sent quarantined {NOTHING_SPEAKS_AGAINST}", chain=ON_CHAIN),
+        Asks("final_enough evidence", f"quarantined {NOTHING_SPEAKS_AGAINST}", chain=ON_CHAIN),
+    ),
+    (Event.RESOLVE_COMPLETED, S.REVIEW, S.COMPLETED): (Asks("mint_is_final", mints=(1, 2)),),
+    (Event.RESOLVE_FAILED, S.REVIEW, S.FAILED): (Asks(no="doubtful_mint"),),
+}
+
+
+def test_a_rule_fires_for_the_facts_that_it_asks_for_and_for_no_others() -> None:
+    cells = set()
+    for rule in RULES:
+        cell = rule.event, rule.sources[0], rule.target
+        cells.add(cell)
+        asked = ASKED.get(cell, (Asks(),))
+        for source, facts in itertools.product(rule.sources, (facts for asks in asked for facts in asks.barely())):
+            expected = any(asks.met_by(facts) for asks in asked)
+            assert (decide(rule.event, source, facts) is rule.target) == expected, (rule.event, source, facts)
+    assert set(ASKED) <= cells
+
+
+def test_of_a_request_nothing_is_known_but_that_it_is_on_chain() -> None:
+    assert {name: value for name in BOOLEANS if (value := getattr(Facts(), name))} == {}
+    assert (Facts().chain_status, Facts().mints) == (ChainStatus.CANONICAL, 0)
 
 
 def test_every_event_has_a_rule_and_every_state_a_meaning() -> None:
@@ -65,6 +168,19 @@ def test_a_sent_request_never_gives_up_its_reference(facts: Facts) -> None:
     for before, after in itertools.product(State, State):
         assert keeps_reference(before=before, after=after, sent=True, held=True)
         assert not keeps_reference(before=before, after=after, sent=facts.sent, held=False)
+
+
+def test_what_was_never_sent_gives_its_reference_up_when_it_goes_back_or_ends() -> None:
+    for before, after in itertools.product(State, State):
+        gives_up = after is not before and after in {State.SEEN, State.DROPPED, State.CANCELLED}
+        assert keeps_reference(before=before, after=after, sent=False, held=True) is not gives_up
+
+
+def test_a_transition_s_reason_is_its_event_unless_nothing_backs_the_mint() -> None:
+    unbacked = {Event.ORPHANED_FOR_GOOD, Event.MINT_PROVEN}
+    for event, after in itertools.product(Event, State):
+        expected = "unbacked" if event in unbacked and after is State.REVIEW else event.value
+        assert reason_of(event, after) == expected
 
 
 def test_only_the_invocator_sends_and_only_a_person_ends_what_was_refused() -> None:
@@ -106,3 +222,4 @@ def test_the_diagram_and_the_table_in_the_docs_are_the_generated_ones() -> None:
     text = (Path(__file__).parents[2] / "docs" / "lifecycle.md").read_text()
     assert diagram() in text
     assert table() in text
+    assert "\n".join(f"| `{state}` | {means} | {label} |" for state, (means, label) in MEANING.items()) in text

@@ -1,6 +1,7 @@
 """Each row of the protocol's tables, and the promise that nothing else is ever taken for an acceptance or a refusal."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from datastore.identity import execution_id_candidates
 from invocator.classification import (
     Accepted,
     Answer,
+    Broadcast,
     Code,
     HttpReply,
     InFlight,
@@ -23,8 +25,10 @@ from invocator.classification import (
     RefusedForGood,
     RefusedNow,
     Reply,
+    Simulated,
     Unknown,
     classify,
+    one_line,
 )
 
 REQUEST_ID = "0123456789ab8cde90123456789abcde"
@@ -165,6 +169,67 @@ def test_what_the_gateway_refuses_before_forwarding(
     assert message in answer.sentence
 
 
+@pytest.mark.parametrize(
+    ("reply", "code", "sentence"),
+    [
+        (NeverConnected(reason="refused"), Code.NOT_CONNECTED, "Nothing was sent: refused"),
+        (NoAnswer(reason="timed out"), Code.NO_ANSWER, "No answer: timed out"),
+        (
+            HttpReply(status=400, body=b""),
+            Code.REQUEST_INVALID,
+            "The gateway refused to read the request (HTTP 400).",
+        ),
+        (
+            HttpReply(status=200, body=b"{}", truncated=True),
+            Code.NOT_UNDERSTOOD,
+            "The answer (HTTP 200) is too long.",
+        ),
+        (HttpReply(status=502, body=b"{}"), Code.NOT_UNDERSTOOD, "The answer (HTTP 502) is not JSON-RPC."),
+        (error_reply(400, "x", "x"), Code.NOT_UNDERSTOOD, "The answer (HTTP 400) has an error of unknown form."),
+        (
+            error_reply(409, -32003, USED, request_id="f"),
+            Code.NOT_UNDERSTOOD,
+            "The answer (HTTP 409) is about another request.",
+        ),
+        (
+            HttpReply(status=500, body=json.dumps(accepted_envelope()).encode()),
+            Code.NOT_UNDERSTOOD,
+            "The answer (HTTP 500) has no error.",
+        ),
+        (
+            ok({**accepted_envelope(), "id": "f"}),
+            Code.NOT_UNDERSTOOD,
+            "The answer (HTTP 200) is about another request.",
+        ),
+        (ok(accepted_envelope(status="QUEUED")), Code.NOT_UNDERSTOOD, "The answer (HTTP 200) is not ACCEPTED."),
+        (
+            ok(accepted_envelope(workflow_id="11" * 32)),
+            Code.NOT_UNDERSTOOD,
+            "The answer (HTTP 200) is about another workflow.",
+        ),
+        (
+            ok(accepted_envelope(workflow_execution_id="77")),
+            Code.NOT_UNDERSTOOD,
+            "The answer (HTTP 200) has no execution id.",
+        ),
+        (error_reply(200, -32603, "oh"), Code.NODE_ERROR, "The nodes answered with an error (-32603): oh"),
+        (error_reply(500, -32603, "oh"), Code.GATEWAY_ERROR, "The gateway answered HTTP 500 (-32603): oh"),
+    ],
+)
+def test_a_person_is_told_what_was_answered(reply: Reply, code: Code, sentence: str) -> None:
+    answer = judged(reply)
+
+    assert isinstance(answer, NeverSent | RefusedForGood | Unknown)
+    assert (answer.code, answer.sentence) == (code, sentence)
+
+
+def test_a_simulation_s_word_is_no_proof() -> None:
+    sentence = f"The simulation names transaction 0x{'07' * 32}; the chain decides."
+
+    assert judged(Broadcast(tx_hash=b"\7" * 32)) == Simulated(tx_hash=b"\7" * 32, sentence=sentence)
+    assert Simulated.outcome is Outcome.UNKNOWN
+
+
 def test_an_empty_400_says_that_the_body_was_never_parsed() -> None:
     assert judged(HttpReply(status=400, body=b"")).outcome is Outcome.REFUSED_FOR_GOOD
 
@@ -191,6 +256,8 @@ def test_a_replay_of_a_token_that_we_sent_once_means_that_somebody_else_delivere
 
     assert isinstance(answer, Unknown)
     assert answer.code is Code.TOKEN_REPLAYED
+    # What is not about a token is no replay of one.
+    assert isinstance(judged(error_reply(400, -32600, "The id has already been used")), RefusedForGood)
 
 
 def test_an_id_in_flight_at_the_gateway_is_kept() -> None:
@@ -200,9 +267,11 @@ def test_an_id_in_flight_at_the_gateway_is_kept() -> None:
 
 def test_another_payload_under_our_id_is_a_conflict() -> None:
     """Hard case 76."""
-    answer = judged(error_reply(200, -32003, "Request already in progress with different payload"))
+    message = "Request already in progress with different payload"
 
-    assert isinstance(answer, PayloadConflict)
+    assert isinstance(judged(error_reply(200, -32003, message)), PayloadConflict)
+    assert isinstance(judged(error_reply(200, -32003, message.upper())), PayloadConflict)
+    assert isinstance(judged(error_reply(200, -32600, message)), Unknown)
 
 
 @pytest.mark.parametrize(
@@ -283,6 +352,21 @@ def test_a_sentence_is_one_short_harmless_line() -> None:
     assert isinstance(answer, InstanceRefused)
     assert answer.sentence.isprintable()
     assert len(answer.sentence) <= 300
+
+
+def test_a_sentence_is_cut_after_three_hundred_characters_and_says_where_one_was_not_printable() -> None:
+    assert one_line("a\nb\x1bc") == "a\ufffdb\ufffdc"
+    assert one_line("x" * 300) == "x" * 300
+    assert one_line("x" * 301) == "x" * 300
+
+
+def test_outcomes_and_codes_are_stored_and_shown_under_their_names() -> None:
+    """A word that changes orphans the rows and the labels of yesterday."""
+    schema = (Path(__file__).parents[2] / "schema.sql").read_text()
+    known = schema.split("CONSTRAINT attempt_outcome_is_known CHECK (outcome IN (")[1].split("))")[0]
+
+    assert {word.strip().strip("'") for word in known.split(",")} == {outcome.value for outcome in Outcome}
+    assert [code.value for code in Code] == [code.name.lower() for code in Code]
 
 
 def test_each_outcome_has_an_answer() -> None:
