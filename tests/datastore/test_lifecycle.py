@@ -143,6 +143,8 @@ def test_a_rule_fires_for_the_facts_that_it_asks_for_and_for_no_others() -> None
         asked = ASKED.get(cell, (Asks(),))
         for source, facts in itertools.product(rule.sources, (facts for asks in asked for facts in asks.barely())):
             expected = any(asks.met_by(facts) for asks in asked)
+            # The guard itself too: an earlier rule of the cell must not be what keeps a later one from firing.
+            assert rule.guard(facts) == expected, (rule.event, source, facts)
             assert (decide(rule.event, source, facts) is rule.target) == expected, (rule.event, source, facts)
     assert set(ASKED) <= cells
 
@@ -161,6 +163,8 @@ def test_the_trigger_in_the_schema_is_the_one_that_the_table_generates() -> None
     begin = "-- generated from datastore/lifecycle.py: transitions\n"
     text = SCHEMA.split(begin)[1].split("-- end of generated lines")[0]
     assert text.rstrip("\n") == trigger_rows()
+    statuses = ", ".join(f"'{status.value}'" for status in ChainStatus)
+    assert f"CHECK (chain_status IN ({statuses}))" in SCHEMA
 
 
 @given(FACTS)

@@ -186,6 +186,7 @@ def test_what_the_gateway_refuses_before_forwarding(
         ),
         (HttpReply(status=502, body=b"{}"), Code.NOT_UNDERSTOOD, "The answer (HTTP 502) is not JSON-RPC."),
         (error_reply(400, "x", "x"), Code.NOT_UNDERSTOOD, "The answer (HTTP 400) has an error of unknown form."),
+        (error_reply(400, True, "x"), Code.NOT_UNDERSTOOD, "The answer (HTTP 400) has an error of unknown form."),
         (
             error_reply(409, -32003, USED, request_id="f"),
             Code.NOT_UNDERSTOOD,
@@ -312,6 +313,7 @@ def test_an_error_inside_http_200_comes_from_the_nodes_and_proves_no_refusal(
         error_reply(409, -32600, USED),
         error_reply(400, -32600, "Workflow not found", request_id="f" * 32),
         error_reply(409, -32003, USED, request_id="f" * 32),
+        error_reply(400, -32700, "parse error", request_id="f" * 32),
         error_reply(400, -32600, "Workflow not found", request_id=[REQUEST_ID]),
         error_reply(400, "-32600", "Workflow not found"),
         error_reply(400, True, "Workflow not found"),
