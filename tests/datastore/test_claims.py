@@ -461,9 +461,9 @@ async def test_the_gateway_s_clock_is_remembered_and_alarms_once_beyond_thirty_s
 ) -> None:
     """Hard case 82."""
     one = block(1)
-    await confirmed(indexer_pool, *(request(f"d{n}", one, log_index=n) for n in range(5)))
+    await confirmed(indexer_pool, *(request(f"d{n}", one, log_index=n) for n in range(6)))
     await list_workflow(worker.pool)
-    for request_id, offset in enumerate((2.0, -31.0, -40.0, 1.0, 400.0), start=1):
+    for request_id, offset in enumerate((2.0, 30.0, -30.9, -40.0, 1.0, 400.0), start=1):
         await worker.send(request_id, clock_offset_seconds=offset)
     assert await worker.pool.fetchval("SELECT clock_offset_seconds FROM trigger_gate") == 400.0
     alarms = await indexer_pool.fetch("SELECT sentence FROM alarm WHERE kind = 'clock_off' ORDER BY id")

@@ -1,4 +1,7 @@
-"""Which functions a change of one of a module's lines can reach: only tests that call one of them are run."""
+"""Which functions a change of one of a module's lines can reach: only tests that call one of them are run.
+
+What a change does in other modules is theirs to test.
+"""
 
 from __future__ import annotations
 
@@ -20,27 +23,24 @@ class Reach:
         return next((" ".join(_defines(each)) for each in self._statements if _spans(each, line)), "")
 
     def functions(self, line: int) -> frozenset[str] | None:
-        """The functions that a change of this line changes, or ``None`` if it may be any, also of other modules."""
+        """The functions that a change of this line changes, or ``None`` where that cannot be told."""
         for statement in self._statements:
             if _spans(statement, line):
-                return self._reached(statement, frozenset())
+                return self._reached(statement, frozenset()) or None
         return None
 
-    def _reached(self, statement: ast.stmt, before: frozenset[str]) -> frozenset[str] | None:
+    def _reached(self, statement: ast.stmt, before: frozenset[str]) -> frozenset[str]:
         if isinstance(statement, Function):
             return frozenset({statement.name})
         reached: frozenset[str] = frozenset()
         for name in _defines(statement):
-            if not name.startswith("_") or name in before:
-                return None
+            if name in before:
+                continue
             for user in self._statements:
                 if user is statement or name not in _names(user):
                     continue
-                functions = self._reached(user, before | {name})
-                if functions is None:
-                    return None
-                reached |= functions
-        return reached or None
+                reached |= self._reached(user, before | {name})
+        return reached
 
 
 def _spans(statement: ast.stmt, line: int) -> bool:

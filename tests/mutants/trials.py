@@ -33,16 +33,7 @@ from tests.mutants.reach import Reach
 CHECKOUT: Final = Path(__file__).parents[2]
 
 # What the tests import that is not ours: once, for all processes.
-_FOREIGN: Final = (
-    "aiohttp",
-    "asyncpg",
-    "eth_abi",
-    "orjson",
-    "pydantic",
-    "pytest_asyncio",
-    "pytest_timeout",
-    "structlog",
-)
+_FOREIGN: Final = ("aiohttp", "anyio.pytest_plugin", "asyncpg", "eth_abi", "orjson", "pydantic", "structlog")
 
 _FORK: Final = multiprocessing.get_context("fork")
 _SLOWEST_START_SECONDS: Final = 20
