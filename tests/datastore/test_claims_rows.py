@@ -68,6 +68,10 @@ def announced(**changes: object) -> Basket:
     return made._replace(**changes)  # type: ignore[arg-type]
 
 
+async def list_both(worker: Worker) -> None:
+    await claims.list_workflows(worker.pool, CHAIN, [WORKFLOW, OTHER_WORKFLOW])
+
+
 # -- another chain in the same database -------------------------------------------------------------------------------
 
 
@@ -143,6 +147,16 @@ async def test_another_chain_s_requests_are_neither_listed_nor_swept_nor_counted
     assert await worker.sweep() == NOTHING
 
 
+async def test_another_chain_s_turns_are_not_ours(indexer_pool: Pool, worker: Worker, owner: Any) -> None:
+    await with_neighbour(indexer_pool, owner, "ours", "ours too")
+    await worker.claimed(7)
+    await owner.execute("INSERT INTO basket_turn SELECT $1, stablecoin, now() FROM basket_turn", NEIGHBOUR)
+    await owner.execute(
+        "INSERT INTO requester_turn SELECT $1, stablecoin, requester, now() FROM requester_turn", NEIGHBOUR
+    )
+    assert await claims.queue(worker.pool, CHAIN) == [8]
+
+
 async def test_another_chain_s_pause_stops_nothing_here(indexer_pool: Pool, worker: Worker, owner: Any) -> None:
     await with_neighbour(indexer_pool, owner, "ours")
     await claims.list_workflows(worker.pool, NEIGHBOUR, [WORKFLOW])
@@ -202,6 +216,79 @@ async def test_another_chain_s_gate_slots_and_baskets_are_left_alone(
     assert await owner.fetch(theirs) == before
 
 
+# -- turns ------------------------------------------------------------------------------------------------------------
+
+CAROL = b"\xca" * 20
+
+
+async def asked_over_two_blocks(indexer: Pool, *asked: tuple[int, int, dict[str, bytes]]) -> list[int]:
+    """Requests, each of a block and a place in it, all confirmed; their ids in this order."""
+    genesis, blocks = await pin_chain(indexer), {1: block(1), 2: block(2)}
+    requests = [request(f"d{at}-{place}", blocks[at], log_index=place, **changes) for at, place, changes in asked]  # type: ignore[arg-type]
+    made = batch(blocks[1], blocks[2], on=genesis, requests=tuple(requests), final=2)
+    await following.commit(indexer, CHAIN, made, RULES)
+    ids = {row["identity"]: row["id"] for row in await indexer.fetch("SELECT id, identity FROM mint_request")}
+    return [ids[each.identity] for each in requests]
+
+
+async def test_three_requesters_take_turns_oldest_request_first(indexer_pool: Pool, worker: Worker) -> None:
+    ids = await asked_over_two_blocks(
+        indexer_pool,
+        *((2, 0, {"requester": ALICE}), (1, 2, {"requester": ALICE}), (1, 1, {"requester": ALICE})),
+        *((1, 0, {"requester": BOB}), (2, 1, {"requester": BOB}), (2, 2, {"requester": BOB})),
+        *((1, 3, {"requester": CAROL}), (2, 3, {"requester": CAROL}), (2, 4, {"requester": CAROL})),
+    )
+    await list_both(worker)
+    alice, bob, carol = (ids[2], ids[1], ids[0]), tuple(ids[3:6]), tuple(ids[6:9])
+    expected = [bob[0], alice[0], carol[0], bob[1], alice[1], carol[1], bob[2], alice[2], carol[2]]
+    assert await claims.queue(worker.pool, CHAIN) == [
+        *(bob[0], alice[0], carol[0]),
+        *(alice[1], bob[1], carol[1]),
+        *(alice[2], bob[2], carol[2]),
+    ]
+    served = []
+    for _ in expected:
+        (first, *_) = await claims.waiting(worker.pool, CHAIN, limit=9)
+        served.append(first.request_id)
+        await worker.send(first.request_id)
+    assert served == expected
+
+
+async def test_of_baskets_that_were_never_served_the_one_with_the_oldest_request_is_first(
+    indexer_pool: Pool, worker: Worker
+) -> None:
+    ids = await asked_over_two_blocks(
+        indexer_pool, (2, 0, {}), (1, 9, {"stablecoin": b"\x71" * 20}), (1, 8, {"stablecoin": b"\x72" * 20})
+    )
+    assert await claims.queue(worker.pool, CHAIN) == [ids[2], ids[1], ids[0]]
+
+
+async def test_a_requester_s_turn_in_one_basket_is_none_in_another(indexer_pool: Pool, worker: Worker) -> None:
+    other = {"stablecoin": b"\x71" * 20}
+    ids = await asked_over_two_blocks(indexer_pool, (1, 0, {}), (1, 1, other), (2, 0, {}), (2, 1, other))
+    for request_id in ids[:2]:
+        await worker.claimed(request_id)
+    assert await claims.queue(worker.pool, CHAIN) == ids[2:]
+
+
+async def test_what_is_past_its_deadline_counts_for_nobody_s_share(
+    indexer_pool: Pool, worker: Worker, owner: Any
+) -> None:
+    one = block(1)
+    await confirmed(indexer_pool, *(request(f"d{n}", one, log_index=n) for n in range(3)))
+    await list_both(worker)
+    share = {"requester_max_in_flight": 1, "basket_max_in_flight": 1}
+    worker.pacing = Pacing(seconds_per_trigger=0, burst=1, max_in_flight=1, **share)
+    await worker.send(1)
+    second = await worker.claim(2)
+    assert second is None
+    assert await claims.waiting(worker.pool, CHAIN, limit=9, pacing=worker.pacing) == []
+    assert len(await claims.waiting(worker.pool, CHAIN, limit=9)) == 2
+    await let_pass(owner, 1, deadline_at=2_401)
+    assert len(await claims.waiting(worker.pool, CHAIN, limit=9, pacing=worker.pacing)) == 2
+    await worker.send(2)
+
+
 # -- what an order says ------------------------------------------------------------------------------------------------
 
 
@@ -253,9 +340,9 @@ async def test_an_order_has_the_bytes_and_the_found_workflow_of_its_own_generati
         await worker.freeze(order)
         await claims.give_back(worker.pool, order, reason="no_slot")
     for request_id, generation, source, workflow in (
-        (1, 0, "found", b"\2" * 32),
-        (1, 0, "found", b"\1" * 32),  # of two, always the same one: that of the lower execution id
-        (1, 1, "found", b"\3" * 32),
+        (1, 0, "found", b"\xfe" * 32),
+        (1, 0, "found", b"\xfd" * 32),  # of two, always the same one: that of the lower execution id
+        (1, 1, "found", b"\xff" * 32),
         (2, 0, "returned", None),
     ):
         await owner.execute(
@@ -269,7 +356,7 @@ async def test_an_order_has_the_bytes_and_the_found_workflow_of_its_own_generati
         )
     ours = frozen((await orders_of(worker.pool, 1))[0])
     for order in (*await orders_of(worker.pool, 1), await worker.claimed(1)):
-        assert (order.frozen, order.found_workflow_id) == (ours, b"\1" * 32)
+        assert (order.frozen, order.found_workflow_id) == (ours, b"\xfd" * 32)
     for order in (*await orders_of(worker.pool, 2), await worker.claimed(2)):
         assert order.frozen is not None
         assert order.frozen.body == order.nonce.hex.encode()
@@ -280,7 +367,7 @@ async def test_an_order_has_the_bytes_and_the_found_workflow_of_its_own_generati
         "UPDATE mint_request SET generation = 1, state = 'confirmed', lease_ends_at = NULL WHERE id = 1"
     )
     for order in (*await orders_of(worker.pool, 1), await worker.claimed(1)):
-        assert (order.generation, order.frozen, order.found_workflow_id) == (1, None, b"\3" * 32)
+        assert (order.generation, order.frozen, order.found_workflow_id) == (1, None, b"\xff" * 32)
 
 
 # -- generations and modes --------------------------------------------------------------------------------------------
@@ -362,6 +449,34 @@ async def test_only_the_bytes_of_its_own_generation_are_sent(indexer_pool: Pool,
     assert await worker.freeze(order)
     assert not await worker.freeze(order)  # the first one's bytes are kept
     assert await worker.begin(order) == 1
+
+
+# -- what stops everything --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "stop",
+    [
+        "paused_at = now(), paused_reason = 'x'",
+        "quarantined_at = now(), quarantined_reason = 'x', quarantined_until = now()",
+        "server_identifier = server_identifier + 1",
+        "server_timeline = server_timeline + 1",
+    ],
+)
+async def test_a_pause_a_quarantine_or_another_server_each_stops_claims_and_attempts(
+    indexer_pool: Pool, worker: Worker, owner: Any, stop: str
+) -> None:
+    one = block(1)
+    await confirmed(indexer_pool, request("d1", one), request("d2", one, log_index=1))
+    await list_both(worker)
+    order = await worker.claimed(1)
+    await worker.freeze(order)
+    await owner.execute(f"UPDATE control SET {stop}")  # noqa: S608 - words of ours
+    assert not (await claims.gate(worker.pool, CHAIN)).open
+    assert await claims.free_workflows(worker.pool, CHAIN, PACING, [WORKFLOW]) == frozenset()
+    assert await worker.claim(2) is None
+    assert await worker.begin(order) is None
+    assert await owner.fetchval("SELECT count(*) FROM attempt") == 0
 
 
 # -- what is written --------------------------------------------------------------------------------------------------
