@@ -192,7 +192,8 @@ async def test_another_chain_s_gate_slots_and_baskets_are_left_alone(
     await worker.send(7, "instance_refused", clock_offset_seconds=70.0, **refused)
     await owner.execute("UPDATE trigger_gate SET probe_at = now() WHERE chain_id = $1", CHAIN)
     await owner.execute("UPDATE workflow_slot SET earliest_next_at = now() WHERE chain_id = $1", CHAIN)
-    await worker.send(8, "instance_refused", **refused)
+    await worker.send(8, "instance_refused", clock_offset_seconds=70.0, **refused)
+    assert await owner.fetchval("SELECT count(*) FROM alarm WHERE kind = 'clock_off'") == 1
     await owner.execute("UPDATE workflow_slot SET earliest_next_at = now() WHERE chain_id = $1", CHAIN)
     # Theirs closes too, and stays so when ours opens.
     await owner.execute(
@@ -248,7 +249,7 @@ async def test_three_requesters_take_turns_oldest_request_first(indexer_pool: Po
     ]
     served = []
     for _ in expected:
-        (first, *_) = await claims.waiting(worker.pool, CHAIN, limit=9)
+        (first,) = await claims.waiting(worker.pool, CHAIN, limit=1)
         served.append(first.request_id)
         await worker.send(first.request_id)
     assert served == expected
@@ -308,8 +309,17 @@ async def test_an_order_knows_its_own_basket_and_no_other(indexer_pool: Pool, wo
     )
     await following.commit(indexer_pool, CHAIN, made, RULES)
     await claims.list_workflows(worker.pool, CHAIN, [WORKFLOW])
+    await owner.execute(
+        """
+        INSERT INTO basket
+        SELECT chain_id, sha256('orphaned'), log_index, block_number, stablecoin, consumer, creator, admin, name_raw,
+            symbol_raw, name, symbol, NULL, false
+        FROM basket
+        """
+    )
     await claims.pin_decimals(worker.pool, CHAIN, TOKEN, 6)
     await claims.pin_decimals(worker.pool, CHAIN, TOKEN, 7)  # the first reading stays
+    assert await owner.fetch("SELECT decimals, canonical FROM basket ORDER BY canonical") == [(None, False), (6, True)]
     (mine,) = await orders_of(worker.pool, 1)
     assert (mine.symbol, mine.decimals, mine.basket_is_canonical) == ("TUSD", 6, True)
     (homeless,) = await orders_of(worker.pool, 2)
@@ -447,6 +457,7 @@ async def test_only_the_bytes_of_its_own_generation_are_sent(indexer_pool: Pool,
     kept = {"jti": uuid4(), "worker_id": uuid4(), "pacing": PACING, "deadline_seconds": 9.0}
     assert await claims.begin_attempt(worker.pool, CHAIN, order, old, retry_seconds=float, **kept) is None  # type: ignore[arg-type]
     assert await worker.freeze(order)
+    assert await claims.begin_attempt(worker.pool, CHAIN, order, old, retry_seconds=float, **kept) is None  # type: ignore[arg-type]
     assert not await worker.freeze(order)  # the first one's bytes are kept
     assert await worker.begin(order) == 1
 
@@ -550,6 +561,7 @@ async def test_an_attempt_and_its_answer_are_written_whole(indexer_pool: Pool, w
     )
     assert tuple(row) == ("accepted", 200, "Queued.", None, hash_of("tx"), True)
     assert 2390 < await owner.fetchval(waits.format("deadline_at")) <= 2400
+    assert 80 < await owner.fetchval(waits.format("next_attempt_at")) <= 90
     assert await owner.fetchval("SELECT deadline_at < now() FROM mint_request WHERE id = 2")
     assert await owner.fetchval("SELECT outcome FROM attempt WHERE request_id = 2") is None
     legacy, trigger_index = execution_ids(order)
@@ -586,12 +598,12 @@ PACED = Pacing(seconds_per_trigger=60, burst=2, max_in_flight=99)
 
 
 async def paced(indexer: Pool, worker: Worker) -> list[Order]:
-    """Five frozen claims of a worker that may send two at once, then one a minute."""
+    """Six frozen claims of a worker that may send two at once, then one a minute."""
     one = block(1)
-    await confirmed(indexer, *(request(f"d{n}", one, log_index=n) for n in range(5)))
-    await claims.list_workflows(worker.pool, CHAIN, [WORKFLOW, OTHER_WORKFLOW])
+    await confirmed(indexer, *(request(f"d{n}", one, log_index=n) for n in range(6)))
+    await list_both(worker)
     worker.pacing = PACED
-    orders = [await worker.claimed(n + 1) for n in range(5)]
+    orders = [await worker.claimed(n + 1) for n in range(6)]
     for order in orders:
         await worker.freeze(order)
     return orders
@@ -625,10 +637,20 @@ async def test_a_workflow_is_triggered_in_a_burst_and_then_at_its_pace(
     assert await free() == both
     assert await worker.begin(orders[2]) == 1
     assert await worker.begin(orders[3]) is None
+    # Without a pace, no slot is asked for.
+    worker.pacing = PACING
+    assert await worker.begin(orders[3]) == 1
+    worker.pacing = PACED
     # However long it rested, no more than the burst.
     await rest(owner, 6_000)
-    assert [await worker.begin(order) for order in orders[3:]] == [1, 1]
+    assert [await worker.begin(order) for order in orders[4:]] == [1, 1]
     assert await free() == {OTHER_WORKFLOW}
+
+
+async def test_a_pace_of_a_second_is_a_pace(indexer_pool: Pool, worker: Worker) -> None:
+    orders = await paced(indexer_pool, worker)
+    worker.pacing = Pacing(seconds_per_trigger=1, burst=1, max_in_flight=99)
+    assert None in [await worker.begin(order) for order in orders]
 
 
 async def test_a_pause_that_cre_asks_for_moves_its_workflow_only_and_never_nearer(
@@ -652,6 +674,9 @@ async def test_a_pause_that_cre_asks_for_moves_its_workflow_only_and_never_neare
     await owner.execute("UPDATE workflow_slot SET earliest_next_at = now() + interval '1 hour'")
     await worker.answer(orders[0], 1, "unknown", postpone_seconds=60.0)
     assert [row[0] for row in await owner.fetch(waits)] == [360, 360]
+    await owner.execute("UPDATE workflow_slot SET earliest_next_at = '2020-01-01'")
+    await worker.answer(orders[0], 1, "unknown", postpone_seconds=1.0)
+    assert await owner.fetchval("SELECT max(earliest_next_at) > now() - interval '1 minute' FROM workflow_slot")
 
 
 # -- the daily cap ----------------------------------------------------------------------------------------------------
@@ -673,11 +698,18 @@ async def test_what_never_left_does_not_count_for_the_day(
     story = await owner.fetchrow("SELECT reason, detail FROM mint_transition WHERE request_id = 3 ORDER BY id DESC")
     assert story["reason"] == "daily_cap"
     assert story["detail"].startswith(f"{ETHER} wei were sent this UTC day")
-    # What was refused yesterday was first sent today.
+    # What was refused yesterday and sent today was first sent today; what may have been delivered yesterday was not.
     await owner.execute("UPDATE attempt SET started_at = started_at - interval '1 day' WHERE request_id = 1")
     assert await owner.fetchval(claims._SENT_TODAY, CHAIN, 3) == ETHER
-    await owner.execute("UPDATE attempt SET outcome = 'unknown' WHERE request_id = 1")
-    assert await owner.fetchval(claims._SENT_TODAY, CHAIN, 3) == ETHER
+    await owner.execute(
+        "INSERT INTO attempt (request_id, attempt_no, generation, claim_no, worker_id, jti)"
+        " VALUES (1, 2, 0, 1, gen_random_uuid(), gen_random_uuid())"
+    )
+    assert await owner.fetchval(claims._SENT_TODAY, CHAIN, 3) == 2 * ETHER
+    for known, answered in (("'unknown'", "now()"), ("NULL", "NULL")):
+        changed = f"outcome = {known}, answered_at = {answered}"
+        await owner.execute(f"UPDATE attempt SET {changed} WHERE request_id = 1 AND attempt_no = 1")  # noqa: S608 - words of ours
+        assert await owner.fetchval(claims._SENT_TODAY, CHAIN, 3) == ETHER
 
 
 async def test_a_day_begins_at_midnight_in_utc_and_a_request_counts_on_its_first_one(
@@ -704,6 +736,77 @@ async def test_a_day_begins_at_midnight_in_utc_and_a_request_counts_on_its_first
     for order in await claims.due(worker.pool, CHAIN, limit=9):
         assert await worker.begin(order) == 2
     assert await sent_today() == ETHER
+
+
+async def test_what_was_sent_is_sent_again_whatever_the_day_has_seen_since(
+    indexer_pool: Pool, worker: Worker, owner: Any
+) -> None:
+    one = block(1)
+    await confirmed(indexer_pool, request("d1", one), request("d2", one, log_index=1))
+    await list_both(worker)
+    for request_id in (1, 2):
+        await worker.send(request_id, outcome="unknown")
+    await let_pass(owner, 1, next_attempt_at=91)
+    (due,) = await claims.due(worker.pool, CHAIN, limit=9)
+    worker.pacing = Pacing(seconds_per_trigger=0, burst=1, max_in_flight=9, daily_cap_wei=ETHER)
+    assert await worker.begin(due) == 2
+
+
+# -- answers ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("outcome", "state"),
+    [
+        ("accepted", "accepted"),
+        ("refused_for_good", "review"),
+        ("payload_conflict", "review"),
+        ("refused_now", "confirmed"),
+        ("instance_refused", "confirmed"),
+        ("never_connected", "confirmed"),
+        ("in_flight", "in_doubt"),
+        ("unknown", "in_doubt"),
+    ],
+)
+async def test_where_an_answer_leads(indexer_pool: Pool, worker: Worker, outcome: str, state: str) -> None:
+    await confirmed(indexer_pool, request("d1", block(1)))
+    await list_both(worker)
+    order = await worker.send(1, outcome=None)
+    assert await worker.answer(order, 1, outcome) == state
+    assert await states(indexer_pool) == [state]
+
+
+async def test_a_refusal_after_a_doubt_keeps_the_back_off_of_its_attempt(
+    indexer_pool: Pool, worker: Worker, owner: Any
+) -> None:
+    await confirmed(indexer_pool, request("d1", block(1)))
+    await list_both(worker)
+    await worker.send(1, outcome="unknown")
+    await let_pass(owner, 1, next_attempt_at=91)
+    (due,) = await claims.due(worker.pool, CHAIN, limit=9)
+    assert await worker.begin(due) == 2
+    assert await worker.answer(due, 2, "refused_now") == "in_doubt"
+    assert await claims.due(worker.pool, CHAIN, limit=9) == []
+
+
+async def test_an_acceptance_that_comes_too_late_gives_no_new_deadline(
+    indexer_pool: Pool, worker: Worker, owner: Any
+) -> None:
+    await confirmed(indexer_pool, request("d1", block(1)))
+    await list_both(worker)
+    order = await worker.send(1, outcome=None)
+    await owner.execute("UPDATE mint_request SET state = 'failed', deadline_at = '2020-01-01'")
+    assert await worker.answer(order, 1, "accepted") == "failed"
+    assert await owner.fetchval("SELECT deadline_at = '2020-01-01' FROM mint_request")
+
+
+async def test_a_refusal_without_a_sentence_closes_the_gate_too(indexer_pool: Pool, worker: Worker, owner: Any) -> None:
+    await confirmed(indexer_pool, request("d1", block(1)))
+    await list_both(worker)
+    await worker.send(1, "instance_refused", says=Says.REFUSED, code="clock_off")
+    sentence = "CRE refuses this instance."
+    assert await owner.fetchval("SELECT closed_sentence FROM trigger_gate") == sentence
+    assert await owner.fetchval("SELECT sentence FROM alarm") == sentence
 
 
 # -- sweeps -----------------------------------------------------------------------------------------------------------
@@ -758,6 +861,47 @@ async def test_a_sweep_moves_what_is_overdue_and_says_why(indexer_pool: Pool, wo
         "Nothing settles whether CRE got this request; ask CRE for its execution id.",
     )
     assert await worker.freeze(fresh)
+
+
+async def test_fifty_are_sent_again_at_a_time_oldest_first_and_what_may_not_be_is_in_nobody_s_way(
+    indexer_pool: Pool, worker: Worker, owner: Any
+) -> None:
+    one = block(1)
+    await confirmed(indexer_pool, *(request(f"d{n}", one, log_index=n) for n in range(51 + 4 * 50)))
+    await owner.execute(
+        """
+        INSERT INTO frozen_request
+        SELECT id, 0, nonce, CASE WHEN id > 201 THEN 'simulate' ELSE 'gateway' END, $1, consumer, '', consumer, '',
+            sha256('')
+        FROM mint_request
+        """,
+        WORKFLOW,
+    )
+    await owner.execute(
+        "INSERT INTO attempt (request_id, attempt_no, generation, claim_no, worker_id, jti)"
+        " SELECT id, 1, 0, 1, gen_random_uuid(), gen_random_uuid() FROM mint_request"
+    )
+    # The first is the youngest of those that may be sent again; all of the others are older.
+    await owner.execute(
+        """
+        UPDATE mint_request SET state = 'failed', state_reason = 'not_delivered',
+            state_changed_at = now() - make_interval(days => id::integer)
+        """
+    )
+    for change in (
+        "chain_status = 'orphaned' WHERE id BETWEEN 52 AND 101",
+        "held_at = now(), held_reason = 'x' WHERE id BETWEEN 102 AND 151",
+        "holds_reference = false WHERE id BETWEEN 152 AND 201",
+    ):
+        await owner.execute(f"UPDATE mint_request SET {change}")  # noqa: S608 - words of ours
+    assert (await worker.sweep(resend_after_seconds=1000)).resends == 50
+    rest = [*["in_doubt"] * 50, *["failed"] * 200]
+    assert await states(indexer_pool) == ["failed", *rest]
+    await owner.execute("UPDATE mint_request SET state_reason = 'delivery_failed' WHERE id = 1")
+    assert (await worker.sweep(resend_after_seconds=1000)).resends == 0
+    await owner.execute("UPDATE mint_request SET state_reason = 'not_delivered' WHERE id = 1")
+    assert (await worker.sweep(resend_after_seconds=1000)).resends == 1
+    assert await states(indexer_pool) == ["in_doubt", *rest]
 
 
 async def test_doubts_come_due_in_the_order_in_which_they_were_due_unless_held_or_orphaned(
@@ -843,7 +987,8 @@ async def test_a_refusal_is_kept_with_its_reason_until_cre_works_again(
     await owner.execute("UPDATE trigger_gate SET probe_at = now()")
     assert (await claims.gate(worker.pool, CHAIN)).open
     assert await worker.begin(orders[1]) == 1  # a probe, for as long as its attempt may take
-    assert 85 < await owner.fetchval("SELECT extract(epoch FROM probe_at - clock_timestamp()) FROM trigger_gate") <= 90
+    between = "SELECT extract(epoch FROM probe_at - next_attempt_at) FROM trigger_gate, mint_request WHERE id = 2"
+    assert abs(await owner.fetchval(between)) < 0.5
     assert await worker.begin(orders[2]) is None
     again = {"says": Says.REFUSED, "code": "token_refused", "sentence": "Bad."}
     await worker.answer(orders[1], 1, "instance_refused", **again)
@@ -862,3 +1007,38 @@ async def test_a_refusal_is_kept_with_its_reason_until_cre_works_again(
         "refusals": 0,
     }
     assert await worker.begin(orders[3]) == 1
+
+
+async def test_only_what_began_after_the_gate_closed_says_anything_about_it(
+    indexer_pool: Pool, worker: Worker, owner: Any
+) -> None:
+    one = block(1)
+    await confirmed(indexer_pool, *(request(f"d{n}", one, log_index=n) for n in range(4)))
+    await list_both(worker)
+    orders = [await worker.claimed(n) for n in (1, 2, 3, 4)]
+    for order in orders:
+        await worker.freeze(order)
+    early, closing, second, probe = orders
+    assert [await worker.begin(order) for order in (early, closing, second)] == [1, 1, 1]
+    await worker.answer(second, 1, "unknown")
+    refused = {"says": Says.REFUSED, "code": "clock_off", "sentence": "Off."}
+    await worker.answer(closing, 1, "instance_refused", **refused)
+    # A probe is under way, and after it another attempt of one that had one before.
+    await owner.execute("UPDATE trigger_gate SET probe_at = now()")
+    assert await worker.begin(probe) == 1
+    await owner.execute("UPDATE trigger_gate SET probe_at = now()")
+    await let_pass(owner, 3, next_attempt_at=91)
+    (due,) = await claims.due(worker.pool, CHAIN, limit=9)
+    assert await worker.begin(due) == 2
+    await worker.answer(early, 1, "unknown", says=Says.WORKS)
+    await worker.answer(second, 1, "unknown", says=Says.WORKS)
+    assert await owner.fetchval("SELECT pause_seconds FROM trigger_gate") == 5.0
+    assert await owner.fetchval("SELECT outcome FROM attempt WHERE request_id = 3 AND attempt_no = 2") is None
+    # At the very moment is after.
+    await owner.execute(
+        "UPDATE attempt SET started_at = closed_at FROM trigger_gate WHERE request_id = 3 AND attempt_no = 2"
+    )
+    await worker.answer(due, 2, "unknown", **refused)
+    assert await owner.fetchval("SELECT pause_seconds FROM trigger_gate") == 10.0
+    await worker.answer(due, 2, "unknown", says=Says.WORKS)
+    assert await owner.fetchval("SELECT closed_at FROM trigger_gate") is None
