@@ -462,12 +462,12 @@ WHERE r.chain_id = $1 AND r.state = 'in_doubt' AND r.next_attempt_at <= statemen
       SELECT FROM frozen_request f WHERE f.request_id = r.id AND f.generation = r.generation AND f.mode = 'simulate'
   ) THEN $3::interval ELSE $2::interval END
 """
-# $1 chain, $2 interval
+# What gave its reference up is not sent again, and takes no place among the fifty.  $1 chain, $2 interval
 _OVERDUE_RESENDS: Final = """
 SELECT r.id FROM mint_request r
 WHERE r.chain_id = $1 AND r.state = 'failed' AND r.state_reason = 'not_delivered'
   AND r.state_changed_at <= statement_timestamp() - $2::interval
-  AND r.chain_status <> 'orphaned' AND r.held_at IS NULL
+  AND r.chain_status <> 'orphaned' AND r.held_at IS NULL AND r.holds_reference
   AND EXISTS (SELECT FROM frozen_request f WHERE f.request_id = r.id AND f.generation = r.generation AND f.mode = 'gateway')
 ORDER BY r.state_changed_at
 LIMIT 50
@@ -859,6 +859,7 @@ async def record_answer(
 async def _learn(connection: Connection, chain_id: int, request_id: int, attempt_no: int, answered: Answered) -> None:
     """The breaker and the clock, for every worker."""
     if answered.says is Says.REFUSED:
+        sentence = answered.sentence or "CRE refuses this instance."
         refusals = await connection.fetchval(
             _CLOSE_GATE,
             chain_id,
@@ -866,12 +867,11 @@ async def _learn(connection: Connection, chain_id: int, request_id: int, attempt
             attempt_no,
             answered.outcome,
             answered.code,
-            answered.sentence,
+            sentence,
             FIRST_PAUSE_SECONDS,
             LONGEST_PAUSE_SECONDS,
         )
         if refusals == 1 and answered.outcome == "instance_refused":
-            sentence = answered.sentence or "CRE refuses this instance."
             await raise_alarm(connection, chain_id, AlarmKind.INSTANCE_REFUSED, sentence)
     elif answered.says is Says.WORKS:
         await connection.execute(_OPEN_GATE, chain_id, request_id, attempt_no)

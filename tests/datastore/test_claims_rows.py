@@ -68,6 +68,10 @@ def announced(**changes: object) -> Basket:
     return made._replace(**changes)  # type: ignore[arg-type]
 
 
+async def list_both(worker: Worker) -> None:
+    await claims.list_workflows(worker.pool, CHAIN, [WORKFLOW, OTHER_WORKFLOW])
+
+
 # -- another chain in the same database -------------------------------------------------------------------------------
 
 
@@ -143,6 +147,16 @@ async def test_another_chain_s_requests_are_neither_listed_nor_swept_nor_counted
     assert await worker.sweep() == NOTHING
 
 
+async def test_another_chain_s_turns_are_not_ours(indexer_pool: Pool, worker: Worker, owner: Any) -> None:
+    await with_neighbour(indexer_pool, owner, "ours", "ours too")
+    await worker.claimed(7)
+    await owner.execute("INSERT INTO basket_turn SELECT $1, stablecoin, now() FROM basket_turn", NEIGHBOUR)
+    await owner.execute(
+        "INSERT INTO requester_turn SELECT $1, stablecoin, requester, now() FROM requester_turn", NEIGHBOUR
+    )
+    assert await claims.queue(worker.pool, CHAIN) == [8]
+
+
 async def test_another_chain_s_pause_stops_nothing_here(indexer_pool: Pool, worker: Worker, owner: Any) -> None:
     await with_neighbour(indexer_pool, owner, "ours")
     await claims.list_workflows(worker.pool, NEIGHBOUR, [WORKFLOW])
@@ -178,7 +192,8 @@ async def test_another_chain_s_gate_slots_and_baskets_are_left_alone(
     await worker.send(7, "instance_refused", clock_offset_seconds=70.0, **refused)
     await owner.execute("UPDATE trigger_gate SET probe_at = now() WHERE chain_id = $1", CHAIN)
     await owner.execute("UPDATE workflow_slot SET earliest_next_at = now() WHERE chain_id = $1", CHAIN)
-    await worker.send(8, "instance_refused", **refused)
+    await worker.send(8, "instance_refused", clock_offset_seconds=70.0, **refused)
+    assert await owner.fetchval("SELECT count(*) FROM alarm WHERE kind = 'clock_off'") == 1
     await owner.execute("UPDATE workflow_slot SET earliest_next_at = now() WHERE chain_id = $1", CHAIN)
     # Theirs closes too, and stays so when ours opens.
     await owner.execute(
@@ -202,6 +217,79 @@ async def test_another_chain_s_gate_slots_and_baskets_are_left_alone(
     assert await owner.fetch(theirs) == before
 
 
+# -- turns ------------------------------------------------------------------------------------------------------------
+
+CAROL = b"\xca" * 20
+
+
+async def asked_over_two_blocks(indexer: Pool, *asked: tuple[int, int, dict[str, bytes]]) -> list[int]:
+    """Requests, each of a block and a place in it, all confirmed; their ids in this order."""
+    genesis, blocks = await pin_chain(indexer), {1: block(1), 2: block(2)}
+    requests = [request(f"d{at}-{place}", blocks[at], log_index=place, **changes) for at, place, changes in asked]  # type: ignore[arg-type]
+    made = batch(blocks[1], blocks[2], on=genesis, requests=tuple(requests), final=2)
+    await following.commit(indexer, CHAIN, made, RULES)
+    ids = {row["identity"]: row["id"] for row in await indexer.fetch("SELECT id, identity FROM mint_request")}
+    return [ids[each.identity] for each in requests]
+
+
+async def test_three_requesters_take_turns_oldest_request_first(indexer_pool: Pool, worker: Worker) -> None:
+    ids = await asked_over_two_blocks(
+        indexer_pool,
+        *((2, 0, {"requester": ALICE}), (1, 2, {"requester": ALICE}), (1, 1, {"requester": ALICE})),
+        *((1, 0, {"requester": BOB}), (2, 1, {"requester": BOB}), (2, 2, {"requester": BOB})),
+        *((1, 3, {"requester": CAROL}), (2, 3, {"requester": CAROL}), (2, 4, {"requester": CAROL})),
+    )
+    await list_both(worker)
+    alice, bob, carol = (ids[2], ids[1], ids[0]), tuple(ids[3:6]), tuple(ids[6:9])
+    expected = [bob[0], alice[0], carol[0], bob[1], alice[1], carol[1], bob[2], alice[2], carol[2]]
+    assert await claims.queue(worker.pool, CHAIN) == [
+        *(bob[0], alice[0], carol[0]),
+        *(alice[1], bob[1], carol[1]),
+        *(alice[2], bob[2], carol[2]),
+    ]
+    served = []
+    for _ in expected:
+        (first,) = await claims.waiting(worker.pool, CHAIN, limit=1)
+        served.append(first.request_id)
+        await worker.send(first.request_id)
+    assert served == expected
+
+
+async def test_of_baskets_that_were_never_served_the_one_with_the_oldest_request_is_first(
+    indexer_pool: Pool, worker: Worker
+) -> None:
+    ids = await asked_over_two_blocks(
+        indexer_pool, (2, 0, {}), (1, 9, {"stablecoin": b"\x71" * 20}), (1, 8, {"stablecoin": b"\x72" * 20})
+    )
+    assert await claims.queue(worker.pool, CHAIN) == [ids[2], ids[1], ids[0]]
+
+
+async def test_a_requester_s_turn_in_one_basket_is_none_in_another(indexer_pool: Pool, worker: Worker) -> None:
+    other = {"stablecoin": b"\x71" * 20}
+    ids = await asked_over_two_blocks(indexer_pool, (1, 0, {}), (1, 1, other), (2, 0, {}), (2, 1, other))
+    for request_id in ids[:2]:
+        await worker.claimed(request_id)
+    assert await claims.queue(worker.pool, CHAIN) == ids[2:]
+
+
+async def test_what_is_past_its_deadline_counts_for_nobody_s_share(
+    indexer_pool: Pool, worker: Worker, owner: Any
+) -> None:
+    one = block(1)
+    await confirmed(indexer_pool, *(request(f"d{n}", one, log_index=n) for n in range(3)))
+    await list_both(worker)
+    share = {"requester_max_in_flight": 1, "basket_max_in_flight": 1}
+    worker.pacing = Pacing(seconds_per_trigger=0, burst=1, max_in_flight=1, **share)
+    await worker.send(1)
+    second = await worker.claim(2)
+    assert second is None
+    assert await claims.waiting(worker.pool, CHAIN, limit=9, pacing=worker.pacing) == []
+    assert len(await claims.waiting(worker.pool, CHAIN, limit=9)) == 2
+    await let_pass(owner, 1, deadline_at=2_401)
+    assert len(await claims.waiting(worker.pool, CHAIN, limit=9, pacing=worker.pacing)) == 2
+    await worker.send(2)
+
+
 # -- what an order says ------------------------------------------------------------------------------------------------
 
 
@@ -221,8 +309,17 @@ async def test_an_order_knows_its_own_basket_and_no_other(indexer_pool: Pool, wo
     )
     await following.commit(indexer_pool, CHAIN, made, RULES)
     await claims.list_workflows(worker.pool, CHAIN, [WORKFLOW])
+    await owner.execute(
+        """
+        INSERT INTO basket
+        SELECT chain_id, sha256('orphaned'), log_index, block_number, stablecoin, consumer, creator, admin, name_raw,
+            symbol_raw, name, symbol, NULL, false
+        FROM basket
+        """
+    )
     await claims.pin_decimals(worker.pool, CHAIN, TOKEN, 6)
     await claims.pin_decimals(worker.pool, CHAIN, TOKEN, 7)  # the first reading stays
+    assert await owner.fetch("SELECT decimals, canonical FROM basket ORDER BY canonical") == [(None, False), (6, True)]
     (mine,) = await orders_of(worker.pool, 1)
     assert (mine.symbol, mine.decimals, mine.basket_is_canonical) == ("TUSD", 6, True)
     (homeless,) = await orders_of(worker.pool, 2)
@@ -253,9 +350,9 @@ async def test_an_order_has_the_bytes_and_the_found_workflow_of_its_own_generati
         await worker.freeze(order)
         await claims.give_back(worker.pool, order, reason="no_slot")
     for request_id, generation, source, workflow in (
-        (1, 0, "found", b"\2" * 32),
-        (1, 0, "found", b"\1" * 32),  # of two, always the same one: that of the lower execution id
-        (1, 1, "found", b"\3" * 32),
+        (1, 0, "found", b"\xfe" * 32),
+        (1, 0, "found", b"\xfd" * 32),  # of two, always the same one: that of the lower execution id
+        (1, 1, "found", b"\xff" * 32),
         (2, 0, "returned", None),
     ):
         await owner.execute(
@@ -269,7 +366,7 @@ async def test_an_order_has_the_bytes_and_the_found_workflow_of_its_own_generati
         )
     ours = frozen((await orders_of(worker.pool, 1))[0])
     for order in (*await orders_of(worker.pool, 1), await worker.claimed(1)):
-        assert (order.frozen, order.found_workflow_id) == (ours, b"\1" * 32)
+        assert (order.frozen, order.found_workflow_id) == (ours, b"\xfd" * 32)
     for order in (*await orders_of(worker.pool, 2), await worker.claimed(2)):
         assert order.frozen is not None
         assert order.frozen.body == order.nonce.hex.encode()
@@ -280,7 +377,7 @@ async def test_an_order_has_the_bytes_and_the_found_workflow_of_its_own_generati
         "UPDATE mint_request SET generation = 1, state = 'confirmed', lease_ends_at = NULL WHERE id = 1"
     )
     for order in (*await orders_of(worker.pool, 1), await worker.claimed(1)):
-        assert (order.generation, order.frozen, order.found_workflow_id) == (1, None, b"\3" * 32)
+        assert (order.generation, order.frozen, order.found_workflow_id) == (1, None, b"\xff" * 32)
 
 
 # -- generations and modes --------------------------------------------------------------------------------------------
@@ -360,8 +457,37 @@ async def test_only_the_bytes_of_its_own_generation_are_sent(indexer_pool: Pool,
     kept = {"jti": uuid4(), "worker_id": uuid4(), "pacing": PACING, "deadline_seconds": 9.0}
     assert await claims.begin_attempt(worker.pool, CHAIN, order, old, retry_seconds=float, **kept) is None  # type: ignore[arg-type]
     assert await worker.freeze(order)
+    assert await claims.begin_attempt(worker.pool, CHAIN, order, old, retry_seconds=float, **kept) is None  # type: ignore[arg-type]
     assert not await worker.freeze(order)  # the first one's bytes are kept
     assert await worker.begin(order) == 1
+
+
+# -- what stops everything --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "stop",
+    [
+        "paused_at = now(), paused_reason = 'x'",
+        "quarantined_at = now(), quarantined_reason = 'x', quarantined_until = now()",
+        "server_identifier = server_identifier + 1",
+        "server_timeline = server_timeline + 1",
+    ],
+)
+async def test_a_pause_a_quarantine_or_another_server_each_stops_claims_and_attempts(
+    indexer_pool: Pool, worker: Worker, owner: Any, stop: str
+) -> None:
+    one = block(1)
+    await confirmed(indexer_pool, request("d1", one), request("d2", one, log_index=1))
+    await list_both(worker)
+    order = await worker.claimed(1)
+    await worker.freeze(order)
+    await owner.execute(f"UPDATE control SET {stop}")  # noqa: S608 - words of ours
+    assert not (await claims.gate(worker.pool, CHAIN)).open
+    assert await claims.free_workflows(worker.pool, CHAIN, PACING, [WORKFLOW]) == frozenset()
+    assert await worker.claim(2) is None
+    assert await worker.begin(order) is None
+    assert await owner.fetchval("SELECT count(*) FROM attempt") == 0
 
 
 # -- what is written --------------------------------------------------------------------------------------------------
@@ -435,6 +561,7 @@ async def test_an_attempt_and_its_answer_are_written_whole(indexer_pool: Pool, w
     )
     assert tuple(row) == ("accepted", 200, "Queued.", None, hash_of("tx"), True)
     assert 2390 < await owner.fetchval(waits.format("deadline_at")) <= 2400
+    assert 80 < await owner.fetchval(waits.format("next_attempt_at")) <= 90
     assert await owner.fetchval("SELECT deadline_at < now() FROM mint_request WHERE id = 2")
     assert await owner.fetchval("SELECT outcome FROM attempt WHERE request_id = 2") is None
     legacy, trigger_index = execution_ids(order)
@@ -471,12 +598,12 @@ PACED = Pacing(seconds_per_trigger=60, burst=2, max_in_flight=99)
 
 
 async def paced(indexer: Pool, worker: Worker) -> list[Order]:
-    """Five frozen claims of a worker that may send two at once, then one a minute."""
+    """Six frozen claims of a worker that may send two at once, then one a minute."""
     one = block(1)
-    await confirmed(indexer, *(request(f"d{n}", one, log_index=n) for n in range(5)))
-    await claims.list_workflows(worker.pool, CHAIN, [WORKFLOW, OTHER_WORKFLOW])
+    await confirmed(indexer, *(request(f"d{n}", one, log_index=n) for n in range(6)))
+    await list_both(worker)
     worker.pacing = PACED
-    orders = [await worker.claimed(n + 1) for n in range(5)]
+    orders = [await worker.claimed(n + 1) for n in range(6)]
     for order in orders:
         await worker.freeze(order)
     return orders
@@ -510,10 +637,20 @@ async def test_a_workflow_is_triggered_in_a_burst_and_then_at_its_pace(
     assert await free() == both
     assert await worker.begin(orders[2]) == 1
     assert await worker.begin(orders[3]) is None
+    # Without a pace, no slot is asked for.
+    worker.pacing = PACING
+    assert await worker.begin(orders[3]) == 1
+    worker.pacing = PACED
     # However long it rested, no more than the burst.
     await rest(owner, 6_000)
-    assert [await worker.begin(order) for order in orders[3:]] == [1, 1]
+    assert [await worker.begin(order) for order in orders[4:]] == [1, 1]
     assert await free() == {OTHER_WORKFLOW}
+
+
+async def test_a_pace_of_a_second_is_a_pace(indexer_pool: Pool, worker: Worker) -> None:
+    orders = await paced(indexer_pool, worker)
+    worker.pacing = Pacing(seconds_per_trigger=1, burst=1, max_in_flight=99)
+    assert None in [await worker.begin(order) for order in orders]
 
 
 async def test_a_pause_that_cre_asks_for_moves_its_workflow_only_and_never_nearer(
@@ -537,6 +674,9 @@ async def test_a_pause_that_cre_asks_for_moves_its_workflow_only_and_never_neare
     await owner.execute("UPDATE workflow_slot SET earliest_next_at = now() + interval '1 hour'")
     await worker.answer(orders[0], 1, "unknown", postpone_seconds=60.0)
     assert [row[0] for row in await owner.fetch(waits)] == [360, 360]
+    await owner.execute("UPDATE workflow_slot SET earliest_next_at = '2020-01-01'")
+    await worker.answer(orders[0], 1, "unknown", postpone_seconds=1.0)
+    assert await owner.fetchval("SELECT max(earliest_next_at) > now() - interval '1 minute' FROM workflow_slot")
 
 
 # -- the daily cap ----------------------------------------------------------------------------------------------------
@@ -558,11 +698,18 @@ async def test_what_never_left_does_not_count_for_the_day(
     story = await owner.fetchrow("SELECT reason, detail FROM mint_transition WHERE request_id = 3 ORDER BY id DESC")
     assert story["reason"] == "daily_cap"
     assert story["detail"].startswith(f"{ETHER} wei were sent this UTC day")
-    # What was refused yesterday was first sent today.
+    # What was refused yesterday and sent today was first sent today; what may have been delivered yesterday was not.
     await owner.execute("UPDATE attempt SET started_at = started_at - interval '1 day' WHERE request_id = 1")
     assert await owner.fetchval(claims._SENT_TODAY, CHAIN, 3) == ETHER
-    await owner.execute("UPDATE attempt SET outcome = 'unknown' WHERE request_id = 1")
-    assert await owner.fetchval(claims._SENT_TODAY, CHAIN, 3) == ETHER
+    await owner.execute(
+        "INSERT INTO attempt (request_id, attempt_no, generation, claim_no, worker_id, jti)"
+        " VALUES (1, 2, 0, 1, gen_random_uuid(), gen_random_uuid())"
+    )
+    assert await owner.fetchval(claims._SENT_TODAY, CHAIN, 3) == 2 * ETHER
+    for known, answered in (("'unknown'", "now()"), ("NULL", "NULL")):
+        changed = f"outcome = {known}, answered_at = {answered}"
+        await owner.execute(f"UPDATE attempt SET {changed} WHERE request_id = 1 AND attempt_no = 1")  # noqa: S608 - words of ours
+        assert await owner.fetchval(claims._SENT_TODAY, CHAIN, 3) == ETHER
 
 
 async def test_a_day_begins_at_midnight_in_utc_and_a_request_counts_on_its_first_one(
@@ -589,6 +736,77 @@ async def test_a_day_begins_at_midnight_in_utc_and_a_request_counts_on_its_first
     for order in await claims.due(worker.pool, CHAIN, limit=9):
         assert await worker.begin(order) == 2
     assert await sent_today() == ETHER
+
+
+async def test_what_was_sent_is_sent_again_whatever_the_day_has_seen_since(
+    indexer_pool: Pool, worker: Worker, owner: Any
+) -> None:
+    one = block(1)
+    await confirmed(indexer_pool, request("d1", one), request("d2", one, log_index=1))
+    await list_both(worker)
+    for request_id in (1, 2):
+        await worker.send(request_id, outcome="unknown")
+    await let_pass(owner, 1, next_attempt_at=91)
+    (due,) = await claims.due(worker.pool, CHAIN, limit=9)
+    worker.pacing = Pacing(seconds_per_trigger=0, burst=1, max_in_flight=9, daily_cap_wei=ETHER)
+    assert await worker.begin(due) == 2
+
+
+# -- answers ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("outcome", "state"),
+    [
+        ("accepted", "accepted"),
+        ("refused_for_good", "review"),
+        ("payload_conflict", "review"),
+        ("refused_now", "confirmed"),
+        ("instance_refused", "confirmed"),
+        ("never_connected", "confirmed"),
+        ("in_flight", "in_doubt"),
+        ("unknown", "in_doubt"),
+    ],
+)
+async def test_where_an_answer_leads(indexer_pool: Pool, worker: Worker, outcome: str, state: str) -> None:
+    await confirmed(indexer_pool, request("d1", block(1)))
+    await list_both(worker)
+    order = await worker.send(1, outcome=None)
+    assert await worker.answer(order, 1, outcome) == state
+    assert await states(indexer_pool) == [state]
+
+
+async def test_a_refusal_after_a_doubt_keeps_the_back_off_of_its_attempt(
+    indexer_pool: Pool, worker: Worker, owner: Any
+) -> None:
+    await confirmed(indexer_pool, request("d1", block(1)))
+    await list_both(worker)
+    await worker.send(1, outcome="unknown")
+    await let_pass(owner, 1, next_attempt_at=91)
+    (due,) = await claims.due(worker.pool, CHAIN, limit=9)
+    assert await worker.begin(due) == 2
+    assert await worker.answer(due, 2, "refused_now") == "in_doubt"
+    assert await claims.due(worker.pool, CHAIN, limit=9) == []
+
+
+async def test_an_acceptance_that_comes_too_late_gives_no_new_deadline(
+    indexer_pool: Pool, worker: Worker, owner: Any
+) -> None:
+    await confirmed(indexer_pool, request("d1", block(1)))
+    await list_both(worker)
+    order = await worker.send(1, outcome=None)
+    await owner.execute("UPDATE mint_request SET state = 'failed', deadline_at = '2020-01-01'")
+    assert await worker.answer(order, 1, "accepted") == "failed"
+    assert await owner.fetchval("SELECT deadline_at = '2020-01-01' FROM mint_request")
+
+
+async def test_a_refusal_without_a_sentence_closes_the_gate_too(indexer_pool: Pool, worker: Worker, owner: Any) -> None:
+    await confirmed(indexer_pool, request("d1", block(1)))
+    await list_both(worker)
+    await worker.send(1, "instance_refused", says=Says.REFUSED, code="clock_off")
+    sentence = "CRE refuses this instance."
+    assert await owner.fetchval("SELECT closed_sentence FROM trigger_gate") == sentence
+    assert await owner.fetchval("SELECT sentence FROM alarm") == sentence
 
 
 # -- sweeps -----------------------------------------------------------------------------------------------------------
@@ -643,6 +861,47 @@ async def test_a_sweep_moves_what_is_overdue_and_says_why(indexer_pool: Pool, wo
         "Nothing settles whether CRE got this request; ask CRE for its execution id.",
     )
     assert await worker.freeze(fresh)
+
+
+async def test_fifty_are_sent_again_at_a_time_oldest_first_and_what_may_not_be_is_in_nobody_s_way(
+    indexer_pool: Pool, worker: Worker, owner: Any
+) -> None:
+    one = block(1)
+    await confirmed(indexer_pool, *(request(f"d{n}", one, log_index=n) for n in range(51 + 4 * 50)))
+    await owner.execute(
+        """
+        INSERT INTO frozen_request
+        SELECT id, 0, nonce, CASE WHEN id > 201 THEN 'simulate' ELSE 'gateway' END, $1, consumer, '', consumer, '',
+            sha256('')
+        FROM mint_request
+        """,
+        WORKFLOW,
+    )
+    await owner.execute(
+        "INSERT INTO attempt (request_id, attempt_no, generation, claim_no, worker_id, jti)"
+        " SELECT id, 1, 0, 1, gen_random_uuid(), gen_random_uuid() FROM mint_request"
+    )
+    # The first is the youngest of those that may be sent again; all of the others are older.
+    await owner.execute(
+        """
+        UPDATE mint_request SET state = 'failed', state_reason = 'not_delivered',
+            state_changed_at = now() - make_interval(days => id::integer)
+        """
+    )
+    for change in (
+        "chain_status = 'orphaned' WHERE id BETWEEN 52 AND 101",
+        "held_at = now(), held_reason = 'x' WHERE id BETWEEN 102 AND 151",
+        "holds_reference = false WHERE id BETWEEN 152 AND 201",
+    ):
+        await owner.execute(f"UPDATE mint_request SET {change}")  # noqa: S608 - words of ours
+    assert (await worker.sweep(resend_after_seconds=1000)).resends == 50
+    rest = [*["in_doubt"] * 50, *["failed"] * 200]
+    assert await states(indexer_pool) == ["failed", *rest]
+    await owner.execute("UPDATE mint_request SET state_reason = 'delivery_failed' WHERE id = 1")
+    assert (await worker.sweep(resend_after_seconds=1000)).resends == 0
+    await owner.execute("UPDATE mint_request SET state_reason = 'not_delivered' WHERE id = 1")
+    assert (await worker.sweep(resend_after_seconds=1000)).resends == 1
+    assert await states(indexer_pool) == ["in_doubt", *rest]
 
 
 async def test_doubts_come_due_in_the_order_in_which_they_were_due_unless_held_or_orphaned(
@@ -728,7 +987,8 @@ async def test_a_refusal_is_kept_with_its_reason_until_cre_works_again(
     await owner.execute("UPDATE trigger_gate SET probe_at = now()")
     assert (await claims.gate(worker.pool, CHAIN)).open
     assert await worker.begin(orders[1]) == 1  # a probe, for as long as its attempt may take
-    assert 85 < await owner.fetchval("SELECT extract(epoch FROM probe_at - clock_timestamp()) FROM trigger_gate") <= 90
+    between = "SELECT extract(epoch FROM probe_at - next_attempt_at) FROM trigger_gate, mint_request WHERE id = 2"
+    assert abs(await owner.fetchval(between)) < 0.5
     assert await worker.begin(orders[2]) is None
     again = {"says": Says.REFUSED, "code": "token_refused", "sentence": "Bad."}
     await worker.answer(orders[1], 1, "instance_refused", **again)
@@ -747,3 +1007,38 @@ async def test_a_refusal_is_kept_with_its_reason_until_cre_works_again(
         "refusals": 0,
     }
     assert await worker.begin(orders[3]) == 1
+
+
+async def test_only_what_began_after_the_gate_closed_says_anything_about_it(
+    indexer_pool: Pool, worker: Worker, owner: Any
+) -> None:
+    one = block(1)
+    await confirmed(indexer_pool, *(request(f"d{n}", one, log_index=n) for n in range(4)))
+    await list_both(worker)
+    orders = [await worker.claimed(n) for n in (1, 2, 3, 4)]
+    for order in orders:
+        await worker.freeze(order)
+    early, closing, second, probe = orders
+    assert [await worker.begin(order) for order in (early, closing, second)] == [1, 1, 1]
+    await worker.answer(second, 1, "unknown")
+    refused = {"says": Says.REFUSED, "code": "clock_off", "sentence": "Off."}
+    await worker.answer(closing, 1, "instance_refused", **refused)
+    # A probe is under way, and after it another attempt of one that had one before.
+    await owner.execute("UPDATE trigger_gate SET probe_at = now()")
+    assert await worker.begin(probe) == 1
+    await owner.execute("UPDATE trigger_gate SET probe_at = now()")
+    await let_pass(owner, 3, next_attempt_at=91)
+    (due,) = await claims.due(worker.pool, CHAIN, limit=9)
+    assert await worker.begin(due) == 2
+    await worker.answer(early, 1, "unknown", says=Says.WORKS)
+    await worker.answer(second, 1, "unknown", says=Says.WORKS)
+    assert await owner.fetchval("SELECT pause_seconds FROM trigger_gate") == 5.0
+    assert await owner.fetchval("SELECT outcome FROM attempt WHERE request_id = 3 AND attempt_no = 2") is None
+    # At the very moment is after.
+    await owner.execute(
+        "UPDATE attempt SET started_at = closed_at FROM trigger_gate WHERE request_id = 3 AND attempt_no = 2"
+    )
+    await worker.answer(due, 2, "unknown", **refused)
+    assert await owner.fetchval("SELECT pause_seconds FROM trigger_gate") == 10.0
+    await worker.answer(due, 2, "unknown", says=Says.WORKS)
+    assert await owner.fetchval("SELECT closed_at FROM trigger_gate") is None

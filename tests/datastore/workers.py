@@ -59,7 +59,7 @@ class Worker:
             jti=uuid4(),
             worker_id=self.worker_id,
             pacing=self.pacing,
-            retry_seconds=lambda _: 90,
+            retry_seconds=lambda number: 89 + number,
             deadline_seconds=2400,
         )
 

@@ -29,7 +29,7 @@ SUITES: Final = {
             "tests/datastore/test_claims.py",
             "tests/datastore/test_claims_races.py",
             "tests/datastore/test_claims_plans.py",
-            "tests/invocator/test_invocation.py",
+            "tests/invocator/test_preflight.py",
         ),
     ),
 }

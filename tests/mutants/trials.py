@@ -99,7 +99,7 @@ class Suite:
         if not self._before.passed:
             raise SystemExit(f"fails without any mutant: {self._before.failed}")
         self._reach = Reach((CHECKOUT / module).read_text())
-        self._kills: Counter[str] = Counter()
+        self._kills: Counter[tuple[str, str | None]] = Counter()
 
     @property
     def seconds(self) -> float:
@@ -117,7 +117,8 @@ class Suite:
             for trial in [*running]:
                 if (outcome := trial.outcome()) is not None:
                     running.remove(trial)
-                    self._kills[outcome.killed_by or ""] += 1
+                    self._kills[self._reach.definition(outcome.mutant.line), outcome.killed_by] += 1
+                    self._kills["", outcome.killed_by] += 1
                     yield outcome
 
     def _begun(self, mutant: Mutant) -> _Trial:
@@ -128,14 +129,20 @@ class Suite:
         return _Trial(mutant=mutant, process=process, answers=answers, started_at=now, ends_at=ends_at)
 
     def _chosen(self, line: int) -> list[str]:
-        """The tests that can see a change of a line: first those that killed most mutants, then the quick ones."""
+        """The tests that can see a change of a line: first those that killed most near it, then the quick ones.
+
+        What calls nothing of the module uses its constants.
+        """
         functions = self._reach.functions(line)
         seeing = [
             test
             for test, called in self._before.called.items()
-            if functions is None or not functions.isdisjoint(called)
+            if functions is None or not called or not functions.isdisjoint(called)
         ]
-        return sorted(seeing, key=lambda test: (-self._kills[test], self._before.seconds[test]))
+        near = self._reach.definition(line)
+        return sorted(
+            seeing, key=lambda test: (-self._kills[near, test], -self._kills["", test], self._before.seconds[test])
+        )
 
     def _forked(self, source: str | None, tests: Sequence[str], *, watched: bool) -> tuple[BaseProcess, Connection]:
         receiver, sender = _FORK.Pipe(duplex=False)
