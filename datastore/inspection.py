@@ -137,6 +137,29 @@ _ACTIONS: Final = """
 SELECT action, operator || ': ' || reason AS sentence, at FROM operator_action WHERE request_id = $1 ORDER BY id
 """
 _ALARMS_OF: Final = "SELECT kind, sentence, at FROM alarm WHERE request_id = $1 ORDER BY id"
+# What paused and resumed its basket while that concerned it: since the last resume before it was recorded, and until it
+# ended.  $1 request
+_PAUSES_OF: Final = """
+WITH request AS (
+    SELECT chain_id, encode(stablecoin, 'hex') AS token, recorded_at,
+        CASE WHEN state IN ('completed', 'rejected', 'dropped', 'cancelled') THEN state_changed_at ELSE 'infinity' END AS ended_at
+    FROM mint_request WHERE id = $1
+), pause AS (
+    SELECT a.kind AS what, a.sentence, a.at
+    FROM request r
+    JOIN alarm a ON a.chain_id = r.chain_id AND a.kind = 'basket_role_changed' AND strpos(a.sentence, r.token) > 0
+    UNION ALL
+    SELECT o.action, o.operator || ': ' || o.reason, o.at
+    FROM request r
+    JOIN operator_action o ON o.chain_id = r.chain_id AND o.action IN ('pause_basket', 'resume_basket')
+        AND o.before ->> 'stablecoin' = '0x' || r.token
+)
+SELECT what, sentence, at
+FROM pause, request
+WHERE at <= ended_at
+    AND at > coalesce((SELECT max(at) FROM pause WHERE what = 'resume_basket' AND at < recorded_at), '-infinity')
+ORDER BY at
+"""
 
 # $1 chain, $2 with orphaned ones, $3 an address or NULL, $4 a symbol or NULL
 _BASKETS: Final = """
@@ -372,6 +395,8 @@ class History:
     reorgs: tuple[Crossed, ...]
     actions: tuple[Noted, ...]
     alarms: tuple[Noted, ...]
+    pauses: tuple[Noted, ...]
+    """Of its basket, by an alarm or by a person, and the ends of them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -500,6 +525,7 @@ async def history(pool: Pool, request_id: int) -> History:
         reorgs_of = await connection.fetch(_REORGS_OF, request_id)
         actions = await connection.fetch(_ACTIONS, request_id)
         alarms = await connection.fetch(_ALARMS_OF, request_id)
+        pauses = await connection.fetch(_PAUSES_OF, request_id)
     return History(
         transitions=tuple(
             Transition(
@@ -521,6 +547,7 @@ async def history(pool: Pool, request_id: int) -> History:
         reorgs=tuple(Crossed(**row) for row in reorgs_of),
         actions=tuple(Noted(what=row["action"], sentence=row["sentence"], at=row["at"]) for row in actions),
         alarms=tuple(Noted(what=row["kind"], sentence=row["sentence"], at=row["at"]) for row in alarms),
+        pauses=tuple(Noted(**row) for row in pauses),
     )
 
 

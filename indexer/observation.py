@@ -243,19 +243,20 @@ class Observation:
     def _role_changed(self, log: Log) -> Undecodable | None:
         if log.address not in self.consumer_by_token or self._birth_by_token.get(log.address) == log.tx_hash:
             return _FOREIGN
-        sentence = self._sources.catalog.describe_role_event(log.topics, log.data)
-        if isinstance(sentence, Undecodable):
-            return sentence
+        catalog = self._sources.catalog
+        told = catalog.describe_role_event(log.topics, log.data)
+        # Its name alone says that somebody else may rule the token now; what cannot be read is no reason to send.
+        unread = f"{catalog.role_event_by_topic0[log.topics[0]]}, whose fields cannot be read"
         self.observed.role_changes.append(
             RoleChange(
                 block_number=log.block_number,
                 block_hash=log.block_hash,
                 log_index=log.log_index,
                 stablecoin=log.address,
-                sentence=sentence,
+                sentence=unread if isinstance(told, Undecodable) else told,
             )
         )
-        return None
+        return told if isinstance(told, Undecodable) else None
 
     def _basket(self, log: Log, event: BasketCreatedEvent) -> Undecodable | None:
         """Add the basket; or say why there is none: a token keeps the consumer that it was born with."""

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from enum import IntEnum
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 from datastore.inspection import History, Request
 from datastore.lifecycle import State
@@ -20,6 +20,9 @@ class Happening:
     at: datetime
     source: str
     sentence: str
+
+
+_BY_A_PERSON: Final = {"pause_basket": "Its basket is paused", "resume_basket": "Its basket is resumed"}
 
 
 class _Order(IntEnum):
@@ -95,6 +98,11 @@ def _moved(history: History) -> Iterable[_Told]:
         yield _told(transition.at, _Order.MOVED, transition.actor, sentence)
     for action in history.actions:
         yield _told(action.at, _Order.DONE, "operator", f"{action.what}, by {action.sentence}")
+    for pause in history.pauses:
+        if pause.what in _BY_A_PERSON:
+            yield _told(pause.at, _Order.DONE, "operator", f"{_BY_A_PERSON[pause.what]}, by {pause.sentence}")
+        else:
+            yield _told(pause.at, _Order.ALARM, "alarm", f"{pause.what}: {pause.sentence}")
     for alarm in history.alarms:
         yield _told(alarm.at, _Order.ALARM, "alarm", f"{alarm.what}: {alarm.sentence}")
 

@@ -56,7 +56,7 @@ JOIN mint_request r ON r.id = t.request_id WHERE r.chain_id = $1 ORDER BY t.id
 """
 _ROLE_CHANGES: Final = """
 SELECT address, count(*) AS changes FROM log
-WHERE chain_id = $1 AND event = ANY($2::text[]) AND undecodable IS NULL GROUP BY address
+WHERE chain_id = $1 AND event = ANY($2::text[]) GROUP BY address
 """
 _PAUSED: Final = "SELECT stablecoin FROM basket_pause WHERE chain_id = $1"
 _ROLE_ALARMS: Final = "SELECT count(*) FROM alarm WHERE chain_id = $1 AND kind = 'basket_role_changed'"

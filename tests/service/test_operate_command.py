@@ -108,6 +108,38 @@ async def test_a_hold_and_its_release_are_told_in_the_story_with_who_and_why(cha
     ]
 
 
+async def test_the_story_tells_what_paused_the_basket_while_it_concerned_the_request(chain: Chain, dsn: str) -> None:
+    one = chain.next()
+    await chain.grow(baskets=(basket(one),))
+
+    async def turn(word: str, reason: str) -> None:
+        assert (await bskt(dsn, "baskets", word, "AUD", "--operator", "alice", "--reason", reason)).code == Exit.DONE
+
+    await turn("pause", "long ago")
+    await turn("resume", "over")
+    await turn("pause", "audit")
+    two = chain.next()
+    await chain.grow(requests=(request("DEP-1", two), request("DEP-2", two, log_index=1)))
+    await turn("resume", "audited")
+    await bskt(dsn, "requests", "cancel", "2", *WHO)
+    await chain.grow(role_changes=(role_change(chain.next()),), final=2)
+    await turn("resume", "ours")
+
+    async def told(request_id: str) -> list[str]:
+        story = (await bskt(dsn, "--output", "json", "requests", "timeline", request_id)).json
+        return [each["sentence"].partition("  ")[0] for each in story if each["source"] in {"operator", "alarm"}]
+
+    pauses = ["Its basket is paused, by alice: audit", "Its basket is resumed, by alice: audited"]
+    change = f"MintRoleRevoked(minter=0x{CONSUMER.hex()}) in block 3"
+    assert await told("1") == [
+        *pauses,
+        f"basket_role_changed: The token of basket AUD (0x{TOKEN.hex()}) says {change}.",
+        "Its basket is resumed, by alice: ours",
+    ]
+    assert (await told("2"))[:2] == pauses
+    assert not any("role_changed" in line for line in await told("2"))
+
+
 @pytest.mark.parametrize(
     ("arguments", "environment", "sentence"),
     [
