@@ -9,6 +9,7 @@ import secrets
 import shutil
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import structlog
@@ -20,7 +21,13 @@ from tests.attempt_storm.storm import Storm, Tally
 from tests.attempt_storm.virtual_time import VirtualTime
 
 
-async def storm(dsn: str, *, attempts: int, seed: int, workers: int) -> Tally:
+def say(line: str) -> None:
+    print(line, flush=True)  # noqa: T201 - the command's output
+
+
+async def storm(
+    dsn: str, *, attempts: int, seed: int, workers: int, tell: Callable[[str], None] = lambda _: None
+) -> Tally:
     time = await VirtualTime.install(dsn)
     try:
         async with (
@@ -28,7 +35,7 @@ async def storm(dsn: str, *, attempts: int, seed: int, workers: int) -> Tally:
             await open_pool(dsn, Role.INVOCATOR, max_size=workers + 1) as invocator,
         ):
             made = await Storm.brew(indexer, invocator, time, seed=seed, workers=workers)
-            return await made.rage(attempts=attempts)
+            return await made.rage(attempts=attempts, tell=tell)
     finally:
         await time.close()
 
@@ -36,7 +43,7 @@ async def storm(dsn: str, *, attempts: int, seed: int, workers: int) -> Tally:
 async def on_its_own(folder: Path, asked: argparse.Namespace) -> Tally:
     async with EmbeddedPostgres(folder / "postgres", durable=False) as server:
         await schema.apply(server.dsn)
-        return await storm(server.dsn, attempts=asked.attempts, seed=asked.seed, workers=asked.workers)
+        return await storm(server.dsn, attempts=asked.attempts, seed=asked.seed, workers=asked.workers, tell=say)
 
 
 def report(tally: Tally) -> str:
@@ -62,14 +69,14 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=4)
     asked = parser.parse_args()
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
-    print(f"seed {asked.seed}", flush=True)  # noqa: T201 - the command's output
+    say(f"seed {asked.seed}")
     folder = Path(tempfile.mkdtemp(prefix="bskt-storm-"))
     folder.chmod(0o755)  # as root, the server runs as another user
     try:
         tally = asyncio.run(on_its_own(folder, asked))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    print(report(tally), flush=True)  # noqa: T201 - the command's output
+    say(report(tally))
     return 0
 
 

@@ -6,7 +6,7 @@ one body a request for ever; a fresh token for each attempt; and as many attempt
 
 import asyncio
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from time import perf_counter
@@ -35,6 +35,7 @@ REQUESTS_A_BLOCK = 200
 LEAST_WAITING = 100
 LEAST_PAUSE_SECONDS = 60.0  # of virtual time: many become due together, as on a busy day
 TIDIED_EVERY = 5_000  # attempts
+TOLD_EVERY = 1_000  # attempts
 RESEND_AFTER_SECONDS = 49 * 3600.0  # when every node has forgotten the id
 
 # What strikes a call that passed every check: together a bit more than half of them.
@@ -153,13 +154,20 @@ class Storm:
         await storm._commit(replace(batch(first, on=storm.tip, final=first.number), baskets=tuple(baskets(first))))
         return storm
 
-    async def rage(self, *, attempts: int) -> Tally:
-        """Let requests come until so many attempts were made, then let everything end."""
-        started = perf_counter()
-        while len(self.cre.ledger.attempts) < attempts:
+    async def rage(self, *, attempts: int, tell: Callable[[str], None] = lambda _: None) -> Tally:
+        """Let requests come until so many attempts were made, then let everything end; ``tell`` hears how far it is."""
+        started, told = perf_counter(), 0
+        while (made := len(self.cre.ledger.attempts)) < attempts:
+            if made >= told + TOLD_EVERY:
+                told = made
+                minted = len(self.cre.forwarder.minted)
+                tell(
+                    f"{made} attempts, {len(self.requests)} requests, {minted} mints, {perf_counter() - started:.0f} s"
+                )
             if await self.indexer.fetchval(WAITING, CHAIN) < LEAST_WAITING:
                 await self._ask()
             await self._work()
+        tell("no new requests; now everything ends")
         while await self.indexer.fetchval(UNSETTLED, CHAIN):
             await self._work()
         return await self._judged(perf_counter() - started)
