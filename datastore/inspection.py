@@ -11,10 +11,11 @@ from uuid import UUID
 
 import asyncpg
 
-from datastore import claims
+from datastore import claims, settlement
 from datastore.connection import Connection, Pool, unit
-from datastore.lifecycle import ChainStatus, State
+from datastore.lifecycle import ChainStatus, Facts, State
 from datastore.pinning import Pin
+from datastore.settlement import Horizon
 
 # Optional filters: NULL takes every row.
 # $1 chain, $2 ids, $3 states, $4 stablecoins, $5 requester, $6 recorded since, $7 bank reference, $8 held, $9 reason of the
@@ -511,6 +512,12 @@ async def queue_positions(pool: Pool, chain_id: int, ids: Sequence[int]) -> dict
     wanted = set(ids)
     queue = await claims.queue(pool, chain_id)
     return {request_id: place for place, request_id in enumerate(queue, start=1) if request_id in wanted}
+
+
+async def facts(pool: Pool, ids: Sequence[int], horizon: Horizon) -> dict[int, Facts]:
+    """What the guards of the lifecycle would be asked of these requests now, by id."""
+    async with unit(pool) as connection:
+        return await settlement.facts(connection, ids, horizon)
 
 
 async def history(pool: Pool, request_id: int) -> History:

@@ -99,7 +99,7 @@ SELECT
         WHERE a.request_id = r.id
           AND (a.outcome IS NULL OR a.outcome NOT IN ('refused_now', 'refused_for_good', 'instance_refused', 'never_connected'))
     ) AS last_sent_at,
-    k.paused_at, k.paused_reason, k.quarantined_at, k.quarantined_until, k.quarantined_reason,
+    k.paused_at, k.paused_reason, k.quarantined_at, k.quarantined_until, k.quarantined_reason, k.halted_reason,
     b.paused_reason AS basket_paused_reason,
     is_this_server(k.server_identifier, k.server_timeline) AS is_home,
     (
@@ -452,6 +452,8 @@ def _stopped(row: asyncpg.Record) -> str | None:
         return str(_quarantine(row))
     if not row["is_home"]:
         return "The database moved to another server or was restored: nothing is sent until the quarantine is over."
+    if row["halted_reason"] is not None:
+        return f"The indexer has halted ({row['halted_reason']}): nothing is sent until it goes on."
     if row["paused_at"] is not None:
         return f"The invocator is paused ({row['paused_reason']}): nothing is sent until `bskt resume`."
     if row["basket_paused_reason"] is not None:

@@ -135,6 +135,12 @@ async def known(connection: Connection, ids: Iterable[int], horizon: Horizon = N
     return {row["id"]: _known(row) for row in rows}
 
 
+async def facts(connection: Connection, ids: Sequence[int], horizon: Horizon) -> dict[int, Facts]:
+    """The facts of requests at this moment, by id; nothing is locked, so nothing may be decided by them."""
+    rows = await connection.fetch(_FACTS, list(ids), horizon.complete, horizon.trigger)
+    return {row["id"]: _known(row).facts for row in rows}
+
+
 def _known(row: asyncpg.Record) -> Known:
     return Known(
         request_id=row["id"],

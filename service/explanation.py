@@ -6,8 +6,8 @@ listed is shown as it is: a sentence that is wrong would be worse than none.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from heapq import heapify, heappop, heappush
 from typing import Final, TypeAlias
@@ -17,7 +17,7 @@ from eth_utils.address import to_checksum_address
 from datastore.basket_pauses import HELD_BY_PAUSE
 from datastore.claims import HELD_FOR_NOW
 from datastore.inspection import Request
-from datastore.lifecycle import MEANING, ChainStatus, State
+from datastore.lifecycle import MEANING, UNBACKED, ChainStatus, Event, Facts, State, decide
 from datastore.mint_amount import MAX_DECIMALS, amount_text
 from datastore.reference import reference_text
 from datastore.status import Attention, Snapshot
@@ -32,7 +32,7 @@ class Standing:
     """What a request's fate depends on besides its row; blocks by number, -1 where a tag is not known.
 
     ``stopped`` says why nothing is sent now (a pause, a quarantine, a refused key), ``halted`` why nothing is indexed;
-    ``None`` where it is.
+    ``None`` where it is.  ``facts`` by request id, of those that wait for a person and were asked about.
     """
 
     now: datetime
@@ -49,6 +49,7 @@ class Standing:
     stopped: str | None
     halted: str | None
     queue: dict[int, Waiting]
+    facts: Mapping[int, Facts] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,12 +106,13 @@ REASONS: Final = {
     "reference_minted": "A mint with its reference is on chain that no delivery of ours accounts for.",
     "rival_gave_up": "The request that held its bank reference gave it up: it is judged again.",
     "contested": "Another request asks for the same deposit for another beneficiary.",
+    UNBACKED: "Its request left the chain for good, and it was sent or minted: tokens without a request.",
     "orphaned_for_good": "Its block was orphaned, and finality has passed: it will not come back.",
     "mint_final": "Request and mint are final.",
     # done by the invocator
     "claim": "A worker took it.",
     "given_back": "The worker gave it back; nothing was sent.",
-    "no_slot": "The workflow's slot was taken meanwhile; nothing was sent.",
+    "no_slot": "It could not be sent at that moment (a slot or place was taken, or it was stopped); nothing was sent.",
     "lease_expired": "The worker's lease ended before it sent anything.",
     "attempt_started": "An attempt begins; from here on it may have been delivered.",
     "accepted": "CRE accepted it.",
@@ -171,15 +173,14 @@ _REVIEW_COMMANDS: Final = {
     "contested_bank_reference": ("retry", "cancel"),
     "contested": ("retry", "cancel"),
     "reference_already_minted": ("cancel", "retry"),
-    "reference_minted": ("resolve", "cancel"),
+    "reference_minted": ("resolve", "retry", "cancel"),
     "rival_minted": ("resolve", "cancel"),
     "rival_sent": ("cancel", "resolve"),
     "lost_send_found": ("resolve",),
     "delivered_without_mint": ("resolve", "retry"),
     "mint_orphaned": ("retry", "resolve"),
     "mint_final": ("resolve",),
-    "mint_proven": ("resolve",),
-    "orphaned_for_good": ("resolve",),
+    UNBACKED: ("resolve",),
     "gave_up": ("retry", "resolve"),
     "payload_conflict": ("resolve",),
     "refused_for_good": ("retry", "cancel"),
@@ -193,6 +194,15 @@ _REVIEW_COMMANDS: Final = {
     "mode_changed": ("cancel", "retry"),
     "already_reported": ("resolve",),
 }
+
+
+_EVENTS: Final = {
+    "retry": {"": Event.RETRY},
+    "cancel": {"": Event.CANCEL},
+    "release": {"": Event.RELEASE},
+    "resolve": {" --as completed": Event.RESOLVE_COMPLETED, " --as failed": Event.RESOLVE_FAILED},
+}
+"""By command and option: what the lifecycle's guards are asked about."""
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -299,9 +309,16 @@ def expected_times(
 
 
 def standing(
-    settings: Settings, snapshot: Snapshot, attention: Attention, positions: dict[int, int] | None = None
+    settings: Settings,
+    snapshot: Snapshot,
+    attention: Attention,
+    positions: dict[int, int] | None = None,
+    facts: Mapping[int, Facts] | None = None,
 ) -> Standing:
-    """What the rows and the settings say about the whole instance; ``positions`` in the queue by request id."""
+    """What the rows and the settings say about the whole instance; ``positions`` in the queue by request id.
+
+    With the ``facts`` of a request, by id, only such commands are offered as would not be refused now.
+    """
     configured = [slot.next_at for slot in snapshot.slots if slot.workflow_id in settings.cre_workflow]
     return Standing(
         now=snapshot.read_at,
@@ -324,6 +341,7 @@ def standing(
             interval=timedelta(seconds=settings.cre_seconds_per_trigger),
             burst=settings.cre_burst,
         ),
+        facts=facts or {},
     )
 
 
@@ -333,6 +351,8 @@ def is_lagging(snapshot: Snapshot) -> bool:
 
 
 def _stopped(snapshot: Snapshot, attention: Attention) -> str | None:
+    if snapshot.halted is not None:
+        return f"the indexer has halted ({snapshot.halted}), and what it cannot vouch for is not sent"
     if snapshot.paused is not None:
         return f"a person has paused the invocator ({snapshot.paused}); `bskt resume` ends that"
     if snapshot.quarantined is not None:
@@ -383,7 +403,12 @@ def explain(request: Request, standing: Standing) -> Explanation:
         why += f"  A reorg has taken its block {request.block_number} away{gone}."
     if request.mints > 1:
         why += f"  There are {request.mints} proven mints of it on chain."
-    return Explanation(label=label(request, standing), why=why, next=following, commands=_commands(request))
+    return Explanation(
+        label=label(request, standing),
+        why=why,
+        next=following,
+        commands=_commands(request, standing.facts.get(request.id)),
+    )
 
 
 def hold(reason: str | None) -> str:
@@ -398,7 +423,7 @@ def reason(code: str | None, detail: str | None = None) -> str:
     return REASONS.get(code or "", f"{code or 'No reason was recorded'}.")
 
 
-def _commands(request: Request) -> tuple[str, ...]:
+def _commands(request: Request, facts: Facts | None) -> tuple[str, ...]:
     verbs: Sequence[str] = ()
     if request.state is State.REVIEW:
         verbs = _REVIEW_COMMANDS.get(request.state_reason or "", ("retry", "cancel", "resolve"))
@@ -410,8 +435,15 @@ def _commands(request: Request) -> tuple[str, ...]:
         verbs = ("release",)
     # A request that was sent can never be cancelled: it may still be minted.
     verbs = [verb for verb in verbs if not (verb == "cancel" and request.sent)]
-    options = {"resolve": " --as completed|failed"}
-    return tuple(f"bskt requests {verb} {request.id}{options.get(verb, '')} --reason …" for verb in verbs)
+    if facts is None:
+        options = {"resolve": " --as completed|failed"}
+        return tuple(f"bskt requests {verb} {request.id}{options.get(verb, '')} --reason …" for verb in verbs)
+    return tuple(
+        f"bskt requests {verb} {request.id}{option} --reason …"
+        for verb in verbs
+        for option, event in _EVENTS.get(verb, {}).items()
+        if decide(event, request.state, facts) is not None
+    )
 
 
 def _seen(request: Request, standing: Standing) -> _Said:
@@ -530,8 +562,13 @@ def _dropped(request: Request, _: Standing) -> _Said:
     return why, "If its transaction is mined again after all, it comes back."
 
 
-def _review(request: Request, _: Standing) -> _Said:
+def _review(request: Request, standing: Standing) -> _Said:
     following = "Nothing by itself: a person decides.  A proven mint is recorded whatever happens."
+    if request.id in standing.facts and not _commands(request, standing.facts[request.id]):
+        following = (
+            "Nothing that a person could do is safe now: a mint with its reference is on chain and nobody can say whose"
+            " it is, or is not final, or another request holds the reference.  A proven mint is recorded."
+        )
     return reason(request.state_reason, request.state_detail), following
 
 

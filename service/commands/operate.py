@@ -20,8 +20,10 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from datastore.connection import Pool
+    from datastore.following import Position
     from datastore.instructions import Evidence, Instruction, Will
     from datastore.operators import Answer, BasketSwitch, Finality, Person, Switch
+    from datastore.settlement import Horizon
     from service.settings import Settings
 
     Act: TypeAlias = Callable[[bool, Will | None], Awaitable[Answer]]
@@ -200,21 +202,22 @@ async def _instruct(
 
 
 def _finality(settings: Settings) -> Finality:
+    def horizon(position: Position) -> Horizon:
+        return horizon_of(settings, tip=position.cursor.number, finalized=position.finalized, safe=position.safe)
+
+    return horizon
+
+
+def horizon_of(settings: Settings, *, tip: int, finalized: int, safe: int) -> Horizon:
+    """Up to which block a request and a mint are final enough by the settings."""
     from datastore.settlement import Horizon
     from indexer.follower import FinalityRule
 
-    rules = [
-        FinalityRule(tag=each.kind, depth=each.depth_blocks or 0)
+    trigger, complete = (
+        FinalityRule(tag=each.kind, depth=each.depth_blocks or 0).height(tip=tip, finalized=finalized, safe=safe)
         for each in (settings.trigger_finality, settings.complete_finality)
-    ]
-
-    def horizon(position: Any) -> Horizon:
-        trigger, complete = (
-            rule.height(tip=position.cursor.number, finalized=position.finalized, safe=position.safe) for rule in rules
-        )
-        return Horizon(trigger=trigger, complete=complete)
-
-    return horizon
+    )
+    return Horizon(trigger=trigger, complete=complete)
 
 
 async def _nonce_of(

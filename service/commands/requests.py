@@ -170,6 +170,7 @@ async def _one(pool: Pool, chain_id: int, wanted: int) -> Request:
 
 async def _standing(console: Console, pool: Pool, chain_id: int, found: Sequence[Request]) -> Standing:
     from datastore import inspection, status
+    from service.commands.operate import horizon_of
     from service.explanation import standing
 
     snapshot = await status.snapshot(pool, chain_id)
@@ -178,7 +179,10 @@ async def _standing(console: Console, pool: Pool, chain_id: int, found: Sequence
     attention = await status.attention(pool, chain_id)
     waiting = [each.id for each in found if each.state is State.CONFIRMED]
     positions = await inspection.queue_positions(pool, chain_id, waiting) if waiting else {}
-    return standing(console.settings, snapshot, attention, positions)
+    for_a_person = [each.id for each in found if each.state in {State.REVIEW, State.FAILED}]
+    horizon = horizon_of(console.settings, tip=snapshot.indexed, finalized=snapshot.finalized, safe=snapshot.safe)
+    facts = await inspection.facts(pool, for_a_person, horizon) if for_a_person else {}
+    return standing(console.settings, snapshot, attention, positions, facts)
 
 
 async def _stablecoins(pool: Pool, chain_id: int, basket: str) -> list[bytes]:

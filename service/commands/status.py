@@ -106,7 +106,10 @@ def judge(  # noqa: PLR0911 - one return a verdict reads best
     if not nodes and silent_seconds > SILENT_SECONDS:
         return f"NOT READY: nothing was indexed for {span(silent_seconds)}; is `bskt run` running?", Exit.NOT_READY
     if attention.sends_fail is not None:
-        return "NOT SENDING: CRE's latest answers all refuse this instance", Exit.NOT_READY
+        return (
+            "NOT SENDING: the latest attempts all failed for a fault of this instance, or could not connect",
+            Exit.NOT_READY,
+        )
     if attention.groups:
         return "following; some requests need a person", Exit.DONE
     return "following", Exit.DONE

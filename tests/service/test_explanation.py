@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from datastore.claims import HELD_FOR_NOW
 from datastore.inspection import Request
-from datastore.lifecycle import MEANING, RULES, ChainStatus, State
+from datastore.lifecycle import MEANING, RULES, ChainStatus, Facts, State, reason_of
 from indexer.policy import Policy
 from invocator import preflight as preflight_module
 from service.explanation import (
@@ -122,7 +122,11 @@ def test_every_state_says_why_and_what_comes_next(state: State, chain_status: Ch
 
 def test_every_reason_that_a_part_can_write_has_its_sentence() -> None:
     """Nobody should have to look a code up: those of the table, of the policy, and of the invocator's answers."""
-    written = {rule.event.value for rule in RULES} - {"judged_allowed", "judged_refused", "judged_for_review"}
+    written = {reason_of(rule.event, rule.target) for rule in RULES} - {
+        "judged_allowed",
+        "judged_refused",
+        "judged_for_review",
+    }
     written |= set(re.findall(r'code="(\w+)"', _source_of(Policy)))
     written -= {"all_refused", "deadline", "give_up", "preflight_never"}  # each is written with a reason of its own
     written |= {"refused_now", "instance_refused", "never_connected", "not_delivered", "gave_up"}
@@ -203,6 +207,26 @@ def test_a_request_that_was_sent_is_never_offered_to_be_cancelled() -> None:
     under_review = replace(REQUEST, state=State.REVIEW, state_reason="workflow_retired")
     assert any(" cancel " in command for command in explain(under_review, STANDING).commands)
     assert not any(" cancel " in command for command in explain(replace(under_review, sent=True), STANDING).commands)
+
+
+def test_only_what_would_not_be_refused_is_offered_where_the_facts_are_known() -> None:
+    under_review = replace(REQUEST, state=State.REVIEW, state_reason="reference_minted")
+    shown = Facts(final_enough=True, visible_mint=True, doubtful_mint=True, holds_reference=True)
+
+    def offered(facts: Facts) -> list[str]:
+        standing = replace(STANDING, facts={REQUEST.id: facts})
+        return [command.split()[2] for command in explain(under_review, standing).commands]
+
+    assert offered(shown) == []
+    standing = replace(STANDING, facts={REQUEST.id: shown})
+    assert explain(under_review, standing).next.startswith("Nothing that a person could do is safe now")
+    assert offered(replace(shown, visible_mint=False, doubtful_mint=False)) == ["resolve", "retry", "cancel"]
+    another_s = replace(shown, doubtful_mint=False)
+    assert offered(another_s) == ["resolve", "cancel"]
+    minted = replace(shown, mints=1, mint_is_final=True, sent=True)
+    assert explain(under_review, replace(STANDING, facts={REQUEST.id: minted})).commands == (
+        f"bskt requests resolve {REQUEST.id} --as completed --reason …",
+    )
 
 
 @given(

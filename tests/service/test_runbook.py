@@ -29,6 +29,7 @@ HARMLESS = {
     "given_back",
     "instance_refused",
     "lease_expired",
+    "mint_proven",
     "never_connected",
     "new_generation",
     "no_slot",
