@@ -18,6 +18,7 @@ class AlarmKind(StrEnum):
     DOUBLE_MINT = "double_mint"
     ENDPOINTS_DISAGREE = "endpoints_disagree"
     FINALITY_VIOLATED = "finality_violated"
+    GATEWAY_FORBIDS = "gateway_forbids"
     GAVE_UP = "gave_up"
     INSTANCE_REFUSED = "instance_refused"
     LOST_SEND_FOUND = "lost_send_found"
@@ -37,6 +38,14 @@ SELECT $1, $2, n.sentence, n.request_id FROM unnest($3::text[], $4::bigint[]) AS
 """
 
 
+# $1 chain, $2 kind, $3 sentence
+_RAISE_HOURLY: Final = """
+INSERT INTO alarm (chain_id, kind, sentence)
+SELECT $1, $2, $3
+WHERE NOT EXISTS (SELECT FROM alarm WHERE chain_id = $1 AND kind = $2 AND at > clock_timestamp() - interval '1 hour')
+"""
+
+
 async def raise_alarm(connection: Connection, chain_id: int, kind: AlarmKind, *sentences: str) -> None:
     """Record alarms about the whole chain."""
     await connection.execute(_RAISE, chain_id, kind.value, list(sentences), [None] * len(sentences))
@@ -46,3 +55,8 @@ async def raise_alarms(connection: Connection, chain_id: int, kind: AlarmKind, s
     """Record an alarm for each request id."""
     if sentences:
         await connection.execute(_RAISE, chain_id, kind.value, list(sentences.values()), list(sentences))
+
+
+async def raise_hourly(connection: Connection, chain_id: int, kind: AlarmKind, sentence: str) -> None:
+    """Record an alarm about what may happen at every block or attempt, unless one of its kind is less than an hour old."""
+    await connection.execute(_RAISE_HOURLY, chain_id, kind.value, sentence)

@@ -17,7 +17,7 @@ from uuid import UUID
 
 import asyncpg
 
-from datastore.alarms import AlarmKind, raise_alarm, raise_alarms
+from datastore.alarms import AlarmKind, raise_alarm, raise_alarms, raise_hourly
 from datastore.basket_pauses import hold_requests
 from datastore.connection import Connection, Pool, translated, unit
 from datastore.lifecycle import Event, State, decide
@@ -35,6 +35,8 @@ SIMULATE: Final = "simulate"
 """The modes of a frozen request.  What was simulated is never sent again: no two runs know of each other."""
 
 DAILY_CAP: Final = "daily_cap"
+
+HTTP_FORBIDDEN: Final = 403
 
 LOOK_AGAIN_SECONDS: Final = 600.0
 """When what only another setting lets through is looked at again."""
@@ -938,6 +940,10 @@ async def _learn(connection: Connection, chain_id: int, request_id: int, attempt
             await raise_alarm(connection, chain_id, AlarmKind.INSTANCE_REFUSED, sentence)
     elif answered.says is Says.WORKS:
         await connection.execute(_OPEN_GATE, chain_id, request_id, attempt_no)
+    if answered.http_status == HTTP_FORBIDDEN and answered.says is Says.NOTHING:
+        # Nobody knows which of our requests a firewall let through, and none resolves itself while it forbids.
+        sentence = f"Something before the gateway forbids our calls (HTTP 403).  {answered.sentence or ''}".strip()
+        await raise_hourly(connection, chain_id, AlarmKind.GATEWAY_FORBIDS, sentence)
     if answered.clock_offset_seconds is not None:
         before = await connection.fetchval(_SET_CLOCK, chain_id, answered.clock_offset_seconds)
         if abs(answered.clock_offset_seconds) > CLOCK_ALARM_SECONDS >= abs(before or 0.0):

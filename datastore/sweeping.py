@@ -18,7 +18,7 @@ from typing import Final
 
 import orjson
 
-from datastore.alarms import AlarmKind
+from datastore.alarms import AlarmKind, raise_alarm, raise_hourly
 from datastore.connection import Connection, Pool, translated, unit
 from datastore.errors import CursorMoved
 from datastore.following import Committed, Rules, baskets_changed, lose, record
@@ -77,16 +77,6 @@ INSERT INTO sweep_difference (chain_id, kind, event, block_number, block_hash, l
 SELECT $1, n.kind, n.event, n.block_number, n.block_hash, n.log_index, n.stored::jsonb, $8
 FROM unnest($2::text[], $3::text[], $4::bigint[], $5::bytea[], $6::integer[], $7::text[])
     AS n (kind, event, block_number, block_hash, log_index, stored)
-"""
-
-# An endpoint that never tells all would alarm at each of its blocks: once an hour is enough, every difference has its row.
-# $1 chain, $2 kind, $3 sentence, $4 whether once an hour is enough
-_ALARM: Final = """
-INSERT INTO alarm (chain_id, kind, sentence)
-SELECT $1, $2, $3
-WHERE NOT ($4 AND EXISTS (
-    SELECT FROM alarm WHERE chain_id = $1 AND kind = $2 AND at > clock_timestamp() - interval '1 hour'
-))
 """
 
 # $1 chain, $2 block hashes, $3 log indexes
@@ -214,7 +204,12 @@ async def conclude(
         if repair is not None:
             committed = await _repaired(connection, chain_id, differences, repair, rules)
         kind = AlarmKind.ENDPOINTS_DISAGREE if repair is None else AlarmKind.ROWS_REPAIRED
-        await connection.execute(_ALARM, chain_id, kind.value, f"{_told(differences)} {sentence}", repair is None)
+        told = f"{_told(differences)} {sentence}"
+        if repair is None:
+            # An endpoint that never tells all would alarm at each of its blocks; every difference has its row.
+            await raise_hourly(connection, chain_id, kind, told)
+        else:
+            await raise_alarm(connection, chain_id, kind, told)
     return committed
 
 

@@ -56,13 +56,15 @@ class Code(StrEnum):
 class HttpReply:
     """An answer whose headers arrived; ``body`` is its beginning only if ``truncated``.
 
-    ``server_date`` is the gateway's clock in Unix seconds, ``retry_after_seconds`` what a ``Retry-After`` header said.
+    ``server_date`` is the gateway's clock in Unix seconds when its headers came, ``read_seconds`` how much later the
+    body had ended, ``retry_after_seconds`` what a ``Retry-After`` header said.
     """
 
     status: int
     body: bytes
     truncated: bool = False
     server_date: int | None = None
+    read_seconds: float = 0.0
     retry_after_seconds: int | None = None
 
 

@@ -9,6 +9,7 @@ decompression, and an answer is read up to a bound.
 from __future__ import annotations
 
 import ipaddress
+import time
 from dataclasses import dataclass
 from datetime import UTC
 from email.utils import parsedate_to_datetime
@@ -108,7 +109,7 @@ def _headers(token: str) -> dict[str, str]:
 
 
 async def _reply(response: aiohttp.ClientResponse) -> HttpReply:
-    body = bytearray()
+    body, began_at = bytearray(), time.monotonic()
     async for chunk in response.content.iter_any():
         body += chunk
         if len(body) > MAX_ANSWER_BYTES:
@@ -118,6 +119,7 @@ async def _reply(response: aiohttp.ClientResponse) -> HttpReply:
         body=bytes(body[:MAX_ANSWER_BYTES]),
         truncated=len(body) > MAX_ANSWER_BYTES,
         server_date=_unix_seconds(response.headers.get("Date", "")),
+        read_seconds=time.monotonic() - began_at,
         retry_after_seconds=_delay_seconds(response.headers.get("Retry-After", "")),
     )
 

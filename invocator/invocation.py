@@ -339,11 +339,10 @@ class Invocator:
         reply = _without(token, await self._gateway.post(frozen.body, token, terms.timeout_seconds))
         self._reached("invocator.after_answer")
         answer = classify(reply, request_id=order.nonce.hex, workflow_id=frozen.workflow_id)
-        if isinstance(reply, HttpReply) and reply.server_date is not None:
-            self._clock_offset_seconds = reply.server_date - self._clock()
-        state = await claims.record_answer(
-            self._pool, self._chain_id, order, frozen, attempt_no, self._answered(reply, answer, jti)
-        )
+        answered = self._answered(reply, answer, jti)
+        if answered.clock_offset_seconds is not None:
+            self._clock_offset_seconds = answered.clock_offset_seconds
+        state = await claims.record_answer(self._pool, self._chain_id, order, frozen, attempt_no, answered)
         self._reached("invocator.after_record")
         self._tell(answer)
         log.info(
@@ -355,6 +354,12 @@ class Invocator:
             state=state.value,
         )
         return True
+
+    def _clock_offset(self, reply: Reply, answer: Answer) -> float | None:
+        """The gateway's clock less ours.  What we cannot read may be a proxy's, and so may its clock."""
+        if not isinstance(reply, HttpReply) or reply.server_date is None or _says(answer) is Says.NOTHING:
+            return None
+        return reply.server_date + reply.read_seconds - self._clock()
 
     def _answered(self, reply: Reply, answer: Answer, jti: UUID) -> Answered:
         postpone, unknown_id = 0.0, None
@@ -373,9 +378,7 @@ class Invocator:
             deadline_seconds=self._terms.completion_deadline_seconds,
             says=_says(answer),
             code=answer.code.value if isinstance(answer, InstanceRefused | NeverSent) else None,
-            clock_offset_seconds=self._clock_offset_seconds
-            if isinstance(reply, HttpReply) and reply.server_date is not None
-            else None,
+            clock_offset_seconds=self._clock_offset(reply, answer),
             jti=jti,
         )
 

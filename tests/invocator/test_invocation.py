@@ -504,6 +504,31 @@ async def test_a_clock_that_is_off_is_corrected_by_the_gateway_s_own(
     ]
 
 
+async def test_the_clock_of_something_in_between_is_not_the_gateway_s(
+    ask: Ask, make: Make, cre: Cre, indexer_pool: Pool
+) -> None:
+    await ask("d1", "d2")
+    page = HttpReply(status=403, body=b"<html>Forbidden", server_date=1_700_009_000)
+    cre.planned = [page, page]
+    await run(make())
+    assert [row["kind"] for row in await indexer_pool.fetch("SELECT kind FROM alarm")] == ["gateway_forbids"]
+    assert await states(indexer_pool) == ["in_doubt", "in_doubt"]
+    assert await indexer_pool.fetchval("SELECT clock_offset_seconds FROM trigger_gate") is None
+
+
+async def test_a_slow_answer_makes_no_clock_late(ask: Ask, make: Make, cre: Cre, indexer_pool: Pool) -> None:
+    await ask("d1")
+
+    def slow(body: bytes) -> Reply:
+        reply = accepted(body)
+        assert isinstance(reply, HttpReply)
+        return replace(reply, server_date=1_699_999_940, read_seconds=60.0)
+
+    cre.planned = [slow]
+    await run(make())
+    assert await indexer_pool.fetchval("SELECT clock_offset_seconds FROM trigger_gate") == 0
+
+
 async def test_a_date_that_is_a_few_seconds_off_is_the_network_s_and_not_corrected(
     ask: Ask, make: Make, cre: Cre
 ) -> None:
