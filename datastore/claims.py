@@ -21,6 +21,7 @@ from datastore.alarms import AlarmKind, raise_alarm, raise_alarms, raise_hourly
 from datastore.basket_pauses import hold_requests
 from datastore.connection import Connection, Pool, translated, unit
 from datastore.lifecycle import Event, State, decide
+from datastore.rows import LogRow
 from datastore.settlement import Move, known, move, settle
 
 REFUSED_BEFORE_FORWARDING: Final = frozenset({"refused_now", "refused_for_good", "instance_refused", "never_connected"})
@@ -36,6 +37,8 @@ SIMULATE: Final = "simulate"
 
 DAILY_CAP: Final = "daily_cap"
 
+NOT_WITNESSED: Final = "not_witnessed"
+
 HTTP_FORBIDDEN: Final = 403
 
 LOOK_AGAIN_SECONDS: Final = 600.0
@@ -47,6 +50,7 @@ HELD_FOR_NOW: Final = (
     "basket_not_canonical",
     "node_unavailable",
     "not_a_minter",
+    NOT_WITNESSED,
 )
 """Reasons of holds that end by themselves: the request is looked at again when ``next_attempt_at`` comes."""
 
@@ -317,6 +321,14 @@ ON CONFLICT (chain_id, execution_id) DO NOTHING
 
 # $1 chain, $2 execution ids
 _REPORTED: Final = "SELECT EXISTS (SELECT FROM report WHERE chain_id = $1 AND execution_id = ANY($2::bytea[]))"
+
+# The raw log that a request was made from.  $1 id
+_REQUESTED_BY: Final = """
+SELECT l.block_number, l.block_hash, l.log_index, l.tx_hash, l.tx_index, l.address, l.topics, l.data, l.event, l.undecodable
+FROM mint_request r
+JOIN log l ON l.chain_id = r.chain_id AND l.block_hash = r.block_hash AND l.log_index = r.log_index AND l.canonical
+WHERE r.id = $1
+"""
 
 # What must still be so in the transaction that inserts the attempt (hard cases 67 and 72).  A simulated request in doubt
 # has had its one run (hard case 77).  After a failover that lost commits, a claim number and its bytes may be another
@@ -661,6 +673,13 @@ async def is_reported(pool: Pool, chain_id: int, execution_ids: Sequence[bytes])
         return bool(await connection.fetchval(_REPORTED, chain_id, list(execution_ids)))
 
 
+async def requested_by(pool: Pool, request_id: int) -> LogRow | None:
+    """The raw log that a request was made from; ``None`` if this branch does not hold it (any more)."""
+    async with unit(pool) as connection:
+        row = await connection.fetchrow(_REQUESTED_BY, request_id)
+    return LogRow(*row) if row is not None else None
+
+
 async def give_back(pool: Pool, order: Order, *, reason: str) -> bool:
     """Return a claim of ours; ``False`` if it no longer is ours."""
     return await _end_claim(pool, order, Event.GIVEN_BACK, reason=reason, detail=None)
@@ -671,7 +690,7 @@ async def refuse_claim(pool: Pool, order: Order, *, reason: str, detail: str) ->
     return await _end_claim(pool, order, Event.PREFLIGHT_NEVER, reason=reason, detail=detail)
 
 
-async def hold_claim(pool: Pool, order: Order, *, reason: str, detail: str, seconds: float) -> bool:
+async def hold_claim(pool: Pool, chain_id: int, order: Order, *, reason: str, detail: str, seconds: float) -> bool:
     """Pre-flight says not now: give the claim back and hold the request; `sweep` releases it after ``seconds``.
 
     ``reason`` is one of `HELD_FOR_NOW`.  ``False`` if the claim no longer is ours.
@@ -679,6 +698,8 @@ async def hold_claim(pool: Pool, order: Order, *, reason: str, detail: str, seco
     async with unit(pool) as connection:
         if await connection.fetchval(_LOCK_CLAIM, order.request_id, order.claim_no) is None:
             return False
+        if reason == NOT_WITNESSED:
+            await raise_hourly(connection, chain_id, AlarmKind.ENDPOINTS_DISAGREE, detail)
         await _hold(connection, order, reason=reason, detail=detail, interval=timedelta(seconds=seconds))
     return True
 

@@ -14,6 +14,7 @@ from datastore.claims import Answered, Frozen, Order, Pacing, Says, Swept
 from datastore.connection import Pool
 from datastore.identity import execution_id_candidates
 from datastore.lifecycle import State
+from datastore.rows import LogRow
 from invocator.classification import (
     Accepted,
     Answer,
@@ -30,7 +31,7 @@ from invocator.classification import (
     classify,
 )
 from invocator.payload import MintOrder, OrderRefused, request_body
-from invocator.preflight import WORKFLOW_DECIMALS, Contracts, Go, Never, NotNow, judge
+from invocator.preflight import WORKFLOW_DECIMALS, Contracts, Go, Never, NotNow, judge, judge_witnesses
 from invocator.signing import Signer, signed_token
 from invocator.workflow_pool import RESEND_MARGIN_SECONDS, resend_seconds, workflow_of
 
@@ -38,6 +39,9 @@ log = structlog.get_logger(__name__)
 
 Reached: TypeAlias = Callable[[str], None]
 """Called with the name of each boundary around a commit or a call; tests end the process there."""
+
+IsWitnessed: TypeAlias = Callable[[LogRow], Awaitable[bool | None]]
+"""Whether other endpoints hold this request's log too; ``None`` while nobody can say."""
 
 LookAt: TypeAlias = Callable[[bytes, bytes], Awaitable[Contracts | None]]
 """What the contracts of a basket (its token, its consumer) say now; ``None`` while the node does not answer."""
@@ -114,6 +118,7 @@ class Invocator:
         terms: Terms,
         clock: Callable[[], float],
         look_at: LookAt | None = None,
+        is_witnessed: IsWitnessed | None = None,
         reached: Reached = lambda _: None,
     ) -> None:
         """Begin; nothing is claimed yet.
@@ -126,6 +131,7 @@ class Invocator:
             terms: How.
             clock: Unix seconds, for the token's ``iat``; leases and slots run on the database's clock.
             look_at: Asks a basket's contracts before a first send; without it, rows alone decide.
+            is_witnessed: Asks other endpoints for the request before a first send.
             reached: Told each boundary around a commit or a call.
         """
         self._pool = pool
@@ -135,6 +141,7 @@ class Invocator:
         self._terms = terms
         self._clock = clock
         self._look_at = look_at
+        self._is_witnessed = is_witnessed
         self._reached = reached
         # Random for each process: a restarted one must not renew the leases of the dead one (hard case 71).
         self._worker_id = uuid4()
@@ -255,6 +262,9 @@ class Invocator:
             return True
         contracts = await self._look_at(order.stablecoin, order.consumer)
         verdict = judge(order, contracts, max_mint_wei=self._terms.max_mint_wei)
+        if verdict == Go() and self._is_witnessed is not None:
+            row = await claims.requested_by(self._pool, order.request_id)
+            verdict = judge_witnesses(order, None if row is None else await self._is_witnessed(row))
         if contracts is not None and contracts.decimals is not None and order.decimals is None:
             await claims.pin_decimals(self._pool, self._chain_id, order.stablecoin, contracts.decimals)
         match verdict:
@@ -262,7 +272,12 @@ class Invocator:
                 return True
             case NotNow():
                 await claims.hold_claim(
-                    self._pool, order, reason=verdict.reason, detail=verdict.sentence, seconds=verdict.seconds
+                    self._pool,
+                    self._chain_id,
+                    order,
+                    reason=verdict.reason,
+                    detail=verdict.sentence,
+                    seconds=verdict.seconds,
                 )
             case Never():
                 await claims.refuse_claim(self._pool, order, reason=verdict.reason, detail=verdict.sentence)

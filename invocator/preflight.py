@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
-from datastore.claims import Order
+from datastore.claims import NOT_WITNESSED, Order
 
 WORKFLOW_DECIMALS: Final = 18
 """The workflow multiplies by 10**18, whatever the token's ``decimals()`` says."""
@@ -78,6 +78,23 @@ def judge(order: Order, contracts: Contracts | None, *, max_mint_wei: int | None
             seconds=_SOON_SECONDS,
         )
     return _judge_contracts(order, contracts)
+
+
+def judge_witnesses(order: Order, is_witnessed: bool | None) -> Go | NotNow:
+    """Whether the request itself is on the chain of other endpoints than the one that told of it (hard case 20)."""
+    if is_witnessed is None:
+        return NotNow(
+            reason="node_unavailable",
+            sentence="No endpoint answers for its transaction, so nobody knows whether the request is on chain.",
+            seconds=_SOON_SECONDS,
+        )
+    if not is_witnessed:
+        return NotNow(
+            reason=NOT_WITNESSED,
+            sentence=f"An endpoint's receipt of the transaction of request {order.request_id} does not hold it.",
+            seconds=_LATER_SECONDS,
+        )
+    return Go()
 
 
 def _judge_contracts(order: Order, contracts: Contracts) -> Verdict:

@@ -152,7 +152,8 @@ HOLDS: Final = {
     "daily_cap": "the daily cap (BSKT_DAILY_CAP_TOKENS) is reached",
     "amount_above_cap": "it asks for more than BSKT_MAX_MINT_TOKENS or a whole day of BSKT_DAILY_CAP_TOKENS allows",
     "basket_not_canonical": "no basket of this branch has this token and this consumer",
-    "node_unavailable": "the node did not answer, so nobody knows whether the consumer may mint",
+    "node_unavailable": "the node did not answer, so nobody knows whether it may be minted",
+    "not_witnessed": "an endpoint's receipt of its transaction does not hold it, so it may never have been asked for",
     "not_a_minter": "the basket's consumer may not mint its token now",
 }
 """Why a request is held."""

@@ -49,7 +49,7 @@ from node.watchdog import Limits
 from service import collector, http, logs
 from service.embedded_postgres import EmbeddedPostgres
 from service.metrics import RpcMetrics
-from service.preflight import read_contracts
+from service.preflight import is_witnessed, read_contracts
 from service.settings import Finality, Settings, SettingsError, cre_environment, is_open_to_others, wei
 from service.supervision import Companion, Part, Stop, Supervisor, wait
 
@@ -518,6 +518,7 @@ def _invocation(
         terms=terms,
         clock=time.time,  # noqa: TID251 - a token's iat is wall-clock time; nothing else uses it
         look_at=lambda token, consumer: read_contracts(node, token=token, consumer=consumer),
+        is_witnessed=lambda row: is_witnessed(node, row),
         reached=reached,
     ).tick
 

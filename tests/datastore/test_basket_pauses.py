@@ -227,7 +227,7 @@ async def test_a_hold_that_ends_by_itself_and_a_resend_end_in_the_pause(
     indexer_pool: Pool, invocator_pool: Pool, operator_pool: Pool
 ) -> None:
     first = await claimed(invocator_pool)
-    assert await claims.hold_claim(invocator_pool, first, reason="not_a_minter", detail="", seconds=0)
+    assert await claims.hold_claim(invocator_pool, CHAIN, first, reason="not_a_minter", detail="", seconds=0)
     second = await claimed(invocator_pool)
     number = await begun(invocator_pool, second)
     assert number is not None

@@ -179,7 +179,7 @@ async def test_a_hold_for_now_ends_by_itself_and_a_person_s_hold_does_not(indexe
     await list_workflow(worker.pool)
     for request_id in (1, 2):
         order = await worker.claimed(request_id)
-        assert await claims.hold_claim(worker.pool, order, reason="not_a_minter", detail="No.", seconds=600)
+        assert await claims.hold_claim(worker.pool, CHAIN, order, reason="not_a_minter", detail="No.", seconds=600)
     assert await claims.waiting(worker.pool, CHAIN, limit=9) == []
     await indexer_pool.execute("UPDATE mint_request SET held_reason = 'a person looks into it' WHERE id = 2")
     assert (await worker.sweep()).holds == 0
@@ -199,7 +199,7 @@ async def test_a_claim_that_was_lost_is_not_held(indexer_pool: Pool, worker: Wor
     await worker.sweep()
     worker.lease_seconds = 60
     await worker.claimed(1)
-    assert not await claims.hold_claim(worker.pool, asleep, reason="not_a_minter", detail="No.", seconds=600)
+    assert not await claims.hold_claim(worker.pool, CHAIN, asleep, reason="not_a_minter", detail="No.", seconds=600)
     assert not await claims.refuse_claim(worker.pool, asleep, reason="x", detail="No.")
     assert not await claims.give_back(worker.pool, asleep, reason="no_slot")
     assert await states(indexer_pool) == ["claimed"]

@@ -641,7 +641,7 @@ async def test_a_hold_of_a_person_replaces_one_that_ends_by_itself_and_is_never_
         assert order is not None
         if first == "person":
             await instruct(operator_pool, request_id, Hold())
-        await claims.hold_claim(invocator_pool, order, reason="node_unavailable", detail="no answer", seconds=0)
+        await claims.hold_claim(invocator_pool, CHAIN, order, reason="node_unavailable", detail="no answer", seconds=0)
         await instruct(operator_pool, request_id, Hold())
     await claims.sweep(invocator_pool, CHAIN, give_up_seconds=3600, deadline_seconds=2400)
     reasons = await operator_pool.fetch("SELECT held_reason FROM mint_request ORDER BY id")

@@ -13,7 +13,7 @@ from datastore import claims, following, pinning
 from datastore.claims import Pacing
 from datastore.connection import Pool, Role, open_pool
 from datastore.identity import execution_id_candidates
-from datastore.rows import Basket, Block, Request
+from datastore.rows import Basket, Block, LogRow, Request
 from indexer.policy import Policy
 from invocator.classification import Broadcast, HttpReply, NeverConnected, NoAnswer, Reply
 from invocator.dry_run import DryRun
@@ -204,6 +204,43 @@ async def test_never_goes_to_a_person_and_nothing_is_frozen(
     later = batch(two, on=block(1), requests=(asked_for("d2", two),), final=2)
     await following.commit(indexer_pool, CHAIN, later, judging)
     assert await states(indexer_pool) == ["review", "rejected"]
+
+
+@pytest.mark.parametrize(("witnessed", "reason"), [(False, "not_witnessed"), (None, "node_unavailable")])
+async def test_a_request_that_nobody_else_has_seen_is_not_sent_until_somebody_has(
+    ask: Ask, make: Make, cre: Cre, indexer_pool: Pool, witnessed: bool | None, reason: str
+) -> None:
+    """Hard case 20."""
+    said, asked = witnessed, []
+
+    async def is_witnessed(row: LogRow) -> bool | None:
+        asked.append(row.tx_hash)
+        return said
+
+    one = await ask("d1")
+    invocator = make()
+    invocator._is_witnessed = is_witnessed
+    await run(invocator)
+    held = await indexer_pool.fetchrow("SELECT held_reason, state FROM mint_request")
+    assert held is not None
+    # Without a raw log on this branch there is nothing to ask for.
+    assert (tuple(held), asked, cre.bodies) == (("node_unavailable", "confirmed"), [], [])
+    await indexer_pool.execute(
+        """
+        INSERT INTO log (chain_id, block_number, block_hash, log_index, tx_hash, tx_index, address, topics, data, event)
+        SELECT chain_id, block_number, block_hash, log_index, tx_hash, 0, emitter, '', '', 'MintRequested'
+        FROM mint_request
+        """
+    )
+    await let_pass(indexer_pool, 1, next_attempt_at=601)
+    await run(invocator)
+    assert await indexer_pool.fetchval("SELECT held_reason FROM mint_request") == reason
+    alarms = [row["kind"] for row in await indexer_pool.fetch("SELECT kind FROM alarm")]
+    assert (len(asked), cre.bodies, alarms) == (1, [], ["endpoints_disagree"] if witnessed is False else [])
+    said = True
+    await let_pass(indexer_pool, 1, next_attempt_at=601)
+    await run(invocator)
+    assert (await states(indexer_pool), one.number) == (["accepted"], 1)
 
 
 async def test_a_basket_that_no_branch_announces_is_waited_for(make: Make, cre: Cre, indexer_pool: Pool) -> None:

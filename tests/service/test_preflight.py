@@ -6,12 +6,16 @@ from pathlib import Path
 import aiohttp
 import pytest
 
+from datastore import claims
+from datastore.connection import Pool
 from invocator.preflight import Contracts
 from node.endpoint import RpcEndpoint
 from node.node import Node
 from service.demo.anvil import Anvil, find_or_install_anvil
 from service.demo.contracts import Basket, DevChain, call, create_basket, deploy_system
-from service.preflight import read_contracts
+from service.preflight import is_witnessed, read_contracts
+from tests.chain_model.faults import Fault
+from tests.chain_model.scenes import hiding, history, scene
 
 ROOT = Path(__file__).parents[2]
 
@@ -57,3 +61,43 @@ async def test_a_node_that_does_not_answer_is_no_answer_of_the_contracts() -> No
     node = node_at("http://127.0.0.1:1/")
     assert await read_contracts(node, token=b"\x01" * 20, consumer=b"\x02" * 20) is None
     await node.close()
+
+
+async def test_a_request_is_witnessed_by_two_endpoints_or_by_the_only_one_that_answers(indexer_pool: Pool) -> None:
+    """Hard case 20."""
+    async with scene(indexer_pool, history(), endpoints=2) as made:
+        await made.daemon.follow()
+        rows = await indexer_pool.fetch("SELECT id FROM mint_request ORDER BY id")
+        found = [await claims.requested_by(indexer_pool, row["id"]) for row in rows]
+        node, world = made.daemon.node, made.world
+
+        async def said() -> set[bool | None]:
+            return {await is_witnessed(node, row) for row in found if row is not None}
+
+        assert (len(found), await said()) == (5, {True})
+        assert [endpoint.asked["eth_getTransactionReceipt"] for endpoint in world.endpoints] == [5, 5]
+        for liar in world.endpoints:
+            liar.fail(Fault.LOGS_MISSING_IN_RECEIPTS_TOO, times=None, seed=1)
+            liar.place = hiding(world, 3)
+            assert await said() == {True, False}
+            world.heal()
+        world.endpoints[0].fail(Fault.CONNECTION_LOST, times=None, seed=1)
+        assert await said() == {True}
+        world.endpoints[1].fail(Fault.CONNECTION_LOST, times=None, seed=1)
+        assert await said() == {None}
+
+
+async def test_what_a_receipt_says_otherwise_is_not_the_request(indexer_pool: Pool) -> None:
+    async with scene(indexer_pool, history(), endpoints=1) as made:
+        await made.daemon.follow()
+        row = await claims.requested_by(indexer_pool, 1)
+        assert row is not None
+        for other in (
+            row._replace(block_hash=bytes(32)),
+            row._replace(log_index=row.log_index + 1),
+            row._replace(address=bytes(20)),
+            row._replace(topics=bytes(len(row.topics))),
+            row._replace(data=row.data + b"\0"),
+            row._replace(tx_hash=bytes(32)),
+        ):
+            assert await is_witnessed(made.daemon.node, other) is False
