@@ -5,13 +5,15 @@ from dataclasses import replace
 import pytest
 from eth_hash.auto import keccak
 
-from datastore import factories
+from datastore import factories, sweeping
 from datastore.connection import Pool
-from datastore.errors import DatastoreUnsuitable
+from datastore.errors import CursorMoved, DatastoreUnsuitable
 from datastore.factories import Factory
 from indexer.late_factories import LateFactories
 from indexer.sweep import SourcesUnsettled
 from tests.chain_model.chain import FACTORY, SECOND_FACTORY, Ask, CreateBasket, Transaction, digest, user
+from tests.chain_model.daemon import RULES
+from tests.chain_model.faults import Fault
 from tests.chain_model.rpc import FACTORY_CODE
 from tests.chain_model.scenes import Scene, ask, create, scene
 from tests.chain_model.world import CHAIN_ID, World
@@ -176,6 +178,68 @@ async def test_a_basket_that_both_factories_announced_keeps_the_consumer_of_the_
         assert await made.wrong() == []
         await made.daemon.sweep_all()
         assert await made.found() == []
+
+
+async def test_what_the_reading_of_its_history_missed_is_found_by_the_sweep_which_goes_over_it_again(
+    indexer_pool: Pool,
+) -> None:
+    """Hard case 19, for the one reading that the history of a late factory gets."""
+    async with scene(indexer_pool, history(), endpoints=1) as made:
+        await made.daemon.follow()
+        await made.daemon.sweep_all()
+        assert await indexer_pool.fetchval("SELECT block_number FROM sweep") == 5
+        late = await added(made)
+        made.world.endpoints[0].fail(Fault.LOGS_CUT_AT_A_CAP, times=None, seed=3)
+        while await late.tick():
+            pass
+        made.world.heal()
+        assert await indexer_pool.fetchval("SELECT block_number FROM sweep") == SECOND.start_block_number - 1
+        made.daemon.start()
+        made.world.mine([])
+        made.world.become_final(100, 0)
+        await made.daemon.follow()
+        await made.daemon.sweep_all()
+        assert await made.wrong() == []
+        assert {(kind, repaired) for kind, _, repaired in await made.found()} == {("missing", True)}
+
+
+async def test_a_sweep_that_runs_while_it_is_admitted_does_not_pass_its_history_by(indexer_pool: Pool) -> None:
+    async with scene(indexer_pool, history(), endpoints=2) as made:
+        await made.daemon.follow()
+        # One range is swept; the next one is being compared, with nothing late in sight, when all of it happens.
+        assert await made.daemon.sweep.tick()
+        at = await sweeping.position(indexer_pool, CHAIN_ID)
+        examined = await made.daemon.examiner.examine(at.swept, at.finalized)
+        late = await added(made)
+        while await late.tick():
+            pass
+        with pytest.raises(CursorMoved):
+            await sweeping.conclude(
+                indexer_pool,
+                CHAIN_ID,
+                swept=(examined.first, examined.last),
+                differences=examined.differences,
+                repair=examined.repair,
+                rules=RULES,
+                sentence=examined.sentence,
+            )
+        assert await indexer_pool.fetchval("SELECT block_number FROM sweep") == SECOND.start_block_number - 1
+        await made.daemon.sweep_all()
+        assert await made.found() == []
+        assert await made.wrong() == []
+
+
+async def test_the_sweep_does_not_go_back_to_blocks_from_before_the_start(indexer_pool: Pool) -> None:
+    async with scene(indexer_pool, history(), endpoints=1) as made:
+        await made.daemon.follow()
+        await made.daemon.sweep_all()
+        await factories.declare(indexer_pool, CHAIN_ID, [replace(SECOND, start_block_number=0)])
+        late = made.daemon.late_factories()
+        while await late.tick():
+            pass
+        assert (
+            await indexer_pool.fetchval("SELECT block_number FROM sweep") == 0
+        )  # the chain is indexed from block 1 on
 
 
 async def test_at_a_first_start_every_factory_is_live_at_once(indexer_pool: Pool) -> None:
