@@ -134,12 +134,19 @@ async def run(
         troubles: Troubles = tuple
         if INDEXER in parts:
             follower = _follower(settings, pool, node, sources, pinned, reached)
+            sweep = _sweep(settings, pool, node, sources, pinned, reached)
+            late = _late_factories(settings, pool, node, sources, pinned, reached)
             indexer = _part(INDEXER, _halting(follower.tick, pool, sources.chain_id), settings)
-            running += [indexer, _sweep(settings, pool, node, sources, pinned, reached), *_probing(settings, node)]
+            running += [
+                indexer,
+                _part(SWEEP, _halting(sweep.tick, pool, sources.chain_id), settings),
+                *_probing(settings, node),
+            ]
             companions += _listening(settings, indexer)
-            troubles = _troubles(node, follower)
+            troubles = _troubles(node, follower, sweep, late)
             await _declare(pool, node, settings, sources)
-            running += _late_factories(settings, pool, node, sources, pinned, reached)
+            if settings.more_factories:
+                running.append(_part(LATE_FACTORIES, _halting(late.tick, pool, sources.chain_id), settings))
             await pinning.clear_halt(pool, sources.chain_id)
         if INVOCATOR in parts:
             role = Role.READER if settings.cre_mode == "dry-run" else Role.INVOCATOR
@@ -411,16 +418,15 @@ def _examiner(settings: Settings, pool: Pool, node: Node, sources: Sources) -> E
 
 def _sweep(
     settings: Settings, pool: Pool, node: Node, sources: Sources, pinned: pinning.Pinned, reached: Reached
-) -> Part:
+) -> Sweep:
     """Its own part, so that it never holds the follower up."""
-    sweep = Sweep(
+    return Sweep(
         pool=pool,
         chain_id=sources.chain_id,
         examiner=_examiner(settings, pool, node, sources),
         rules=_rules(settings, sources, pinned),
         reached=reached,
     )
-    return _part(SWEEP, _halting(sweep.tick, pool, sources.chain_id), settings)
 
 
 async def _declare(pool: Pool, node: Node, settings: Settings, sources: Sources) -> None:
@@ -441,11 +447,9 @@ async def _declare(pool: Pool, node: Node, settings: Settings, sources: Sources)
 
 def _late_factories(
     settings: Settings, pool: Pool, node: Node, sources: Sources, pinned: pinning.Pinned, reached: Reached
-) -> list[Part]:
+) -> LateFactories:
     """Its own part as well: the others are followed while the history of a new one is read."""
-    if not settings.more_factories:
-        return []
-    late = LateFactories(
+    return LateFactories(
         pool=pool,
         node=node,
         sources=sources,
@@ -455,7 +459,6 @@ def _late_factories(
         max_range_blocks=settings.max_log_range_blocks,
         reached=reached,
     )
-    return [_part(LATE_FACTORIES, _halting(late.tick, pool, sources.chain_id), settings)]
 
 
 def _rules(settings: Settings, sources: Sources, pinned: pinning.Pinned) -> Rules:
@@ -591,8 +594,8 @@ def _server(
     return Companion(name="http", run=lambda: http.serve(app, host=listen.host, port=listen.port))
 
 
-def _troubles(node: Node, follower: Follower) -> Troubles:
-    return lambda: (*node.troubles(), *follower.troubles())
+def _troubles(node: Node, follower: Follower, sweep: Sweep, late: LateFactories) -> Troubles:
+    return lambda: (*node.troubles(), *follower.troubles(), *sweep.troubles(), *late.troubles())
 
 
 def _probing(settings: Settings, node: Node) -> list[Part]:

@@ -1,6 +1,7 @@
 """A factory that is added to the settings later: its whole history is recorded, and no block is read by nobody."""
 
 from dataclasses import replace
+from itertools import count
 
 import pytest
 from eth_hash.auto import keccak
@@ -9,7 +10,8 @@ from datastore import factories, sweeping
 from datastore.connection import Pool
 from datastore.errors import CursorMoved, DatastoreUnsuitable
 from datastore.factories import Factory
-from indexer.late_factories import LateFactories
+from indexer.late_factories import BLOCKS_A_TICK, LateFactories
+from indexer.standstill import STANDSTILL_SECONDS
 from indexer.sweep import SourcesUnsettled
 from tests.chain_model.chain import FACTORY, SECOND_FACTORY, Ask, CreateBasket, Transaction, digest, user
 from tests.chain_model.daemon import RULES
@@ -148,6 +150,64 @@ async def test_a_reorg_while_it_is_admitted_leaves_the_rows_of_the_new_branch(in
         made.world.reorganise(2, [[("again", 0, 0), ("again", 0, 0)], [("again", 0, 0)]])
         await made.daemon.follow()
         assert await made.wrong() == []
+
+
+async def test_it_becomes_live_however_far_behind_finality_is(indexer_pool: Pool) -> None:
+    """Hard case 12: what is above finality is read in parts, and no part twice."""
+    world = history()
+    for _ in range(2 * BLOCKS_A_TICK):
+        world.mine([])
+    world.mine([of_second("newest", ordinal=2)])
+    async with scene(indexer_pool, world, endpoints=1) as made:
+        await made.daemon.follow()
+        late = await added(made)
+        asked = made.world.endpoints[0].asked
+        blocks = world.view.head.number
+        by_hash = 0
+        for ticks in count():
+            before = asked["eth_getLogs"]
+            if not await late.tick():
+                break
+            by_hash += asked["eth_getLogs"] - before
+            if ticks == 2:  # the chain does not wait for the parts that follow
+                world.reorganise(1, [[("again", 0, 0)], []])
+                await made.daemon.follow()
+        assert ticks > 3
+        assert by_hash < blocks + 10
+        assert await made.pool.fetchval("SELECT live_at IS NOT NULL FROM factory")
+        assert await made.wrong() == []
+
+
+async def test_a_factory_that_does_not_become_live_is_told_and_so_is_the_sweep_that_waits_for_it(
+    indexer_pool: Pool,
+) -> None:
+    async with scene(indexer_pool, history(), endpoints=1) as made:
+        await made.daemon.follow()
+        late = await added(made)
+        assert await late.tick()  # its final blocks are recorded, and then the chain is always faster
+
+        async def meanwhile() -> None:
+            made.world.mine([])
+            await made.daemon.follow()
+
+        def reached(name: str) -> None:
+            raise CursorMoved(name)
+
+        late = made.daemon.late_factories(reached=reached)
+        for seconds in (0, STANDSTILL_SECONDS - 1):
+            made.daemon.clock.now += seconds
+            assert not await late.tick()
+            assert not await made.daemon.sweep.tick()
+            assert (late.troubles(), made.daemon.sweep.troubles()) == ((), ())
+            await meanwhile()
+        made.daemon.clock.now += 1
+        assert late.troubles() == ("late factories: has stood still for 10 minutes: factory.before_commit",)
+        (told,) = made.daemon.sweep.troubles()
+        assert told.startswith("sweep: has stood still for 10 minutes: the history of factory 0x")
+        late = made.daemon.late_factories()
+        assert await late.tick()
+        await made.daemon.sweep_all()
+        assert (late.troubles(), made.daemon.sweep.troubles()) == ((), ())
 
 
 @pytest.mark.parametrize("is_first", [True, False], ids=["announced it first", "announced it again"])
