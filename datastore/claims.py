@@ -36,6 +36,9 @@ SIMULATE: Final = "simulate"
 
 DAILY_CAP: Final = "daily_cap"
 
+LOOK_AGAIN_SECONDS: Final = 600.0
+"""When what only another setting lets through is looked at again."""
+
 HELD_FOR_NOW: Final = (
     DAILY_CAP,
     "amount_above_cap",
@@ -112,7 +115,8 @@ WHERE w.chain_id = $1 AND w.workflow_id = ANY($4::bytea[])
 # $1 chain
 _GATE: Final = """
 SELECT
-    c.paused_at IS NULL AND c.quarantined_at IS NULL AND is_this_server(c.server_identifier, c.server_timeline)
+    c.paused_at IS NULL AND c.quarantined_at IS NULL AND c.halted_at IS NULL
+        AND is_this_server(c.server_identifier, c.server_timeline)
         AND (g.closed_at IS NULL OR g.probe_at <= statement_timestamp()) AS open,
     (
         SELECT count(*) FROM mint_request r
@@ -122,9 +126,10 @@ FROM control c LEFT JOIN trigger_gate g USING (chain_id)
 WHERE c.chain_id = $1
 """
 
-# Fair: the basket that was served longest ago first, in it the requester that was served longest ago, of whom the oldest
-# request; then everybody's second ones.  The flows (basket and requester) are found by jumping from one to the next in
-# the index, so that ten thousand requests of one requester cost no more than one.
+# Fair: the basket that has waited longest first, in it the requester that has waited longest, of whom the oldest request;
+# then everybody's second ones.  Whoever waits does so since it was last served, or since its oldest request was recorded
+# if that was later: a new name is no way to the front (hard case 117).  The flows (basket and requester) are found by
+# jumping from one to the next in the index, so that ten thousand requests of one requester cost no more than one.
 # $1 chain, $2 limit, $3 whether the whole queue is wanted, also what may only be tried again later, $4 most in flight of one
 # requester and $5 of one basket, or NULL
 _WAITING: Final = """
@@ -152,11 +157,13 @@ under_way AS (
 ),
 turn AS (
     SELECT
-        o.id, o.block_number, o.log_index, f.stablecoin, b.last_claim_at AS basket_at, q.last_claim_at AS requester_at,
+        o.id, o.block_number, o.log_index, f.stablecoin,
+        greatest(b.last_claim_at, min(o.recorded_at) OVER (PARTITION BY f.stablecoin)) AS basket_since,
+        greatest(q.last_claim_at, min(o.recorded_at) OVER (PARTITION BY f.stablecoin, f.requester)) AS requester_since,
         row_number() OVER (PARTITION BY f.stablecoin, f.requester ORDER BY o.block_number, o.log_index) AS nth
     FROM flow f
     CROSS JOIN LATERAL (
-        SELECT r.id, r.block_number, r.log_index FROM mint_request r
+        SELECT r.id, r.block_number, r.log_index, r.recorded_at FROM mint_request r
         WHERE r.chain_id = $1 AND r.stablecoin = f.stablecoin AND r.requester = f.requester
           AND r.state = 'confirmed' AND r.held_at IS NULL AND r.chain_status <> 'orphaned'
           AND ($3::boolean OR r.next_attempt_at IS NULL OR r.next_attempt_at <= statement_timestamp())
@@ -171,13 +178,13 @@ turn AS (
 SELECT p.id
 FROM (
     SELECT
-        t.id, t.block_number, t.log_index, t.basket_at,
+        t.id, t.block_number, t.log_index, t.basket_since,
         row_number() OVER (
-            PARTITION BY t.stablecoin ORDER BY t.nth, t.requester_at NULLS FIRST, t.block_number, t.log_index
+            PARTITION BY t.stablecoin ORDER BY t.nth, t.requester_since, t.block_number, t.log_index
         ) AS place
     FROM turn t
 ) p
-ORDER BY p.place, p.basket_at NULLS FIRST, p.block_number, p.log_index
+ORDER BY p.place, p.basket_since, p.block_number, p.log_index
 LIMIT $2
 """
 
@@ -214,7 +221,8 @@ WITH room AS MATERIALIZED (
     SELECT CASE WHEN g.open THEN $5 - g.in_flight ELSE 0 END AS places
     FROM (
         SELECT
-            c.paused_at IS NULL AND c.quarantined_at IS NULL AND is_this_server(c.server_identifier, c.server_timeline)
+            c.paused_at IS NULL AND c.quarantined_at IS NULL AND c.halted_at IS NULL
+                AND is_this_server(c.server_identifier, c.server_timeline)
                 AND (t.closed_at IS NULL OR t.probe_at <= statement_timestamp()) AS open,
             (
                 SELECT count(*) FROM mint_request o
@@ -313,7 +321,8 @@ _REPORTED: Final = "SELECT EXISTS (SELECT FROM report WHERE chain_id = $1 AND ex
 # worker's: only what is frozen is sent.  $1 id, $2 state, $3 claim_no, $4 workflow, $5 body
 _LOCK_FOR_ATTEMPT: Final = """
 SELECT
-    r.chain_status <> 'orphaned' AND r.held_at IS NULL AND c.paused_at IS NULL AND c.quarantined_at IS NULL
+    r.chain_status <> 'orphaned' AND r.held_at IS NULL
+        AND c.paused_at IS NULL AND c.quarantined_at IS NULL AND c.halted_at IS NULL
         AND is_this_server(c.server_identifier, c.server_timeline)
         AND NOT EXISTS (SELECT FROM basket_pause p WHERE p.chain_id = r.chain_id AND p.stablecoin = r.stablecoin) AS may_send,
     r.lease_ends_at IS NULL OR r.lease_ends_at > clock_timestamp() AS lease_holds,
@@ -348,7 +357,7 @@ UPDATE trigger_gate g SET
     closed_at = coalesce(g.closed_at, clock_timestamp()), closed_outcome = $4, closed_code = $5, closed_sentence = $6,
     refusals = g.refusals + 1, pause_seconds = p.seconds, probe_at = clock_timestamp() + make_interval(secs => p.seconds)
 FROM (
-    SELECT CASE
+    SELECT o.closed_outcome AS outcome_before, CASE
         WHEN o.closed_at IS NULL THEN $7
         WHEN a.started_at < o.closed_at THEN o.pause_seconds
         ELSE least($8, o.pause_seconds * 2)
@@ -357,7 +366,7 @@ FROM (
     WHERE o.chain_id = $1 AND a.request_id = $2 AND a.attempt_no = $3
 ) p
 WHERE g.chain_id = $1
-RETURNING g.refusals
+RETURNING p.outcome_before
 """
 
 # $1 chain, $2 request, $3 attempt: what began before the gate closed says nothing about now
@@ -421,11 +430,20 @@ SET earliest_next_at = greatest(s.earliest_next_at, clock_timestamp()) + $3::int
 WHERE s.earliest_next_at - $3::interval * ($4 - 1) <= clock_timestamp()
 RETURNING earliest_next_at
 """
-# $1 request, $2 generation, $3 claim_no, $4 worker, $5 jti
+# And how many before it may have been sent.  $1 request, $2 generation, $3 claim_no, $4 worker, $5 jti
 _INSERT_ATTEMPT: Final = """
-INSERT INTO attempt (request_id, attempt_no, generation, claim_no, worker_id, jti)
-SELECT $1, coalesce(max(attempt_no), 0) + 1, $2, $3, $4, $5 FROM attempt WHERE request_id = $1
-RETURNING attempt_no
+WITH before AS MATERIALIZED (
+    SELECT
+        coalesce(max(attempt_no), 0) AS last_no,
+        count(*) FILTER (
+            WHERE outcome IS NULL OR outcome NOT IN ('refused_now', 'refused_for_good', 'instance_refused', 'never_connected')
+        ) AS sent
+    FROM attempt WHERE request_id = $1
+), inserted AS (
+    INSERT INTO attempt (request_id, attempt_no, generation, claim_no, worker_id, jti)
+    SELECT $1, last_no + 1, $2, $3, $4, $5 FROM before
+)
+SELECT last_no + 1 AS attempt_no, sent FROM before
 """
 # $1 id, $2 interval until another attempt may start, $3 deadline interval
 _IN_DOUBT: Final = """
@@ -461,6 +479,14 @@ WHERE r.chain_id = $1 AND r.state = 'in_doubt' AND r.next_attempt_at <= statemen
   AND r.state_changed_at <= statement_timestamp() - CASE WHEN EXISTS (
       SELECT FROM frozen_request f WHERE f.request_id = r.id AND f.generation = r.generation AND f.mode = 'simulate'
   ) THEN $3::interval ELSE $2::interval END
+"""
+# Of these requests in these generations, those that have been ready to be sent for a while, and still are.
+# $1 ids, $2 generations, $3 interval
+_LEFT_ALONE: Final = """
+SELECT r.id, r.state FROM unnest($1::bigint[], $2::integer[]) AS n (id, generation)
+JOIN mint_request r ON r.id = n.id AND r.generation = n.generation
+WHERE r.state IN ('confirmed', 'in_doubt') AND r.held_at IS NULL AND r.chain_status <> 'orphaned'
+  AND greatest(r.state_changed_at, r.next_attempt_at) <= statement_timestamp() - $3::interval
 """
 # What gave its reference up is not sent again, and takes no place among the fifty.  $1 chain, $2 interval
 _OVERDUE_RESENDS: Final = """
@@ -671,6 +697,31 @@ async def _end_claim(pool: Pool, order: Order, event: Event, *, reason: str, det
     return ours is not None
 
 
+async def give_to_a_person(
+    pool: Pool, chain_id: int, orders: Sequence[Order], *, reason: str, detail: str, after_seconds: float
+) -> int:
+    """Send to review what this instance may not send, once no other one has sent it for so long; how many they were.
+
+    What was never sent waits there without a doubt; for what may have been, an alarm is raised as well.
+    """
+    arguments = (
+        [order.request_id for order in orders],
+        [order.generation for order in orders],
+        timedelta(seconds=after_seconds),
+    )
+    async with unit(pool) as connection:
+        if not await connection.fetch(_LEFT_ALONE, *arguments):
+            return 0
+        await known(connection, arguments[0])
+        rows = await connection.fetch(_LEFT_ALONE, *arguments)
+        unsent = [row["id"] for row in rows if row["state"] == State.CONFIRMED]
+        in_doubt = [row["id"] for row in rows if row["state"] == State.IN_DOUBT]
+        await settle(connection, Event.PREFLIGHT_NEVER, unsent, reason=reason, detail=detail)
+        await settle(connection, Event.GIVE_UP, in_doubt, reason=reason, detail=detail)
+        await raise_alarms(connection, chain_id, AlarmKind.GAVE_UP, dict.fromkeys(in_doubt, detail))
+    return len(rows)
+
+
 async def pin_decimals(pool: Pool, chain_id: int, stablecoin: bytes, decimals: int) -> None:
     """Remember the decimals of a basket's token, as first read; what is remembered stays."""
     async with unit(pool) as connection:
@@ -702,7 +753,8 @@ async def begin_attempt(
 
     The token must be signed before this call: a worker that sleeps after it cannot deliver once the token's 300 s are
     over.  The slot of the workflow is taken here, so a crash costs a slot, never a second mint.  A claim that would
-    exceed the daily cap is given back here, held until the next day.
+    exceed the daily cap is given back here, held until the next day.  ``retry_seconds`` is asked for the pause after the
+    attempt that is the how manyth to be sent, from 1 on.
     """
     async with unit(pool) as connection:
         row = await connection.fetchrow(
@@ -722,9 +774,10 @@ async def begin_attempt(
             _TAKE_SLOT, chain_id, frozen.workflow_id, timedelta(seconds=pacing.seconds_per_trigger), pacing.burst
         ):
             return None
-        number: int = await connection.fetchval(
+        (attempt,) = await connection.fetch(
             _INSERT_ATTEMPT, order.request_id, order.generation, order.claim_no, worker_id, jti
         )
+        number: int = attempt["attempt_no"]
         requests = await known(connection, [order.request_id])
         request = requests[order.request_id]
         after = decide(Event.ATTEMPT_STARTED, request.state, request.facts)
@@ -732,9 +785,9 @@ async def begin_attempt(
             raise AssertionError(f"request {order.request_id} may not be attempted from {request.state}")
         if after is not request.state:
             await move(connection, [Move(request=request, after=after, reason="attempt_started", attempt_no=number)])
-        await connection.execute(
-            _IN_DOUBT, order.request_id, timedelta(seconds=retry_seconds(number)), timedelta(seconds=deadline_seconds)
-        )
+        # What was refused before it was forwarded costs the request nothing, whatever the refusals were.
+        pause = timedelta(seconds=retry_seconds(attempt["sent"] + 1))
+        await connection.execute(_IN_DOUBT, order.request_id, pause, timedelta(seconds=deadline_seconds))
         if gate["closed"]:
             await connection.execute(_PROBE, chain_id, timedelta(seconds=retry_seconds(1)))
     return number
@@ -753,6 +806,15 @@ async def _has_room(connection: Connection, chain_id: int, order: Order, pacing:
 async def _exceeds_daily_cap(connection: Connection, chain_id: int, order: Order, pacing: Pacing) -> bool:
     if pacing.daily_cap_wei is None:
         return False
+    if order.amount > pacing.daily_cap_wei:
+        await _hold(
+            connection,
+            order,
+            reason="amount_above_cap",
+            detail=f"It asks for {order.amount} wei, more than the daily cap of {pacing.daily_cap_wei} lets through on any day.",
+            interval=timedelta(seconds=LOOK_AGAIN_SECONDS),
+        )
+        return True
     sent_today = int(await connection.fetchval(_SENT_TODAY, chain_id, order.request_id))
     if sent_today + order.amount <= pacing.daily_cap_wei:
         return False
@@ -860,7 +922,7 @@ async def _learn(connection: Connection, chain_id: int, request_id: int, attempt
     """The breaker and the clock, for every worker."""
     if answered.says is Says.REFUSED:
         sentence = answered.sentence or "CRE refuses this instance."
-        refusals = await connection.fetchval(
+        outcome_before = await connection.fetchval(
             _CLOSE_GATE,
             chain_id,
             request_id,
@@ -871,7 +933,8 @@ async def _learn(connection: Connection, chain_id: int, request_id: int, attempt
             FIRST_PAUSE_SECONDS,
             LONGEST_PAUSE_SECONDS,
         )
-        if refusals == 1 and answered.outcome == "instance_refused":
+        # Once, also if nobody could be reached before.
+        if answered.outcome == "instance_refused" != outcome_before:
             await raise_alarm(connection, chain_id, AlarmKind.INSTANCE_REFUSED, sentence)
     elif answered.says is Says.WORKS:
         await connection.execute(_OPEN_GATE, chain_id, request_id, attempt_no)

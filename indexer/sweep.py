@@ -1,11 +1,12 @@
 """Read what is final a second time, and make the rows right where they are not (design §5, hard case 19).
 
 A node may give an answer that is short, or of another block, and look in order: near the head a bloom may tell, in the
-final zone nothing does.  So each final block is read once more, from another endpoint than the one that is followed,
-and compared with the rows.  A difference is believed only if a second reading, by the receipts of the block itself and
-again from another endpoint where there is one, says the same as the first.  Then the rows are repaired; where the two
-readings differ, the rows stay as they are and a person is told.  An endpoint that is alone may add to the rows, but
-what it told us once and denies now is not taken from them: that needs two endpoints, or a person.
+final zone nothing does.  So each final block is read again and compared with the rows, from two endpoints where there
+are several: which of them the rows are from nobody knows by now, but not from both.  A difference is believed only if
+one more reading, by the receipts of the block itself and from another endpoint where there is one, says the same.  Then
+the rows are repaired; where the readings differ, the rows stay as they are and a person is told.  An endpoint that is
+alone may add to the rows, but what it told us once and denies now is not taken from them: that needs two endpoints, or
+a person.
 
 A request that is found late was final before it was found: it is judged at once, as any other, and held where the start
 was told to hold blocks of its age.
@@ -30,13 +31,17 @@ from indexer.follower import BLOCKS_A_COMMIT, FinalityRule, Reached, report
 from indexer.observation import Observation, Observed, Sources
 from indexer.standstill import Standstill
 from node.blocks import Log
-from node.errors import BlockUnknown, EndpointChanged
+from node.errors import BlockUnknown, EndpointChanged, HistoryPruned
 from node.node import Node
 
 log = structlog.get_logger(__name__)
 
 MOST_DIFFERING_BLOCKS = 32
 """Looked at again in one go; a range with more of them is cut before the next one."""
+
+
+class NoSecondReading(Exception):
+    """Of several endpoints only one can be asked, and the rows may be its own.  Call again."""
 
 
 class SourcesUnsettled(Exception):
@@ -52,7 +57,7 @@ class Examined:
     """The blocks from ``first`` to ``last``, read and compared with the rows.
 
     ``repair`` is what the chain says of every difference; ``None`` where the readings do not agree on one.  ``readers``
-    are the names of the endpoints of the first and the second reading.
+    are the names of the endpoints that told of the differences and that was asked about them.
     """
 
     first: int
@@ -76,6 +81,24 @@ class Examined:
             f"Endpoint {first} says so, endpoint {second} does not; the rows stay as they are.  Take the one that "
             f"is wrong out of BSKT_RPC_URL, then run `bskt verify --blocks {self.first}:{self.last} --repair`."
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Reading:
+    """One reading of a range, and in what the rows are not as it says."""
+
+    reader: str
+    read: FinalRange
+    hash_by_number: Mapping[int, bytes]
+    observed: Observed
+    found: Sequence[Difference]
+
+    @property
+    def last(self) -> int:
+        return self.read.blocks[-1].number
+
+    def up_to(self, last: int) -> _Reading:
+        return replace(self, found=[difference for difference in self.found if difference.block_number <= last])
 
 
 class Examiner:
@@ -107,17 +130,43 @@ class Examiner:
         Raises:
             NodeUnavailable: Call again; nothing is known.
             EndpointChanged, BlockUnknown: Call again; nothing is known.
+            NoSecondReading: Call again when another endpoint answers.
             SourcesUnsettled: Call again when the late factory is live.
             DatastoreUnavailable: Call again.
             FinalityViolated: The chain is not the one that was indexed; do not call again.
         """
         position = await following.position(self._pool, self._sources.chain_id)
+        reading = await self._read(position, after, up_to, than=None)
+        last = reading.last
+        second = await self._second_reading(position, after, last, than=reading.reader, by_hand=by_hand)
+        if second is not None:
+            reading, last = _first_to_settle(reading, second)
+        if not reading.found:
+            return Examined(first=after + 1, last=last, differences=(), repair=None, readers=(reading.reader, None))
+        return await self._confirmed(position, reading, after + 1, last, by_hand=by_hand)
+
+    async def _second_reading(
+        self, position: Position, after: int, up_to: int, *, than: str, by_hand: bool
+    ) -> _Reading | None:
+        """``None`` where there is one endpoint, or the other one has thrown these blocks away."""
+        if not self._node.is_several:
+            return None
+        try:
+            second = await self._read(position, after, up_to, than=than)
+        except HistoryPruned:
+            return None
+        if second.reader != than:
+            return second
+        if by_hand:
+            return None
+        raise NoSecondReading(f"endpoint {than} is the only one that answers")
+
+    async def _read(self, position: Position, after: int, up_to: int, *, than: str | None) -> _Reading:
         known = dict(await following.known_baskets(self._pool, self._sources.chain_id, up_to=after))
-        async with self._node.second_opinion(reaching=up_to) as session:
+        async with self._node.second_opinion(than=than, reaching=up_to) as session:
             read = await self._zone.read(session.node, self._sources, after, up_to, head=session.head)
-            last = read.blocks[-1].number
             # The rows are read after the node: what is final does not change any more, except by a repair.
-            stored = await sweeping.stored_range(self._pool, self._sources.chain_id, read.first, last)
+            stored = await sweeping.stored_range(self._pool, self._sources.chain_id, read.first, read.blocks[-1].number)
             sources = await self._settled_sources()
             told = await _hashes(session.node, read, stored.hash_by_number)
             if any(told[number] != block_hash for number, block_hash in stored.hash_by_number.items()):
@@ -125,10 +174,14 @@ class Examiner:
             reader = session.node.endpoint_name
         observation = Observation(sources, known)
         observation.read(read.logs, read.timestamp_by_block())
-        found = compare(stored, told, observation.observed)
-        if not found:
-            return Examined(first=read.first, last=last, differences=(), repair=None, readers=(reader, None))
-        return await self._confirmed(position, read, told, observation.observed, found, reader, by_hand=by_hand)
+        observed = observation.observed
+        return _Reading(
+            reader=reader,
+            read=read,
+            hash_by_number={**told, **{block.number: block.hash for block in read.blocks}},
+            observed=observed,
+            found=compare(stored, told, observed),
+        )
 
     async def _settled_sources(self) -> Sources:
         """Who is believed, as of rows that were read before; not while the history of a factory is half recorded."""
@@ -148,36 +201,28 @@ class Examiner:
             )
 
     async def _confirmed(
-        self,
-        position: Position,
-        read: FinalRange,
-        told: Mapping[int, bytes],
-        observed: Observed,
-        found: Sequence[Difference],
-        reader: str,
-        *,
-        by_hand: bool,
+        self, position: Position, reading: _Reading, first: int, last: int, *, by_hand: bool
     ) -> Examined:
+        found, reader = reading.found, reading.reader
         numbers = sorted({difference.block_number for difference in found})
-        last = read.blocks[-1].number
         if len(numbers) > MOST_DIFFERING_BLOCKS:
             last = numbers[MOST_DIFFERING_BLOCKS] - 1
-        rows = {(row.block_hash, row.log_index): row for row in observed.logs}
-        hashes = {**told, **{block.number: block.hash for block in read.blocks}}
+        rows = {(row.block_hash, row.log_index): row for row in reading.observed.logs}
         async with self._node.second_opinion(than=reader, reaching=last) as session:
-            disputed = await _disputed(session.node, [d for d in found if d.block_number <= last], rows, hashes)
+            disputed = await _disputed(
+                session.node, [d for d in found if d.block_number <= last], rows, reading.hash_by_number
+            )
             second = session.node.endpoint_name
         if second == reader and not by_hand:
             taken = [d.block_number for d in found if d.kind is not Kind.MISSING and d.block_number <= last]
             disputed = min([*taken, *([] if disputed is None else [disputed])], default=None)
-        first = read.first
         if disputed is not None and disputed > first:
             last = disputed - 1  # what is before it is beyond dispute; the next look begins with it
         elif disputed is not None:
             last = disputed
         differences = tuple(difference for difference in found if difference.block_number <= last)
         is_repairable = disputed is None or last < disputed
-        batch = self._batch(position, read.blocks, of_places(observed, differences), differences)
+        batch = self._batch(position, reading.read.blocks, of_places(reading.observed, differences), differences)
         return Examined(
             first=first,
             last=last,
@@ -210,6 +255,23 @@ class Examiner:
             reports=tuple(observed.reports),
             role_changes=tuple(observed.role_changes),
         )
+
+
+def _first_to_settle(one: _Reading, other: _Reading) -> tuple[_Reading, int]:
+    """Of two readings of a range, the one whose differences are looked at now, and up to which block.
+
+    What both say is taken together.  Otherwise what comes before the first block about which only one of them differs
+    from the rows, or as the other does not; or that block alone.
+    """
+    last = min(one.last, other.last)
+    one, other = one.up_to(last), other.up_to(last)
+    apart = min((difference.block_number for difference in {*one.found} ^ {*other.found}), default=None)
+    if apart is None:
+        return one, last
+    if any(difference.block_number < apart for difference in one.found):
+        return one.up_to(apart - 1), apart - 1
+    one, other = one.up_to(apart), other.up_to(apart)
+    return (one if one.found else other), apart
 
 
 def _height(rule: FinalityRule, position: Position) -> int:
@@ -309,7 +371,7 @@ class Sweep:
             self._standstill.waits(error.filled_up_to, str(error))
             log.debug("sweep.tick_repeated", reason=str(error))
             return False
-        except (BlockUnknown, CursorMoved) as error:
+        except (BlockUnknown, CursorMoved, NoSecondReading) as error:
             self._standstill.waits(at.swept, str(error))
             log.debug("sweep.tick_repeated", reason=str(error))
             return False

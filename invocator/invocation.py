@@ -13,6 +13,7 @@ from datastore import claims
 from datastore.claims import Answered, Frozen, Order, Pacing, Says, Swept
 from datastore.connection import Pool
 from datastore.identity import execution_id_candidates
+from datastore.lifecycle import State
 from invocator.classification import (
     Accepted,
     Answer,
@@ -43,6 +44,8 @@ LookAt: TypeAlias = Callable[[bytes, bytes], Awaitable[Contracts | None]]
 
 SIMULATED_WORKFLOW: Final = bytes(32)
 """A simulation has no workflow id; its slot and its frozen request are under this one."""
+
+_RETIRED: Final = ("workflow_retired", "It is frozen, or was sent, for a workflow that is not configured (any more).")
 
 LOOKED_AT: Final = 50
 """How many waiting requests a tick looks at to find one whose workflow is free."""
@@ -167,21 +170,49 @@ class Invocator:
         free = await claims.free_workflows(self._pool, self._chain_id, terms.pacing, terms.workflow_ids)
         if not free:
             return False
-        for waiting in await claims.waiting(self._pool, self._chain_id, limit=LOOKED_AT, pacing=terms.pacing):
+        waiting_orders = await claims.waiting(self._pool, self._chain_id, limit=LOOKED_AT, pacing=terms.pacing)
+        for waiting in await self._sendable(waiting_orders):
             if self._workflow_of(waiting) in free and await self._work(waiting.request_id):
                 return True
         return False
 
     async def _due(self) -> list[Order]:
-        if self._terms.mode != claims.GATEWAY:
-            return []
-        due = await claims.due(self._pool, self._chain_id, limit=LOOKED_AT)
-        return [order for order in due if self._may_resend(order)]
+        due = await self._sendable(await claims.due(self._pool, self._chain_id, limit=LOOKED_AT))
+        return due if self._terms.mode == claims.GATEWAY else []
 
-    def _may_resend(self, order: Order) -> bool:
-        if order.frozen is not None:
-            return order.frozen.signer == self._signer_address
-        return order.found_workflow_id in self._terms.workflow_ids
+    async def _sendable(self, orders: list[Order]) -> list[Order]:
+        """Those that this instance may send.  The others go to a person, unless another one sends them meanwhile."""
+        unsendable: dict[tuple[str, str], list[Order]] = {}
+        for order in orders:
+            if (why := self._why_unsendable(order)) is not None:
+                unsendable.setdefault(why, []).append(order)
+        for (reason, detail), theirs in unsendable.items():
+            given = await claims.give_to_a_person(
+                self._pool,
+                self._chain_id,
+                theirs,
+                reason=reason,
+                detail=detail,
+                after_seconds=self._terms.lease_seconds,
+            )
+            if given:
+                log.warning("requests.not_sendable", requests=given, reason=reason, sentence=detail)
+        return [order for order in orders if self._why_unsendable(order) is None]
+
+    def _why_unsendable(self, order: Order) -> tuple[str, str] | None:
+        """A reason and its sentence: the bytes are fixed, and so is where and by whom they are sent."""
+        frozen = order.frozen
+        if frozen is None:
+            # What a restore shows to have been sent can only be made again for the workflow that got it.
+            was_sent = order.state is State.IN_DOUBT or order.found_workflow_id is not None
+            return _RETIRED if was_sent and order.found_workflow_id not in self._terms.workflow_ids else None
+        if frozen.mode != self._terms.mode:
+            return "mode_changed", f"The request is frozen for mode {frozen.mode}."
+        if frozen.workflow_id not in self._terms.workflow_ids:
+            return _RETIRED
+        if frozen.signer != self._signer_address:
+            return "signer_changed", "The request is frozen for another signer."
+        return None
 
     @property
     def _signer_address(self) -> bytes:
@@ -206,6 +237,8 @@ class Invocator:
         self._reached("invocator.after_claim")
         if order is None:
             return False
+        if self._why_unsendable(order) is not None:  # frozen by another one since it was looked at
+            return not await claims.give_back(self._pool, order, reason="given_back")
         if not await self._passes_preflight(order):
             return True
         frozen = order.frozen or await self._freeze(order)
@@ -264,12 +297,6 @@ class Invocator:
         """What rows say before a first attempt; a refusal goes to a person, for the bytes are frozen."""
         if frozen.receiver != order.consumer:
             reason, detail = "consumer_changed", "The basket has another consumer than when the request was frozen."
-        elif frozen.workflow_id not in self._terms.workflow_ids:
-            reason, detail = "workflow_retired", "The request is frozen for a workflow that is no longer configured."
-        elif frozen.mode != self._terms.mode:
-            reason, detail = "mode_changed", f"The request is frozen for mode {frozen.mode}."
-        elif frozen.signer != self._signer_address:
-            reason, detail = "signer_changed", "The request is frozen for another signer."
         elif await self._is_reported(order):
             reason, detail = "already_reported", "The chain holds a report with an execution id of this request."
         else:

@@ -153,6 +153,11 @@ class Node:
         with self._pool.session(member, caught_up=True):
             yield Session(node=self._bound(member), head=head)
 
+    @property
+    def is_several(self) -> bool:
+        """Whether there is more than one endpoint."""
+        return len(self._pool.members) > 1
+
     def expect(self, identity: ChainIdentity) -> None:
         """From now on believe only endpoints that serve this chain."""
         self._pool.expect(identity)

@@ -148,7 +148,7 @@ HOLDS: Final = {
     "basket_paused": "its basket is paused (`bskt baskets show` says why)",
     # These end by themselves.
     "daily_cap": "the daily cap (BSKT_DAILY_CAP_TOKENS) is reached",
-    "amount_above_cap": "it asks for more than BSKT_MAX_MINT_TOKENS allows now",
+    "amount_above_cap": "it asks for more than BSKT_MAX_MINT_TOKENS or a whole day of BSKT_DAILY_CAP_TOKENS allows",
     "basket_not_canonical": "no basket of this branch has this token and this consumer",
     "node_unavailable": "the node did not answer, so nobody knows whether the consumer may mint",
     "not_a_minter": "the basket's consumer may not mint its token now",

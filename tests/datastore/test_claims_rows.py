@@ -264,6 +264,25 @@ async def test_of_baskets_that_were_never_served_the_one_with_the_oldest_request
     assert await claims.queue(worker.pool, CHAIN) == [ids[2], ids[1], ids[0]]
 
 
+@pytest.mark.parametrize("new", ["requester", "stablecoin"])
+async def test_a_new_name_is_no_way_to_the_front(indexer_pool: Pool, worker: Worker, new: str) -> None:
+    """Hard case 117: whoever asks under ever new addresses, or in ever new baskets, waits behind who waits already."""
+    tip = await confirmed(indexer_pool, request("first", block(1)), request("second", block(1), log_index=1))
+    await list_both(worker)
+    await worker.send(1)
+    served = []
+    for number in range(2, 6):
+        fresh = request(f"new {number}", block(number), **{new: bytes([number]) * 20})  # type: ignore[arg-type]
+        await following.commit(
+            indexer_pool, CHAIN, batch(block(number), on=tip, requests=(fresh,), final=number), RULES
+        )
+        tip = block(number)
+        (first,) = await claims.waiting(worker.pool, CHAIN, limit=1)
+        await worker.send(first.request_id)
+        served.append(first.request_id)
+    assert served == [2, 3, 4, 5]
+
+
 async def test_a_requester_s_turn_in_one_basket_is_none_in_another(indexer_pool: Pool, worker: Worker) -> None:
     other = {"stablecoin": b"\x71" * 20}
     ids = await asked_over_two_blocks(indexer_pool, (1, 0, {}), (1, 1, other), (2, 0, {}), (2, 1, other))

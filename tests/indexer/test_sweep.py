@@ -50,6 +50,35 @@ async def test_a_request_that_a_node_left_out_is_recorded_and_judged_and_a_perso
     assert set(await made.alarms()) == {"rows_repaired"}
 
 
+async def test_what_an_endpoint_left_out_is_found_also_when_another_one_is_followed_by_then(make: Make) -> None:
+    """Hard case 19: the endpoint that is not followed now may be the one that the rows are from."""
+    made = await make(history(), 2)
+    first, second = made.world.endpoints
+    first.fail(Fault.LOGS_CUT_AT_A_CAP, times=None, seed=1)
+    await made.daemon.follow()
+    assert len(await made.states()) < 5
+    first.fail(Fault.SERVER_ERROR, times=1, seed=1)
+    made.world.mine([])
+    await made.daemon.follow()
+    assert second.asked.total() > 0
+    made.daemon.clock.now += 4_000  # the first one answers again, as it did before
+    await made.daemon.sweep_all()
+    assert await made.states() == ["confirmed finalized"] * 5
+    assert await made.wrong() == []
+
+
+async def test_the_sweep_waits_while_only_one_of_two_endpoints_answers(make: Make) -> None:
+    made = await make(history(), 2)
+    await made.daemon.follow()
+    made.world.endpoints[1].fail(Fault.CONNECTION_LOST, times=None, seed=1)
+    await made.daemon.sweep_all()
+    assert await made.pool.fetchval("SELECT block_number FROM sweep") is None
+    made.world.heal()
+    made.daemon.clock.now += 4_000
+    await made.daemon.sweep_all()
+    assert await made.pool.fetchval("SELECT block_number FROM sweep") == made.world.finalized
+
+
 async def test_a_basket_that_was_left_out_is_known_to_the_follower_from_the_next_block_on(make: Make) -> None:
     """Hard case 40: what the sweep adds is no news to the rows only."""
     made = await make(history(), 2)

@@ -4,11 +4,12 @@ import base64
 import json
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
+from uuid import uuid4
 
 import orjson
 import pytest
 
-from datastore import claims, following
+from datastore import claims, following, pinning
 from datastore.claims import Pacing
 from datastore.connection import Pool, Role, open_pool
 from datastore.identity import execution_id_candidates
@@ -308,6 +309,111 @@ async def test_a_dry_run_says_what_would_be_refused(ask: Ask, dsn: str, indexer_
         await dry.tick()
     assert orjson.loads(shown[0])["refused"] == "decimals_not_supported"
     assert await states(indexer_pool) == ["confirmed"]
+
+
+# -- what this instance may not send -----------------------------------------------------------------------------------
+
+OTHER_ID = bytes(range(1, 33))
+OTHER_KEY = "0x59c6995e998f97a5a0044966f0945389dc9e86dae88c7a8412f4603b6b78690d"  # the second well-known anvil key
+
+
+def with_another_key(invocator: Invocator) -> Invocator:
+    invocator._signer = Signer.from_text(OTHER_KEY)
+    return invocator
+
+
+REDEPLOYED: dict[str, Callable[[Make], Invocator]] = {
+    "workflow_retired": lambda make: make(replace(TERMS, workflow_ids=(OTHER_ID,))),
+    "mode_changed": lambda make: make(SIMULATING),
+    "signer_changed": lambda make: with_another_key(make()),
+}
+
+
+@pytest.mark.parametrize(("answer", "state"), [("refused", "confirmed"), ("lost", "in_doubt")])
+@pytest.mark.parametrize("reason", REDEPLOYED)
+async def test_what_is_frozen_for_another_configuration_goes_to_a_person_and_is_in_nobody_s_way(
+    ask: Ask, make: Make, cre: Cre, indexer_pool: Pool, reason: str, answer: str, state: str
+) -> None:
+    await ask("d1", "d2")
+    full = gateway_error(-32002, "rate limit exceeded", status=429)
+    cre.planned = [full if answer == "refused" else NoAnswer(reason="timed out")]
+    assert await make().tick()
+    assert await states(indexer_pool) == [state, "confirmed"]
+    cre.bodies.clear()
+    await let_pass(indexer_pool, 1, next_attempt_at=10_000)
+    # Others may still be configured as before: it is left to them for a while.
+    redeployed = REDEPLOYED[reason](make)
+    await redeployed.tick()
+    assert (await states(indexer_pool))[0] == state
+    await let_pass(indexer_pool, 1, state_changed_at=121)
+    await redeployed.tick()
+    row = await indexer_pool.fetchrow("SELECT state, state_reason FROM mint_request WHERE id = 1")
+    assert tuple(row) == ("review", reason)  # type: ignore[arg-type]
+    assert [orjson.loads(body)["id"] for body in cre.bodies] == [
+        (await indexer_pool.fetchval("SELECT nonce FROM mint_request WHERE id = 2")).hex
+    ]
+    alarms = await indexer_pool.fetch("SELECT kind, request_id FROM alarm")
+    assert [tuple(row) for row in alarms] == ([("gave_up", 1)] if state == "in_doubt" else [])
+
+
+async def test_nothing_is_sent_while_the_indexer_has_halted(
+    ask: Ask, make: Make, cre: Cre, invocator_pool: Pool, indexer_pool: Pool
+) -> None:
+    await ask("d1")
+    await pinning.halt(indexer_pool, CHAIN, "block 7, which is final, has another hash")
+    order = (await claims.waiting(invocator_pool, CHAIN, limit=1))[0]
+    pacing = TERMS.pacing
+    assert await claims.claim(invocator_pool, CHAIN, 1, worker_id=uuid4(), lease_seconds=9, pacing=pacing) is None
+    await run(make())
+    assert (cre.bodies, await states(indexer_pool)) == ([], ["confirmed"])
+    # Also what was claimed before.
+    await pinning.clear_halt(indexer_pool, CHAIN)
+    claimed = await claims.claim(invocator_pool, CHAIN, 1, worker_id=uuid4(), lease_seconds=9, pacing=pacing)
+    assert claimed is not None
+    frozen = await make()._freeze(claimed)
+    assert frozen is not None
+    await pinning.halt(indexer_pool, CHAIN, "again")
+    assert not await make()._attempt(claimed, frozen)
+    assert (cre.bodies, order.request_id) == ([], 1)
+
+
+async def test_refusals_cost_a_request_nothing_of_its_back_off(
+    ask: Ask, make: Make, cre: Cre, invocator_pool: Pool, indexer_pool: Pool
+) -> None:
+    await ask("d1")
+    refusal = gateway_error(-32600, "Auth failure: signer '0x1' is not authorized for workflow '0x2'")
+    cre.planned = [*[refusal] * 6, NoAnswer(reason="timed out")]
+    for _ in range(7):
+        await run(make())
+        await let_probe(invocator_pool)
+    assert (await states(indexer_pool), len(cre.bodies)) == (["in_doubt"], 7)
+    pause = "SELECT extract(epoch FROM next_attempt_at - clock_timestamp()) FROM mint_request"
+    assert 60 < await indexer_pool.fetchval(pause) <= 95
+
+
+async def test_a_refusal_after_an_outage_is_alarmed_too(
+    ask: Ask, make: Make, cre: Cre, invocator_pool: Pool, indexer_pool: Pool
+) -> None:
+    await ask("d1")
+    refusal = gateway_error(-32600, "Auth failure: signer '0x1' is not authorized for workflow '0x2'")
+    cre.planned = [NeverConnected(reason="refused"), refusal, refusal]
+    for _ in range(3):
+        await run(make())
+        await let_probe(invocator_pool)
+    assert len(cre.bodies) == 3
+    assert [row["kind"] for row in await indexer_pool.fetch("SELECT kind FROM alarm")] == ["instance_refused"]
+
+
+async def test_more_than_a_whole_day_lets_through_is_held_for_that(
+    ask: Ask, make: Make, cre: Cre, indexer_pool: Pool
+) -> None:
+    await ask("d1")
+    await run(make(replace(TERMS, pacing=replace(TERMS.pacing, daily_cap_wei=10**18 - 1))))
+    assert (cre.bodies, await states(indexer_pool)) == ([], ["confirmed"])
+    assert await indexer_pool.fetchval("SELECT held_reason FROM mint_request") == "amount_above_cap"
+    await let_pass(indexer_pool, 1, next_attempt_at=601)
+    await run(make(replace(TERMS, pacing=replace(TERMS.pacing, daily_cap_wei=10**18))))
+    assert await states(indexer_pool) == ["accepted"]
 
 
 # -- the breaker and the clock ---------------------------------------------------------------------------------------
