@@ -60,6 +60,7 @@ INVOCATOR: Final = "invocator"
 SWEEP: Final = "sweep"
 LATE_FACTORIES: Final = "late_factories"
 PARTS: Final = (INDEXER, INVOCATOR)
+_SPOKEN: Final = {INDEXER: "the follower", SWEEP: "the sweep", LATE_FACTORIES: "the late factories"}
 
 _RPC_TIMEOUT_SECONDS: Final = 30.0
 _MAX_ANSWER_BYTES: Final = 32 * 1024 * 1024  # as a block of 90 M gas full of logs, written in hex, might need
@@ -136,17 +137,19 @@ async def run(
             follower = _follower(settings, pool, node, sources, pinned, reached)
             sweep = _sweep(settings, pool, node, sources, pinned, reached)
             late = _late_factories(settings, pool, node, sources, pinned, reached)
-            indexer = _part(INDEXER, _halting(follower.tick, pool, sources.chain_id), settings)
+            indexer = _part(INDEXER, _halting(INDEXER, follower.tick, pool, sources.chain_id), settings)
             running += [
                 indexer,
-                _part(SWEEP, _halting(sweep.tick, pool, sources.chain_id), settings),
+                _part(SWEEP, _halting(SWEEP, sweep.tick, pool, sources.chain_id), settings),
                 *_probing(settings, node),
             ]
             companions += _listening(settings, indexer)
             troubles = _troubles(node, follower, sweep, late)
             await _declare(pool, node, settings, sources)
             if settings.more_factories:
-                running.append(_part(LATE_FACTORIES, _halting(late.tick, pool, sources.chain_id), settings))
+                running.append(
+                    _part(LATE_FACTORIES, _halting(LATE_FACTORIES, late.tick, pool, sources.chain_id), settings)
+                )
             await pinning.clear_halt(pool, sources.chain_id)
         if INVOCATOR in parts:
             role = Role.READER if settings.cre_mode == "dry-run" else Role.INVOCATOR
@@ -551,14 +554,16 @@ def _ear(dsn: str, chain_id: int, part: Part) -> Companion:
     )
 
 
-def _halting(work: Callable[[], Awaitable[bool]], pool: Pool, chain_id: int) -> Callable[[], Awaitable[bool]]:
-    """A tick that leaves word in the database when it must not go on: every replica shows it."""
+def _halting(
+    name: str, work: Callable[[], Awaitable[bool]], pool: Pool, chain_id: int
+) -> Callable[[], Awaitable[bool]]:
+    """A tick that leaves word in the database when it must not go on: every replica shows which part it was."""
 
     async def tick() -> bool:
         try:
             return await work()
         except FinalityViolated as error:
-            await pinning.halt(pool, chain_id, str(error))
+            await pinning.halt(pool, chain_id, f"{_SPOKEN[name]}: {error}")
             raise
 
     return tick
