@@ -65,6 +65,7 @@ _SPOKEN: Final = {INDEXER: "the follower", SWEEP: "the sweep", LATE_FACTORIES: "
 _RPC_TIMEOUT_SECONDS: Final = 30.0
 _MAX_ANSWER_BYTES: Final = 32 * 1024 * 1024  # as a block of 90 M gas full of logs, written in hex, might need
 _SECRET_BYTES: Final = 32
+_MOST_BLOCKS_APART: Final = 64  # of honest endpoints that are asked at the same time, on a chain with fast blocks
 _CLOSE_SECONDS: Final = 5.0
 _PROBE_PAUSE_SECONDS: Final = 5.0
 _FINALITY_POLLS: Final = 3  # finality moves slowly: it is asked at every third look at most,
@@ -374,9 +375,9 @@ async def _pin(pool: Pool, node: Node, settings: Settings, sources: Sources) -> 
     if (pinned := await pinning.pinned(pool, pin)) is not None:
         return pinned
     start = await node.header_by_number(max(1, _present(settings.start_block)))
-    # The highest head that any endpoint knows: history is not what happened after the start.
-    head_number = max(report.head for report in node.reports() if report.head is not None)
-    first_trigger = head_number + 1 if settings.trigger_from_block is None else settings.trigger_from_block
+    first_trigger = settings.trigger_from_block
+    if first_trigger is None:
+        first_trigger = first_block_to_trigger({report.name: report.head for report in node.reports()})
     await pinning.pin_first_start(
         pool,
         pin,
@@ -385,6 +386,22 @@ async def _pin(pool: Pool, node: Node, settings: Settings, sources: Sources) -> 
     )
     # Another starter may have been first: what is stored counts.
     return _present(await pinning.pinned(pool, pin))
+
+
+def first_block_to_trigger(head_by_endpoint: Mapping[str, int | None]) -> int:
+    """The block after the highest head that any endpoint knows: history is not what happened after the start.
+
+    Raises:
+        SettingsError: The heads are too far apart.  It is pinned for good: one word alone must not hold what follows.
+    """
+    heads = {name: head for name, head in head_by_endpoint.items() if head is not None}
+    if max(heads.values()) - min(heads.values()) > _MOST_BLOCKS_APART:
+        told = ", ".join(f"endpoint {name} is at block {head}" for name, head in heads.items())
+        remedy = "take out the one that is wrong or far behind, or set BSKT_TRIGGER_FROM_BLOCK"
+        raise SettingsError(
+            [f"BSKT_RPC_URL: {told}, so this first start cannot tell from where on requests are new: {remedy}"]
+        )
+    return max(heads.values()) + 1
 
 
 def _follower(
