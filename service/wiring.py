@@ -51,7 +51,7 @@ from service.embedded_postgres import EmbeddedPostgres
 from service.metrics import RpcMetrics
 from service.preflight import read_contracts
 from service.settings import Finality, Settings, SettingsError, cre_environment, is_open_to_others, wei
-from service.supervision import Companion, Part, Stop, Supervisor, wait
+from service.supervision import GRACE_SECONDS, Companion, Part, Stop, Supervisor, wait
 
 log = structlog.get_logger(__name__)
 
@@ -63,6 +63,7 @@ PARTS: Final = (INDEXER, INVOCATOR)
 _SPOKEN: Final = {INDEXER: "the follower", SWEEP: "the sweep", LATE_FACTORIES: "the late factories"}
 
 _RPC_TIMEOUT_SECONDS: Final = 30.0
+_INDEXING_TURN_SECONDS: Final = 20 * _RPC_TIMEOUT_SECONDS  # a range that is halved until the node can serve it
 _MAX_ANSWER_BYTES: Final = 32 * 1024 * 1024  # as a block of 90 M gas full of logs, written in hex, might need
 _SECRET_BYTES: Final = 32
 _MOST_BLOCKS_APART: Final = 64  # of honest endpoints that are asked at the same time, on a chain with fast blocks
@@ -131,13 +132,12 @@ async def run(
         )
         if in_force is not None:
             log.error("quarantine.entered" if in_force.entered else "quarantine.in_force", sentence=str(in_force))
+        last_turn_at: dict[str, float] = {}
         running: list[Part] = []
         companions: list[Companion] = []
         troubles: Troubles = tuple
         if INDEXER in parts:
-            follower = _follower(settings, pool, node, sources, pinned, reached)
-            sweep = _sweep(settings, pool, node, sources, pinned, reached)
-            late = _late_factories(settings, pool, node, sources, pinned, reached)
+            follower, sweep, late = _indexers(settings, pool, node, sources, pinned, last_turn_at, reached)
             indexer = _part(INDEXER, _halting(INDEXER, follower.tick, pool, sources.chain_id), settings)
             running += [
                 indexer,
@@ -159,7 +159,9 @@ async def run(
         log.info("daemon.started", parts=[part.name for part in running], chain_id=settings.chain_id)
         reader = await _opened(stack, dsn, Role.READER)
         companions += [_ear(dsn, sources.chain_id, part) for part in running if part.name == INVOCATOR]
-        supervisor = Supervisor(running, companions, stop=stop)
+        supervisor = Supervisor(
+            running, companions, stop=stop, grace_seconds=grace_seconds(settings), last_turn_at=last_turn_at
+        )
         companions.append(
             _server(settings, reader, sources.chain_id, supervisor, node=node, troubles=troubles, rpc=rpc_metrics)
         )
@@ -404,6 +406,31 @@ def first_block_to_trigger(head_by_endpoint: Mapping[str, int | None]) -> int:
     return max(heads.values()) + 1
 
 
+def _indexers(
+    settings: Settings,
+    pool: Pool,
+    node: Node,
+    sources: Sources,
+    pinned: pinning.Pinned,
+    last_turn_at: dict[str, float],
+    reached: Reached,
+) -> tuple[Follower, Sweep, LateFactories]:
+    def turning(name: str) -> Reached:
+        """A commit is progress as well: one tick may be many of them."""
+
+        def at_boundary(boundary: str) -> None:
+            last_turn_at[name] = time.monotonic()
+            reached(boundary)
+
+        return at_boundary
+
+    return (
+        _follower(settings, pool, node, sources, pinned, turning(INDEXER)),
+        _sweep(settings, pool, node, sources, pinned, turning(SWEEP)),
+        _late_factories(settings, pool, node, sources, pinned, turning(LATE_FACTORIES)),
+    )
+
+
 def _follower(
     settings: Settings, pool: Pool, node: Node, sources: Sources, pinned: pinning.Pinned, reached: Reached
 ) -> Follower:
@@ -586,6 +613,24 @@ def _halting(
     return tick
 
 
+def _attempt_seconds(settings: Settings) -> float:
+    """The longest that an attempt waits for CRE."""
+    return {"gateway": settings.cre_timeout_seconds, "simulate": SIMULATION_SECONDS, "dry-run": 0.0}[settings.cre_mode]
+
+
+def grace_seconds(settings: Settings) -> float:
+    """After SIGTERM: the look at the contracts, the attempt, and its rows."""
+    return max(GRACE_SECONDS, _RPC_TIMEOUT_SECONDS + _attempt_seconds(settings) + _CLOSE_SECONDS)
+
+
+def longest_turn_seconds(settings: Settings) -> dict[str, float]:
+    """By part: without a turn or a commit for so long, it is stuck."""
+    return {
+        INVOCATOR: max(http.LONGEST_TURN_SECONDS, grace_seconds(settings) + _RPC_TIMEOUT_SECONDS),
+        **dict.fromkeys((INDEXER, SWEEP, LATE_FACTORIES), _INDEXING_TURN_SECONDS),
+    }
+
+
 def _server(
     settings: Settings,
     reader: Pool,
@@ -609,8 +654,7 @@ def _server(
         endpoints=node.reports,
         troubles=troubles,
         measured=(rpc.registry,),
-        # A simulation may take its whole time inside one turn.
-        longest_turn_seconds=http.LONGEST_TURN_SECONDS + (SIMULATION_SECONDS if settings.cre_mode == "simulate" else 0),
+        longest_turn_seconds=longest_turn_seconds(settings),
     )
     listen = settings.listen
     return Companion(name="http", run=lambda: http.serve(app, host=listen.host, port=listen.port))
