@@ -84,6 +84,7 @@ CREATE TABLE cursor (
     safe_number bigint NOT NULL,
     head_number bigint NOT NULL,
     baskets_version bigint NOT NULL DEFAULT 0,
+    history_version bigint NOT NULL DEFAULT 0,
     indexed_at timestamptz NOT NULL DEFAULT clock_timestamp(),
     CONSTRAINT cursor_is_not_below_finality CHECK (block_number >= finalized_number),
     CONSTRAINT cursor_finality_is_ordered CHECK (finalized_number <= safe_number)
@@ -91,6 +92,8 @@ CREATE TABLE cursor (
 COMMENT ON TABLE cursor IS 'The last indexed block.  Moves by compare-and-swap on (block_number, block_hash) only.';
 COMMENT ON COLUMN cursor.baskets_version IS
     'Raised when a basket below the cursor is found or lost other than by following: whoever remembers baskets reads them again.';
+COMMENT ON COLUMN cursor.history_version IS
+    'Raised when logs or reports are found or lost other than by following: whoever counted the final ones counts them again.';
 COMMENT ON COLUMN cursor.finalized_number IS 'Monotone; at most block_number: finality is believed only of blocks that are indexed.';
 
 CREATE TABLE control (
@@ -729,7 +732,8 @@ GRANT INSERT ON chain, cursor, control, block, log, basket, reorg, mint_request,
 GRANT UPDATE (filled_up_to, live_at) ON factory TO bskt_indexer;
 GRANT UPDATE (block_number, swept_at) ON sweep TO bskt_indexer;
 GRANT EXECUTE ON FUNCTION discard_log TO bskt_indexer;
-GRANT UPDATE (block_number, block_hash, finalized_number, safe_number, head_number, baskets_version, indexed_at) ON cursor TO bskt_indexer;
+GRANT UPDATE (block_number, block_hash, finalized_number, safe_number, head_number, baskets_version, history_version, indexed_at)
+    ON cursor TO bskt_indexer;
 GRANT UPDATE (
     halted_at, halted_reason, quarantined_at, quarantined_reason, quarantined_until, server_identifier, server_timeline
 ) ON control TO bskt_indexer;

@@ -44,6 +44,16 @@ UPDATE factory SET
 WHERE chain_id = $1 AND address = $2 AND live_at IS NULL
 """
 
+# Its history was read once, and the sweep passed it by.  A sweep that runs at this moment finds its own cursor moved.
+# $1 chain, $2 address
+_SWEEP_AGAIN: Final = """
+UPDATE sweep s SET block_number = greatest(f.start_block_number, h.start_block_number) - 1
+FROM factory f
+JOIN chain h USING (chain_id)
+WHERE s.chain_id = $1 AND f.chain_id = $1 AND f.address = $2
+  AND s.block_number >= greatest(f.start_block_number, h.start_block_number)
+"""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Factory:
@@ -109,6 +119,8 @@ async def fill(
 ) -> Committed:
     """Record what some blocks say of a factory that is not live yet; with ``admit``, let it be live from here on.
 
+    With ``admit`` the sweep goes back to its first block: what the only reading missed is found by the second one.
+
     Args:
         pool: The indexer's.
         chain_id: The chain.
@@ -136,5 +148,6 @@ async def fill(
         await record(connection, chain_id, batch, rules, committed, hold_reason=hold_reason)
         await connection.execute(_FILLED, chain_id, factory, filled_up_to, admit)
         if admit:
+            await connection.execute(_SWEEP_AGAIN, chain_id, factory)
             await baskets_changed(connection, chain_id)
     return committed

@@ -506,8 +506,11 @@ async def record(
             f"block {conflict} is stored with another hash than the node gives; check the node with `bskt check`"
         )
     await connection.execute(_DISPLACE_BASKETS, chain_id, *_columns(batch.baskets, _ANNOUNCEMENT))
-    if await _insert_observations(connection, chain_id, batch, rules, committed):
+    changed = await _insert_observations(connection, chain_id, batch, rules, committed)
+    if changed.baskets:
         await baskets_changed(connection, chain_id)
+    if changed.counted:
+        await history_changed(connection, chain_id)
     await _insert_requests(connection, chain_id, batch, rules, hold_reason, committed)
     await _settle_outcomes(connection, chain_id, [block.hash for block in batch.blocks], committed)
     await _judge(connection, chain_id, batch.finality.trigger, rules, committed)
@@ -521,6 +524,15 @@ async def baskets_changed(connection: Connection, chain_id: int) -> None:
     await connection.execute(
         # $1 chain
         "UPDATE cursor SET baskets_version = baskets_version + 1 WHERE chain_id = $1",
+        chain_id,
+    )
+
+
+async def history_changed(connection: Connection, chain_id: int) -> None:
+    """Tell whoever counts that logs or reports below the cursor are others than before."""
+    await connection.execute(
+        # $1 chain
+        "UPDATE cursor SET history_version = history_version + 1 WHERE chain_id = $1",
         chain_id,
     )
 
@@ -617,10 +629,18 @@ async def lose(
     )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Changed:
+    """Whether a batch added or restored baskets, and rows that ``datastore.tally`` counts."""
+
+    baskets: bool
+    counted: bool
+
+
 async def _insert_observations(
     connection: Connection, chain_id: int, batch: Batch, rules: Rules, committed: Committed
-) -> bool:
-    """Blocks and what their logs say; whether that changed the baskets.
+) -> _Changed:
+    """Blocks and what their logs say; what that changed.
 
     The cursor's row is locked, so nobody else writes this chain's rows: what is not found is new, and is copied.
     """
@@ -630,15 +650,16 @@ async def _insert_observations(
         connection, chain_id, batch.role_changes, first_block_number=rules.first_trigger_block_number
     )
     await connection.execute(_INSERT_BLOCKS, chain_id, *_columns(batch.blocks, _BLOCK))
-    await _insert_new(connection, chain_id, "log", LogRow._fields, batch.logs, known)
+    logs = await _insert_new(connection, chain_id, "log", LogRow._fields, batch.logs, known)
+    explained = "UPDATE 0"
     if known:
-        await connection.execute(_EXPLAIN_LOGS, chain_id, *_columns(batch.logs, _EXPLANATION))
-    changed = await _insert_new(connection, chain_id, "basket", Basket._fields, batch.baskets, known)
-    await _insert_new(connection, chain_id, "report", Report._fields, batch.reports, known)
+        explained = await connection.execute(_EXPLAIN_LOGS, chain_id, *_columns(batch.logs, _EXPLANATION))
+    baskets = await _insert_new(connection, chain_id, "basket", Basket._fields, batch.baskets, known)
+    reports = await _insert_new(connection, chain_id, "report", Report._fields, batch.reports, known)
     await _insert_new(connection, chain_id, "mint_execution", Mint._fields, batch.mints, known)
     await basket_pauses.pause_for(connection, chain_id, role_changes)
     committed.alarms[AlarmKind.BASKET_ROLE_CHANGED] += len(role_changes)
-    return changed
+    return _Changed(baskets=baskets, counted=logs or reports or explained != "UPDATE 0")
 
 
 async def _insert_new(

@@ -154,11 +154,19 @@ async def pin_first_start(pool: Pool, pin: Pin, *, start: Block, first_trigger_b
 
 
 async def halt(pool: Pool, chain_id: int, reason: str) -> None:
-    """Remember why the indexer stopped for good; cleared by the next start that finds the chain in order."""
+    """Remember which part of the indexer stopped for good, and why; cleared by the next start that finds the chain in order.
+
+    A second part that stops does not hide the first one.
+    """
     async with unit(pool) as connection:
         await connection.execute(
             # $1 chain, $2 reason
-            "UPDATE control SET halted_at = clock_timestamp(), halted_reason = $2 WHERE chain_id = $1",
+            """
+            UPDATE control SET
+                halted_at = coalesce(halted_at, clock_timestamp()),
+                halted_reason = coalesce(halted_reason || '; ', '') || $2
+            WHERE chain_id = $1 AND (halted_reason IS NULL OR strpos(halted_reason, $2) = 0)
+            """,
             chain_id,
             reason,
         )

@@ -71,7 +71,7 @@ CROSS JOIN LATERAL (SELECT extract(epoch FROM a.answered_at - a.started_at)::flo
 WHERE a.answered_at > $2 AND a.answered_at <= $3
 GROUP BY 1, 2
 """
-# Logs have no time of ours; what is final has all of its logs.  $1 chain, $2 after block, $3 up to block
+# Logs have no time of ours; what is final has all of its logs, until a second reading finds more.  $1 chain, $2 after block, $3 up to block
 _LOGS: Final = """
 SELECT event, undecodable IS NOT NULL AS undecodable, count(*) AS times
 FROM log WHERE chain_id = $1 AND block_number > $2 AND block_number <= $3 GROUP BY 1, 2
@@ -81,6 +81,8 @@ _REPORTS: Final = """
 SELECT result, count(*) AS times
 FROM report WHERE chain_id = $1 AND block_number > $2 AND block_number <= $3 GROUP BY 1
 """
+# $1 chain
+_FINAL: Final = "SELECT finalized_number, history_version FROM cursor WHERE chain_id = $1"
 # $1 chain
 _ALARMS: Final = "SELECT kind, count(*) AS times FROM alarm WHERE chain_id = $1 GROUP BY kind"
 # $1 chain
@@ -137,6 +139,11 @@ class Totals:
     reorg_depth: Histogram = field(default_factory=lambda: Histogram(tuple(map(float, BOUNDS_BLOCKS))))
 
 
+_NEVER: Final = datetime.min.replace(tzinfo=UTC)
+_NO_BLOCK: Final = -1
+_LAST_BLOCK: Final = 2**63 - 1
+
+
 class Tally:
     """Remembers what is counted for good, so that a reading costs what happened lately and not what ever happened."""
 
@@ -145,7 +152,11 @@ class Tally:
         self._chain_id = chain_id
         self._settled_after = settled_after
         self._settled = Totals()
-        self._settled_up_to = _Moment(time=datetime.min.replace(tzinfo=UTC), block=-1)
+        self._settled_up_to = _NEVER
+        # Apart from the others: a sweep, a backfill or a late factory may change what was settled.
+        self._final = Totals()
+        self._final_up_to = _NO_BLOCK
+        self._history_version = 0
 
     async def read(self, pool: Pool) -> Totals:
         """Count.
@@ -154,64 +165,56 @@ class Tally:
             DatastoreUnavailable: Nothing was counted; read again.
         """
         async with unit(pool) as connection:
-            now = _Moment(time=await connection.fetchval("SELECT clock_timestamp()"), block=_LAST_BLOCK)
-            finalized = await connection.fetchval(
-                # $1 chain
-                "SELECT finalized_number FROM cursor WHERE chain_id = $1",
-                self._chain_id,
-            )
-            settled_up_to = _Moment(
-                time=max(now.time - self._settled_after, self._settled_up_to.time),
-                block=self._settled_up_to.block if finalized is None else finalized,
-            )
-            newly_settled = await self._window(connection, self._settled_up_to, settled_up_to)
-            fresh = await self._window(connection, settled_up_to, now)
+            now = await connection.fetchval("SELECT clock_timestamp()")
+            # Before anything is counted: what changes meanwhile raises the version, and is counted by the next reading.
+            at = await connection.fetchrow(_FINAL, self._chain_id)
+            finalized, version = (-1, 0) if at is None else (at["finalized_number"], at["history_version"])
+            final, final_up_to = self._final, self._final_up_to
+            if version != self._history_version:
+                final, final_up_to = Totals(), _NO_BLOCK
+            final = deepcopy(final)
+            settled_up_to = max(now - self._settled_after, self._settled_up_to)
+            newly_settled = await self._timed(connection, self._settled_up_to, settled_up_to)
+            fresh = await self._timed(connection, settled_up_to, now)
+            (await self._placed(connection, final_up_to, finalized)).add_to(final)
+            above = await self._placed(connection, finalized, _LAST_BLOCK)
             alarms = await connection.fetch(_ALARMS, self._chain_id)
             differences = await connection.fetch(_DIFFERENCES, self._chain_id)
             reorgs = await connection.fetch(_REORGS, self._chain_id, [float(bound) for bound in BOUNDS_BLOCKS])
         # Only now: a reading that failed half-way must not count its part twice.
         newly_settled.add_to(self._settled)
         self._settled_up_to = settled_up_to
+        self._final, self._final_up_to, self._history_version = final, finalized, version
         totals = deepcopy(self._settled)
+        totals.logs, totals.undecodable, totals.reports = final.logs.copy(), final.undecodable, final.reports.copy()
         fresh.add_to(totals)
+        above.add_to(totals)
         totals.alarms.update({row["kind"]: row["times"] for row in alarms})
         totals.differences.update({row["kind"]: row["times"] for row in differences})
         for row in reorgs:
             totals.reorg_depth.add(row["bucket"], row["times"], row["blocks"])
         return totals
 
-    async def _window(self, connection: Connection, after: _Moment, up_to: _Moment) -> _Window:
-        times = (self._chain_id, after.time, up_to.time, list(BOUNDS_SECONDS))
-        blocks = (self._chain_id, after.block, up_to.block)
-        return _Window(
-            transitions=await connection.fetch(_TRANSITIONS, *times, DUPLICATE_BANK_REFERENCE),
-            completions=await connection.fetch(_COMPLETIONS, *times),
-            attempts=await connection.fetch(_ATTEMPTS, *times),
-            logs=await connection.fetch(_LOGS, *blocks),
-            reports=await connection.fetch(_REPORTS, *blocks),
+    async def _timed(self, connection: Connection, after: datetime, up_to: datetime) -> _Timed:
+        window = (self._chain_id, after, up_to, list(BOUNDS_SECONDS))
+        return _Timed(
+            transitions=await connection.fetch(_TRANSITIONS, *window, DUPLICATE_BANK_REFERENCE),
+            completions=await connection.fetch(_COMPLETIONS, *window),
+            attempts=await connection.fetch(_ATTEMPTS, *window),
         )
 
-
-_LAST_BLOCK: Final = 2**63 - 1
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Moment:
-    """Up to where something was counted: by our time, and by block number where rows have no time of ours."""
-
-    time: datetime
-    block: int
+    async def _placed(self, connection: Connection, after: int, up_to: int) -> _Placed:
+        window = (self._chain_id, after, up_to)
+        return _Placed(logs=await connection.fetch(_LOGS, *window), reports=await connection.fetch(_REPORTS, *window))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Window:
-    """What happened between two moments, grouped."""
+class _Timed:
+    """What happened between two moments of ours, grouped."""
 
     transitions: list[asyncpg.Record]
     completions: list[asyncpg.Record]
     attempts: list[asyncpg.Record]
-    logs: list[asyncpg.Record]
-    reports: list[asyncpg.Record]
 
     def add_to(self, totals: Totals) -> None:
         for row in self.transitions:
@@ -226,6 +229,16 @@ class _Window:
             totals.attempts[row["outcome"]] += row["times"]
             totals.duplicates["request_id"] += row["times"] if row["outcome"] in REPEATS else 0
             totals.attempt_seconds.add(row["bucket"], row["times"], row["seconds"])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Placed:
+    """What rows without a time of ours say happened between two blocks, grouped."""
+
+    logs: list[asyncpg.Record]
+    reports: list[asyncpg.Record]
+
+    def add_to(self, totals: Totals) -> None:
         for row in self.logs:
             totals.logs[row["event"]] += row["times"]
             totals.undecodable += row["times"] if row["undecodable"] else 0

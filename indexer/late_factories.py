@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Final
 
 import structlog
 
@@ -17,13 +19,15 @@ from indexer.backfill import HELD_REASON
 from indexer.final_zone import FinalZone
 from indexer.follower import BLOCKS_A_COMMIT, FinalityRule, Reached, report
 from indexer.observation import Observation, Sources
+from indexer.standstill import Standstill
+from node.blocks import Log
 from node.errors import BlockUnknown, EndpointChanged
 from node.node import Node
 
 log = structlog.get_logger(__name__)
 
-MOST_UNFINALIZED_BLOCKS = 8 * BLOCKS_A_COMMIT
-"""Above the finalized block: read at once when a factory becomes live, so while finality stalls it waits."""
+BLOCKS_A_TICK: Final = 2 * BLOCKS_A_COMMIT
+"""Above the finalized block, where each block is asked for by its hash; what was read is kept from tick to tick."""
 
 
 class LateFactories:
@@ -40,6 +44,7 @@ class LateFactories:
         complete_finality: FinalityRule,
         max_range_blocks: int,
         reached: Reached = lambda _: None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Begin; nothing is asked yet.  The arguments are those of ``Follower``."""
         self._pool = pool
@@ -50,6 +55,9 @@ class LateFactories:
         self._complete = complete_finality
         self._zone = FinalZone(max_range_blocks=max_range_blocks)
         self._reached = reached
+        self._standstill = Standstill("late factories", clock=clock)
+        # By hash: a reorg takes nothing away from it.  No more blocks than the follower holds above finality.
+        self._logs_above: dict[bytes, tuple[Log, ...]] = {}
 
     async def tick(self) -> bool:
         """Read the next final range of a factory that is not live, or admit it; ``True`` if there is more to do.
@@ -61,20 +69,26 @@ class LateFactories:
         """
         late = await factories.pending(self._pool, self._sources.chain_id)
         if late is None:
+            self._standstill.moved()
+            self._logs_above.clear()
             return False
         position = await following.position(self._pool, self._sources.chain_id)
         try:
-            if late.filled_up_to < position.finalized:
-                return await self._fill(late, position)
-            if position.cursor.number - position.finalized > MOST_UNFINALIZED_BLOCKS:
-                return False
-            return await self._admit(late, position)
+            is_more = await (self._fill if late.filled_up_to < position.finalized else self._admit)(late, position)
         except EndpointChanged as error:
+            self._standstill.waits(late.filled_up_to, str(error))
             log.debug("factory.tick_repeated", reason=str(error))
             return True
         except (BlockUnknown, CursorMoved) as error:
+            self._standstill.waits(late.filled_up_to, str(error))
             log.debug("factory.tick_repeated", reason=str(error))
             return False
+        self._standstill.moved()
+        return is_more
+
+    def troubles(self) -> tuple[str, ...]:
+        """That a factory does not become live though the node answers; a sentence, or none."""
+        return self._standstill.troubles()
 
     async def _fill(self, late: Pending, position: Position) -> bool:
         observation = await self._observation(late, up_to=late.filled_up_to)
@@ -87,12 +101,19 @@ class LateFactories:
         return True
 
     async def _admit(self, late: Pending, position: Position) -> bool:
-        observation = await self._observation(late, up_to=position.finalized)
+        """Read what is above finality, a part a tick; with the last part, let the factory be live."""
         held = await following.held_blocks(self._pool, self._sources.chain_id, lowest=position.finalized + 1)
+        kept = self._logs_above
+        self._logs_above = {block.hash: kept[block.hash] for block in held if block.hash in kept}
+        unread = [block.hash for block in held if block.hash not in kept]
         async with self._node.session(reaching=position.cursor.number) as session:
-            for block in held:
-                logs = await session.node.logs_in_block(block.hash, self._sources.filters())
-                observation.read(logs, {block.number: block.timestamp})
+            for block_hash in unread[:BLOCKS_A_TICK]:
+                self._logs_above[block_hash] = await session.node.logs_in_block(block_hash, self._sources.filters())
+        if len(unread) > BLOCKS_A_TICK:
+            return True
+        observation = await self._observation(late, up_to=position.finalized)
+        for block in held:
+            observation.read(self._logs_above[block.hash], {block.number: block.timestamp})
         await self._commit(late, position, held, observation, filled_up_to=position.finalized, admit=True)
         log.info("factory.admitted", factory="0x" + late.address.hex(), cursor=position.cursor.number)
         return True

@@ -14,7 +14,8 @@ was told to hold blocks of its age.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import structlog
@@ -28,6 +29,7 @@ from indexer.differences import compare, is_confirmed, of_places
 from indexer.final_zone import FinalRange, FinalZone
 from indexer.follower import BLOCKS_A_COMMIT, FinalityRule, Reached, report
 from indexer.observation import Observation, Observed, Sources
+from indexer.standstill import Standstill
 from node.blocks import Log
 from node.errors import BlockUnknown, EndpointChanged, HistoryPruned
 from node.node import Node
@@ -44,6 +46,10 @@ class NoSecondReading(Exception):
 
 class SourcesUnsettled(Exception):
     """Rows cannot be compared while the history of a late factory is recorded.  Call again when it is live."""
+
+    def __init__(self, factory: bytes, filled_up_to: int) -> None:
+        super().__init__(f"the history of factory 0x{factory.hex()} is recorded up to block {filled_up_to} only")
+        self.filled_up_to = filled_up_to
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -182,9 +188,7 @@ class Examiner:
         chain_id = self._sources.chain_id
         live, late = await factories.live(self._pool, chain_id), await factories.pending(self._pool, chain_id)
         if late is not None:
-            raise SourcesUnsettled(
-                f"the history of factory 0x{late.address.hex()} is recorded up to block {late.filled_up_to} only"
-            )
+            raise SourcesUnsettled(late.address, late.filled_up_to)
         return replace(self._sources, more_factories=live)
 
     async def _require_final(self, node: Node, position: Position) -> None:
@@ -306,7 +310,14 @@ class Sweep:
     """Goes over the final blocks with a cursor of its own; ``tick`` does one range."""
 
     def __init__(
-        self, *, pool: Pool, chain_id: int, examiner: Examiner, rules: Rules, reached: Reached = lambda _: None
+        self,
+        *,
+        pool: Pool,
+        chain_id: int,
+        examiner: Examiner,
+        rules: Rules,
+        reached: Reached = lambda _: None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Begin; nothing is asked yet.
 
@@ -316,7 +327,9 @@ class Sweep:
             examiner: Reads and compares.
             rules: What the settings say about recording and judging.
             reached: Told each boundary around a commit.
+            clock: Seconds that never go back.
         """
+        self._standstill = Standstill("sweep", clock=clock)
         self._pool = pool
         self._chain_id = chain_id
         self._examiner = examiner
@@ -335,6 +348,7 @@ class Sweep:
         """
         at = await sweeping.position(self._pool, self._chain_id)
         if at.swept >= at.finalized or at.head - at.cursor > BLOCKS_A_COMMIT:
+            self._standstill.moved()  # a lag is told as one
             return False
         try:
             examined = await self._examiner.examine(at.swept, at.finalized)
@@ -350,11 +364,18 @@ class Sweep:
             )
             self._reached("sweep.after_commit")
         except EndpointChanged as error:
+            self._standstill.waits(at.swept, str(error))
             log.debug("sweep.tick_repeated", reason=str(error))
             return True
-        except (BlockUnknown, CursorMoved, NoSecondReading, SourcesUnsettled) as error:
+        except SourcesUnsettled as error:
+            self._standstill.waits(error.filled_up_to, str(error))
             log.debug("sweep.tick_repeated", reason=str(error))
             return False
+        except (BlockUnknown, CursorMoved, NoSecondReading) as error:
+            self._standstill.waits(at.swept, str(error))
+            log.debug("sweep.tick_repeated", reason=str(error))
+            return False
+        self._standstill.moved()
         if examined.differences:
             log.error(
                 "sweep.rows_repaired" if committed else "sweep.endpoints_disagree",
@@ -365,3 +386,7 @@ class Sweep:
         if committed is not None:
             report(committed, undecodable=0)
         return examined.last < at.finalized
+
+    def troubles(self) -> tuple[str, ...]:
+        """That final blocks are not compared though the node answers; a sentence, or none."""
+        return self._standstill.troubles()

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import version
+from types import MappingProxyType
 from typing import Final, TypeAlias
 
 import uvicorn
@@ -25,7 +26,7 @@ from service.explanation import counted, is_lagging, span
 from service.metrics import endpoint_families, exposition
 
 LONGEST_TURN_SECONDS: Final = 150.0
-"""A tick may wait for CRE's answer for 90 s; a part that has not turned for longer than this is stuck."""
+"""A part that has not turned for longer than this is stuck, unless its settings allow it more."""
 
 Read: TypeAlias = Callable[[], Awaitable[Snapshot | None]]
 
@@ -34,10 +35,14 @@ def stuck_parts(
     last_turn_at: Mapping[str, float],
     now: float,
     halted: Mapping[str, str],
-    longest_seconds: float = LONGEST_TURN_SECONDS,
+    longest_seconds: Mapping[str, float] = MappingProxyType({}),
 ) -> list[str]:
     """The parts whose loop has not turned for too long; one that halted for a person is not stuck."""
-    return sorted(name for name, at in last_turn_at.items() if name not in halted and now - at > longest_seconds)
+    return sorted(
+        name
+        for name, at in last_turn_at.items()
+        if name not in halted and now - at > longest_seconds.get(name, LONGEST_TURN_SECONDS)
+    )
 
 
 def unready_reasons(snapshot: Snapshot | None, halted: Mapping[str, str], failing: Mapping[str, str]) -> list[str]:
@@ -76,7 +81,7 @@ def application(
     endpoints: Callable[[], Sequence[EndpointReport]] = tuple,
     troubles: Callable[[], Sequence[str]] = tuple,
     measured: Sequence[CollectorRegistry] = (),
-    longest_turn_seconds: float = LONGEST_TURN_SECONDS,
+    longest_turn_seconds: Mapping[str, float] = MappingProxyType({}),
 ) -> FastAPI:
     """The endpoints; no page loads anything from elsewhere, so there are no interactive docs.
 
@@ -92,7 +97,7 @@ def application(
         endpoints: The nodes that are asked, as ``/status`` shows them; never their URLs.
         troubles: Why the chain cannot be followed well, a sentence each, for ``/readyz``.
         measured: Metrics of this process, which are no rows.
-        longest_turn_seconds: A part that has not turned for longer is stuck.
+        longest_turn_seconds: By part, where it may be more than ``LONGEST_TURN_SECONDS``.
     """
     program = version("bskt")
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)

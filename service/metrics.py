@@ -85,7 +85,10 @@ def families(snapshot: Snapshot, chain_id: int) -> list[Metric]:
             "The gateway's clock less ours, as of its latest answer.",
             snapshot.clock_offset_seconds or 0.0,
         ),
-        "bskt_halted": ("1 while the indexer refuses to go on.", float(snapshot.halted is not None)),
+        "bskt_halted": (
+            "1 while a part of the indexer refuses to go on; nothing is sent then.",
+            float(snapshot.halted is not None),
+        ),
     }
     made: list[Metric] = []
     for name, (help_text, value) in values.items():

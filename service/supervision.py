@@ -29,7 +29,7 @@ EXIT_INTERRUPTED: Final = 130
 LEAST_BACK_OFF_SECONDS: Final = 1.0
 MOST_BACK_OFF_SECONDS: Final = 60.0
 MOST_HURRIED_BACK_OFF_SECONDS: Final = 3.0
-GRACE_SECONDS: Final = 100.0  # longer than the client of CRE waits for an answer
+GRACE_SECONDS: Final = 100.0  # for ticks that call nobody who may take longer
 
 _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 
@@ -115,7 +115,8 @@ def back_off_seconds(failures: int, chance: float, *, most_seconds: float = MOST
 class Supervisor:
     """Runs the parts of one process; read ``last_turn_at`` and ``halted`` while it does.
 
-    ``last_turn_at``: the clock's seconds of each part's latest step, for ``/livez``; a tick may itself take long.
+    ``last_turn_at``: the clock's seconds of each part's latest step, for ``/livez``; a tick may itself take long, so
+    whoever gives the mapping may also write there what it sees of a tick's steps.
     ``halted``: the reason, by the name of each part that has stopped for a person.
     ``failing``: what went wrong last, by the name of each part or companion that was forgiven and has not recovered.
     """
@@ -127,6 +128,7 @@ class Supervisor:
         *,
         stop: Stop,
         grace_seconds: float = GRACE_SECONDS,
+        last_turn_at: dict[str, float] | None = None,
         wait: Wait = wait,
         clock: Callable[[], float] = time.monotonic,
         chance: Callable[[], float] = random.random,
@@ -138,7 +140,8 @@ class Supervisor:
         self._wait = wait
         self._clock = clock
         self._chance = chance
-        self.last_turn_at = {part.name: clock() for part in parts}
+        self.last_turn_at = {} if last_turn_at is None else last_turn_at
+        self.last_turn_at.update({part.name: clock() for part in parts})
         self.halted: dict[str, str] = {}
         self.failing: dict[str, str] = {}
         self._is_broken = False

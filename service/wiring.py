@@ -51,7 +51,7 @@ from service.embedded_postgres import EmbeddedPostgres
 from service.metrics import RpcMetrics
 from service.preflight import is_witnessed, read_contracts
 from service.settings import Finality, Settings, SettingsError, cre_environment, is_open_to_others, wei
-from service.supervision import Companion, Part, Stop, Supervisor, wait
+from service.supervision import GRACE_SECONDS, Companion, Part, Stop, Supervisor, wait
 
 log = structlog.get_logger(__name__)
 
@@ -60,10 +60,13 @@ INVOCATOR: Final = "invocator"
 SWEEP: Final = "sweep"
 LATE_FACTORIES: Final = "late_factories"
 PARTS: Final = (INDEXER, INVOCATOR)
+_SPOKEN: Final = {INDEXER: "the follower", SWEEP: "the sweep", LATE_FACTORIES: "the late factories"}
 
 _RPC_TIMEOUT_SECONDS: Final = 30.0
+_INDEXING_TURN_SECONDS: Final = 20 * _RPC_TIMEOUT_SECONDS  # a range that is halved until the node can serve it
 _MAX_ANSWER_BYTES: Final = 32 * 1024 * 1024  # as a block of 90 M gas full of logs, written in hex, might need
 _SECRET_BYTES: Final = 32
+_MOST_BLOCKS_APART: Final = 64  # of honest endpoints that are asked at the same time, on a chain with fast blocks
 _CLOSE_SECONDS: Final = 5.0
 _PROBE_PAUSE_SECONDS: Final = 5.0
 _FINALITY_POLLS: Final = 3  # finality moves slowly: it is asked at every third look at most,
@@ -129,17 +132,25 @@ async def run(
         )
         if in_force is not None:
             log.error("quarantine.entered" if in_force.entered else "quarantine.in_force", sentence=str(in_force))
+        last_turn_at: dict[str, float] = {}
         running: list[Part] = []
         companions: list[Companion] = []
         troubles: Troubles = tuple
         if INDEXER in parts:
-            follower = _follower(settings, pool, node, sources, pinned, reached)
-            indexer = _part(INDEXER, _halting(follower.tick, pool, sources.chain_id), settings)
-            running += [indexer, _sweep(settings, pool, node, sources, pinned, reached), *_probing(settings, node)]
+            follower, sweep, late = _indexers(settings, pool, node, sources, pinned, last_turn_at, reached)
+            indexer = _part(INDEXER, _halting(INDEXER, follower.tick, pool, sources.chain_id), settings)
+            running += [
+                indexer,
+                _part(SWEEP, _halting(SWEEP, sweep.tick, pool, sources.chain_id), settings),
+                *_probing(settings, node),
+            ]
             companions += _listening(settings, indexer)
-            troubles = _troubles(node, follower)
+            troubles = _troubles(node, follower, sweep, late)
             await _declare(pool, node, settings, sources)
-            running += _late_factories(settings, pool, node, sources, pinned, reached)
+            if settings.more_factories:
+                running.append(
+                    _part(LATE_FACTORIES, _halting(LATE_FACTORIES, late.tick, pool, sources.chain_id), settings)
+                )
             await pinning.clear_halt(pool, sources.chain_id)
         if INVOCATOR in parts:
             role = Role.READER if settings.cre_mode == "dry-run" else Role.INVOCATOR
@@ -148,7 +159,9 @@ async def run(
         log.info("daemon.started", parts=[part.name for part in running], chain_id=settings.chain_id)
         reader = await _opened(stack, dsn, Role.READER)
         companions += [_ear(dsn, sources.chain_id, part) for part in running if part.name == INVOCATOR]
-        supervisor = Supervisor(running, companions, stop=stop)
+        supervisor = Supervisor(
+            running, companions, stop=stop, grace_seconds=grace_seconds(settings), last_turn_at=last_turn_at
+        )
         companions.append(
             _server(settings, reader, sources.chain_id, supervisor, node=node, troubles=troubles, rpc=rpc_metrics)
         )
@@ -364,9 +377,9 @@ async def _pin(pool: Pool, node: Node, settings: Settings, sources: Sources) -> 
     if (pinned := await pinning.pinned(pool, pin)) is not None:
         return pinned
     start = await node.header_by_number(max(1, _present(settings.start_block)))
-    # The highest head that any endpoint knows: history is not what happened after the start.
-    head_number = max(report.head for report in node.reports() if report.head is not None)
-    first_trigger = head_number + 1 if settings.trigger_from_block is None else settings.trigger_from_block
+    first_trigger = settings.trigger_from_block
+    if first_trigger is None:
+        first_trigger = first_block_to_trigger({report.name: report.head for report in node.reports()})
     await pinning.pin_first_start(
         pool,
         pin,
@@ -375,6 +388,47 @@ async def _pin(pool: Pool, node: Node, settings: Settings, sources: Sources) -> 
     )
     # Another starter may have been first: what is stored counts.
     return _present(await pinning.pinned(pool, pin))
+
+
+def first_block_to_trigger(head_by_endpoint: Mapping[str, int | None]) -> int:
+    """The block after the highest head that any endpoint knows: history is not what happened after the start.
+
+    Raises:
+        SettingsError: The heads are too far apart.  It is pinned for good: one word alone must not hold what follows.
+    """
+    heads = {name: head for name, head in head_by_endpoint.items() if head is not None}
+    if max(heads.values()) - min(heads.values()) > _MOST_BLOCKS_APART:
+        told = ", ".join(f"endpoint {name} is at block {head}" for name, head in heads.items())
+        remedy = "take out the one that is wrong or far behind, or set BSKT_TRIGGER_FROM_BLOCK"
+        raise SettingsError(
+            [f"BSKT_RPC_URL: {told}, so this first start cannot tell from where on requests are new: {remedy}"]
+        )
+    return max(heads.values()) + 1
+
+
+def _indexers(
+    settings: Settings,
+    pool: Pool,
+    node: Node,
+    sources: Sources,
+    pinned: pinning.Pinned,
+    last_turn_at: dict[str, float],
+    reached: Reached,
+) -> tuple[Follower, Sweep, LateFactories]:
+    def turning(name: str) -> Reached:
+        """A commit is progress as well: one tick may be many of them."""
+
+        def at_boundary(boundary: str) -> None:
+            last_turn_at[name] = time.monotonic()
+            reached(boundary)
+
+        return at_boundary
+
+    return (
+        _follower(settings, pool, node, sources, pinned, turning(INDEXER)),
+        _sweep(settings, pool, node, sources, pinned, turning(SWEEP)),
+        _late_factories(settings, pool, node, sources, pinned, turning(LATE_FACTORIES)),
+    )
 
 
 def _follower(
@@ -411,16 +465,15 @@ def _examiner(settings: Settings, pool: Pool, node: Node, sources: Sources) -> E
 
 def _sweep(
     settings: Settings, pool: Pool, node: Node, sources: Sources, pinned: pinning.Pinned, reached: Reached
-) -> Part:
+) -> Sweep:
     """Its own part, so that it never holds the follower up."""
-    sweep = Sweep(
+    return Sweep(
         pool=pool,
         chain_id=sources.chain_id,
         examiner=_examiner(settings, pool, node, sources),
         rules=_rules(settings, sources, pinned),
         reached=reached,
     )
-    return _part(SWEEP, _halting(sweep.tick, pool, sources.chain_id), settings)
 
 
 async def _declare(pool: Pool, node: Node, settings: Settings, sources: Sources) -> None:
@@ -441,11 +494,9 @@ async def _declare(pool: Pool, node: Node, settings: Settings, sources: Sources)
 
 def _late_factories(
     settings: Settings, pool: Pool, node: Node, sources: Sources, pinned: pinning.Pinned, reached: Reached
-) -> list[Part]:
+) -> LateFactories:
     """Its own part as well: the others are followed while the history of a new one is read."""
-    if not settings.more_factories:
-        return []
-    late = LateFactories(
+    return LateFactories(
         pool=pool,
         node=node,
         sources=sources,
@@ -455,7 +506,6 @@ def _late_factories(
         max_range_blocks=settings.max_log_range_blocks,
         reached=reached,
     )
-    return [_part(LATE_FACTORIES, _halting(late.tick, pool, sources.chain_id), settings)]
 
 
 def _rules(settings: Settings, sources: Sources, pinned: pinning.Pinned) -> Rules:
@@ -549,17 +599,37 @@ def _ear(dsn: str, chain_id: int, part: Part) -> Companion:
     )
 
 
-def _halting(work: Callable[[], Awaitable[bool]], pool: Pool, chain_id: int) -> Callable[[], Awaitable[bool]]:
-    """A tick that leaves word in the database when it must not go on: every replica shows it."""
+def _halting(
+    name: str, work: Callable[[], Awaitable[bool]], pool: Pool, chain_id: int
+) -> Callable[[], Awaitable[bool]]:
+    """A tick that leaves word in the database when it must not go on: every replica shows which part it was."""
 
     async def tick() -> bool:
         try:
             return await work()
         except FinalityViolated as error:
-            await pinning.halt(pool, chain_id, str(error))
+            await pinning.halt(pool, chain_id, f"{_SPOKEN[name]}: {error}")
             raise
 
     return tick
+
+
+def _attempt_seconds(settings: Settings) -> float:
+    """The longest that an attempt waits for CRE."""
+    return {"gateway": settings.cre_timeout_seconds, "simulate": SIMULATION_SECONDS, "dry-run": 0.0}[settings.cre_mode]
+
+
+def grace_seconds(settings: Settings) -> float:
+    """After SIGTERM: the look at the contracts, the attempt, and its rows."""
+    return max(GRACE_SECONDS, _RPC_TIMEOUT_SECONDS + _attempt_seconds(settings) + _CLOSE_SECONDS)
+
+
+def longest_turn_seconds(settings: Settings) -> dict[str, float]:
+    """By part: without a turn or a commit for so long, it is stuck."""
+    return {
+        INVOCATOR: max(http.LONGEST_TURN_SECONDS, grace_seconds(settings) + _RPC_TIMEOUT_SECONDS),
+        **dict.fromkeys((INDEXER, SWEEP, LATE_FACTORIES), _INDEXING_TURN_SECONDS),
+    }
 
 
 def _server(
@@ -585,15 +655,14 @@ def _server(
         endpoints=node.reports,
         troubles=troubles,
         measured=(rpc.registry,),
-        # A simulation may take its whole time inside one turn.
-        longest_turn_seconds=http.LONGEST_TURN_SECONDS + (SIMULATION_SECONDS if settings.cre_mode == "simulate" else 0),
+        longest_turn_seconds=longest_turn_seconds(settings),
     )
     listen = settings.listen
     return Companion(name="http", run=lambda: http.serve(app, host=listen.host, port=listen.port))
 
 
-def _troubles(node: Node, follower: Follower) -> Troubles:
-    return lambda: (*node.troubles(), *follower.troubles())
+def _troubles(node: Node, follower: Follower, sweep: Sweep, late: LateFactories) -> Troubles:
+    return lambda: (*node.troubles(), *follower.troubles(), *sweep.troubles(), *late.troubles())
 
 
 def _probing(settings: Settings, node: Node) -> list[Part]:

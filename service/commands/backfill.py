@@ -78,6 +78,7 @@ async def run(
 
     from datastore import following
     from indexer.backfill import Backfill
+    from node.errors import EndpointChanged
     from service import block_range, wiring
 
     async with wiring.indexing(settings, dsn) as indexing:
@@ -106,9 +107,13 @@ async def run(
             dry_run=dry_run,
             reached=reached,
         )
-        while await work.tick():
+        is_more = True
+        while is_more:
+            try:
+                is_more = await work.tick()
+            except EndpointChanged:
+                continue  # another endpoint is at hand, and what was written is not read again
             progress(work)
-        progress(work)
     if work.last < wanted.last:
         click.echo(f"bskt: ended at block {work.last}, the last one that is both indexed and final", err=True)
     if work.found.baskets and not dry_run:

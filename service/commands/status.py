@@ -90,7 +90,7 @@ def judge(  # noqa: PLR0911 - one return a verdict reads best
     from service.explanation import counted, is_lagging, span
 
     if snapshot.halted is not None:
-        return "HALTED: the indexer refuses to go on", Exit.PAUSED
+        return f"HALTED: {snapshot.halted}", Exit.PAUSED
     if snapshot.quarantined is not None:
         return "IN QUARANTINE: nothing is triggered", Exit.PAUSED
     if not snapshot.is_home:

@@ -13,7 +13,7 @@ from compose_spec import PyCompose
 
 CHECKOUT = Path(__file__).parents[2]
 SCRIPTS = ("check", "demo", ".ci/run", "ops/uv", "ops/install.sh")
-GRACE_SECONDS = 100  # of service/supervision.py: how long a running attempt may take after SIGTERM
+GRACE_SECONDS = 125  # of service/wiring.py, with the default settings: how long a daemon may take after SIGTERM
 
 
 def read(name: str) -> str:

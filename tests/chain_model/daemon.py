@@ -110,10 +110,15 @@ class Daemon:
             max_range_blocks=self._max_range_blocks,
         )
         self.sweep = Sweep(
-            pool=self._pool, chain_id=CHAIN_ID, examiner=self.examiner, rules=RULES, reached=self._reached
+            pool=self._pool,
+            chain_id=CHAIN_ID,
+            examiner=self.examiner,
+            rules=RULES,
+            reached=self._reached,
+            clock=self.clock,
         )
 
-    def late_factories(self) -> LateFactories:
+    def late_factories(self, *, reached: Callable[[str], None] | None = None) -> LateFactories:
         """Reads the history of factories that are not live yet."""
         return LateFactories(
             pool=self._pool,
@@ -123,7 +128,8 @@ class Daemon:
             trigger_finality=self._trigger,
             complete_finality=FinalityRule(tag="finalized"),
             max_range_blocks=self._max_range_blocks,
-            reached=self._reached,
+            reached=reached or self._reached,
+            clock=self.clock,
         )
 
     def new_follower(self, node: Node) -> Follower:

@@ -1,14 +1,28 @@
 """What /metrics counts, against what was done to the rows."""
 
+from dataclasses import replace
 from datetime import timedelta
 
+import asyncpg
 import pytest
 
 from datastore import following
 from datastore.alarms import AlarmKind
 from datastore.connection import Pool
+from datastore.rows import Block, LogRow
 from datastore.tally import BOUNDS_SECONDS, Histogram, Tally, Totals
-from tests.datastore.builders import CHAIN, RULES, batch, block, mint, pin_chain, request
+from tests.datastore.builders import (
+    CHAIN,
+    RULES,
+    TOKEN,
+    batch,
+    block,
+    hash_of,
+    mint,
+    pin_chain,
+    report,
+    request,
+)
 
 
 async def _two_duplicates_and_a_reorg(pool: Pool) -> None:
@@ -53,6 +67,68 @@ async def test_a_request_that_is_recorded_as_judged_was_seen_for_no_time(indexer
     assert totals.transitions == {("seen", "confirmed"): 1}
     assert totals.stages["seen"].counts[0] == 1
     assert totals.stages["seen"].total == 0
+
+
+def _log(at: Block, log_index: int, *, undecodable: str | None = None) -> LogRow:
+    return LogRow(
+        block_number=at.number,
+        block_hash=at.hash,
+        log_index=log_index,
+        tx_hash=hash_of("transaction", at.hash),
+        tx_index=0,
+        address=TOKEN,
+        topics=hash_of("topic"),
+        data=b"",
+        event="MintRequested",
+        undecodable=undecodable,
+    )
+
+
+async def test_what_is_found_late_below_a_final_block_is_counted_by_who_counted_that_block_before(
+    indexer_pool: Pool,
+) -> None:
+    """A replica that has just started must not say otherwise."""
+    start = await pin_chain(indexer_pool)
+    blocks = [block(number) for number in range(1, 5)]
+    tally = Tally(CHAIN)
+
+    async def counted(pool: Pool) -> Totals:
+        totals = await tally.read(pool)
+        assert totals == await Tally(CHAIN).read(pool)
+        return totals
+
+    known = (_log(blocks[0], 0, undecodable="unknown"),)
+    await following.commit(indexer_pool, CHAIN, batch(*blocks, on=start, logs=known, final=3), RULES)
+    assert (await counted(indexer_pool)).logs == {"MintRequested": 1}
+
+    late = batch(*blocks[:2], on=start, logs=(known[0], _log(blocks[1], 0)), final=3)
+    late = replace(late, reports=(report(blocks[1], execution_id=hash_of("execution")),))
+    for _ in range(2):  # the second time nothing is new
+        await following.record_range(indexer_pool, CHAIN, late, RULES, hold_reason=None)
+        found = await counted(indexer_pool)
+        assert (found.logs, found.undecodable) == ({"MintRequested": 2}, 1)
+        assert found.reports == {True: 1, False: 0}
+        assert await indexer_pool.fetchval("SELECT history_version FROM cursor") == 1
+
+    understood = batch(blocks[0], on=start, logs=(_log(blocks[0], 0),), final=3)
+    await following.record_range(indexer_pool, CHAIN, understood, RULES, hold_reason=None)
+    assert (await counted(indexer_pool)).undecodable == 0
+
+
+async def test_what_is_final_is_read_once_while_nothing_is_found_late(indexer_pool: Pool, dsn: str) -> None:
+    """A scrape must not cost the whole history."""
+    start = await pin_chain(indexer_pool)
+    blocks = [block(number) for number in range(1, 5)]
+    logs = tuple(_log(at, 0) for at in blocks)
+    await following.commit(indexer_pool, CHAIN, batch(*blocks, on=start, logs=logs, final=3), RULES)
+    tally = Tally(CHAIN)
+    assert (await tally.read(indexer_pool)).logs == {"MintRequested": 4}
+    owner = await asyncpg.connect(dsn)
+    try:  # as nothing of ours does: whoever reads these blocks again would notice
+        await owner.execute("DELETE FROM log WHERE block_number = 1")
+    finally:
+        await owner.close()
+    assert (await tally.read(indexer_pool)).logs == {"MintRequested": 4}
 
 
 async def test_another_chain_counts_for_itself(indexer_pool: Pool) -> None:

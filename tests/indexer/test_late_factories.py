@@ -1,17 +1,21 @@
 """A factory that is added to the settings later: its whole history is recorded, and no block is read by nobody."""
 
 from dataclasses import replace
+from itertools import count
 
 import pytest
 from eth_hash.auto import keccak
 
-from datastore import factories
+from datastore import factories, sweeping
 from datastore.connection import Pool
-from datastore.errors import DatastoreUnsuitable
+from datastore.errors import CursorMoved, DatastoreUnsuitable
 from datastore.factories import Factory
-from indexer.late_factories import LateFactories
+from indexer.late_factories import BLOCKS_A_TICK, LateFactories
+from indexer.standstill import STANDSTILL_SECONDS
 from indexer.sweep import SourcesUnsettled
 from tests.chain_model.chain import FACTORY, SECOND_FACTORY, Ask, CreateBasket, Transaction, digest, user
+from tests.chain_model.daemon import RULES
+from tests.chain_model.faults import Fault
 from tests.chain_model.rpc import FACTORY_CODE
 from tests.chain_model.scenes import Scene, ask, create, scene
 from tests.chain_model.world import CHAIN_ID, World
@@ -148,6 +152,64 @@ async def test_a_reorg_while_it_is_admitted_leaves_the_rows_of_the_new_branch(in
         assert await made.wrong() == []
 
 
+async def test_it_becomes_live_however_far_behind_finality_is(indexer_pool: Pool) -> None:
+    """Hard case 12: what is above finality is read in parts, and no part twice."""
+    world = history()
+    for _ in range(2 * BLOCKS_A_TICK):
+        world.mine([])
+    world.mine([of_second("newest", ordinal=2)])
+    async with scene(indexer_pool, world, endpoints=1) as made:
+        await made.daemon.follow()
+        late = await added(made)
+        asked = made.world.endpoints[0].asked
+        blocks = world.view.head.number
+        by_hash = 0
+        for ticks in count():
+            before = asked["eth_getLogs"]
+            if not await late.tick():
+                break
+            by_hash += asked["eth_getLogs"] - before
+            if ticks == 2:  # the chain does not wait for the parts that follow
+                world.reorganise(1, [[("again", 0, 0)], []])
+                await made.daemon.follow()
+        assert ticks > 3
+        assert by_hash < blocks + 10
+        assert await made.pool.fetchval("SELECT live_at IS NOT NULL FROM factory")
+        assert await made.wrong() == []
+
+
+async def test_a_factory_that_does_not_become_live_is_told_and_so_is_the_sweep_that_waits_for_it(
+    indexer_pool: Pool,
+) -> None:
+    async with scene(indexer_pool, history(), endpoints=1) as made:
+        await made.daemon.follow()
+        late = await added(made)
+        assert await late.tick()  # its final blocks are recorded, and then the chain is always faster
+
+        async def meanwhile() -> None:
+            made.world.mine([])
+            await made.daemon.follow()
+
+        def reached(name: str) -> None:
+            raise CursorMoved(name)
+
+        late = made.daemon.late_factories(reached=reached)
+        for seconds in (0, STANDSTILL_SECONDS - 1):
+            made.daemon.clock.now += seconds
+            assert not await late.tick()
+            assert not await made.daemon.sweep.tick()
+            assert (late.troubles(), made.daemon.sweep.troubles()) == ((), ())
+            await meanwhile()
+        made.daemon.clock.now += 1
+        assert late.troubles() == ("late factories: has stood still for 10 minutes: factory.before_commit",)
+        (told,) = made.daemon.sweep.troubles()
+        assert told.startswith("sweep: has stood still for 10 minutes: the history of factory 0x")
+        late = made.daemon.late_factories()
+        assert await late.tick()
+        await made.daemon.sweep_all()
+        assert (late.troubles(), made.daemon.sweep.troubles()) == ((), ())
+
+
 @pytest.mark.parametrize("is_first", [True, False], ids=["announced it first", "announced it again"])
 async def test_a_basket_that_both_factories_announced_keeps_the_consumer_of_the_first(
     indexer_pool: Pool, *, is_first: bool
@@ -176,6 +238,68 @@ async def test_a_basket_that_both_factories_announced_keeps_the_consumer_of_the_
         assert await made.wrong() == []
         await made.daemon.sweep_all()
         assert await made.found() == []
+
+
+async def test_what_the_reading_of_its_history_missed_is_found_by_the_sweep_which_goes_over_it_again(
+    indexer_pool: Pool,
+) -> None:
+    """Hard case 19, for the one reading that the history of a late factory gets."""
+    async with scene(indexer_pool, history(), endpoints=1) as made:
+        await made.daemon.follow()
+        await made.daemon.sweep_all()
+        assert await indexer_pool.fetchval("SELECT block_number FROM sweep") == 5
+        late = await added(made)
+        made.world.endpoints[0].fail(Fault.LOGS_CUT_AT_A_CAP, times=None, seed=3)
+        while await late.tick():
+            pass
+        made.world.heal()
+        assert await indexer_pool.fetchval("SELECT block_number FROM sweep") == SECOND.start_block_number - 1
+        made.daemon.start()
+        made.world.mine([])
+        made.world.become_final(100, 0)
+        await made.daemon.follow()
+        await made.daemon.sweep_all()
+        assert await made.wrong() == []
+        assert {(kind, repaired) for kind, _, repaired in await made.found()} == {("missing", True)}
+
+
+async def test_a_sweep_that_runs_while_it_is_admitted_does_not_pass_its_history_by(indexer_pool: Pool) -> None:
+    async with scene(indexer_pool, history(), endpoints=2) as made:
+        await made.daemon.follow()
+        # One range is swept; the next one is being compared, with nothing late in sight, when all of it happens.
+        assert await made.daemon.sweep.tick()
+        at = await sweeping.position(indexer_pool, CHAIN_ID)
+        examined = await made.daemon.examiner.examine(at.swept, at.finalized)
+        late = await added(made)
+        while await late.tick():
+            pass
+        with pytest.raises(CursorMoved):
+            await sweeping.conclude(
+                indexer_pool,
+                CHAIN_ID,
+                swept=(examined.first, examined.last),
+                differences=examined.differences,
+                repair=examined.repair,
+                rules=RULES,
+                sentence=examined.sentence,
+            )
+        assert await indexer_pool.fetchval("SELECT block_number FROM sweep") == SECOND.start_block_number - 1
+        await made.daemon.sweep_all()
+        assert await made.found() == []
+        assert await made.wrong() == []
+
+
+async def test_the_sweep_does_not_go_back_to_blocks_from_before_the_start(indexer_pool: Pool) -> None:
+    async with scene(indexer_pool, history(), endpoints=1) as made:
+        await made.daemon.follow()
+        await made.daemon.sweep_all()
+        await factories.declare(indexer_pool, CHAIN_ID, [replace(SECOND, start_block_number=0)])
+        late = made.daemon.late_factories()
+        while await late.tick():
+            pass
+        assert (
+            await indexer_pool.fetchval("SELECT block_number FROM sweep") == 0
+        )  # the chain is indexed from block 1 on
 
 
 async def test_at_a_first_start_every_factory_is_live_at_once(indexer_pool: Pool) -> None:

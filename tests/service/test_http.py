@@ -17,8 +17,11 @@ from node.endpoint import Outcome
 from node.health import EndpointState
 from node.inconsistency import Inconsistency
 from node.pool import EndpointReport
+from service import wiring
 from service.http import LONGEST_TURN_SECONDS, application, stuck_parts, unready_reasons
 from service.metrics import RpcMetrics, counted, endpoint_families, families
+from service.settings import load
+from service.supervision import Stop, Supervisor
 
 SNAPSHOT = Snapshot(
     chain_id=31337,
@@ -143,6 +146,37 @@ def test_a_part_that_has_not_turned_for_too_long_is_stuck_and_one_that_halted_is
     now = LONGEST_TURN_SECONDS + 1
     assert stuck_parts(turns, now, {}) == ["indexer"]
     assert stuck_parts(turns, now, {"indexer": "finality"}) == []
+    assert stuck_parts(turns, now, {}, {"indexer": now}) == []
+    assert stuck_parts(turns, now, {}, {"invocator": 10.0}) == ["indexer", "invocator"]
+
+
+@pytest.mark.parametrize(
+    ("environ", "attempt_seconds"),
+    [
+        ({}, 90),
+        ({"BSKT_CRE_TIMEOUT_SECONDS": "280", "BSKT_CLAIM_LEASE_SECONDS": "300"}, 280),
+        ({"BSKT_CRE_MODE": "simulate"}, 600),
+        ({"BSKT_CRE_MODE": "dry-run"}, 0),
+    ],
+)
+def test_an_attempt_may_take_all_of_its_time_before_it_is_called_stuck_or_given_up(
+    environ: dict[str, str], attempt_seconds: int
+) -> None:
+    settings = load({}, None, environ)
+    grace = wiring.grace_seconds(settings)
+    assert grace == max(100, attempt_seconds + 35)
+    assert wiring.longest_turn_seconds(settings)["invocator"] == max(LONGEST_TURN_SECONDS, grace + 30)
+
+
+async def test_a_part_is_not_stuck_while_its_tick_commits() -> None:
+    """One tick of a follower that catches up may take longer than any bound."""
+    turns = {"indexer": 5.0}
+    asked = Stop()
+    asked.ask()
+    supervised = Supervisor([], stop=asked, last_turn_at=turns)
+    assert await supervised.run() == 0
+    turns["indexer"] = 1_000.0
+    assert stuck_parts(supervised.last_turn_at, 1_001.0, {}) == []
 
 
 def test_what_keeps_the_daemon_from_being_relied_on_is_a_reason_and_a_pause_is_not() -> None:

@@ -12,7 +12,9 @@ import pytest
 from aiohttp import web
 
 from datastore.connection import Pool
-from datastore.pinning import halt
+from datastore.errors import FinalityViolated
+from datastore.pinning import clear_halt, halt
+from service import wiring
 from service.console import Exit
 from tests.datastore.builders import BOB, CHAIN, batch, block, request
 from tests.service.rows import WORKFLOW, Chain, basket, bskt
@@ -101,6 +103,24 @@ async def test_a_pause_and_a_halt_have_an_exit_code_of_their_own(chain: Chain, i
     assert shown["halted"]["reason"] == "finality violated"
     table = await bskt(dsn, "status")
     assert (table.code, "HALTED" in table.stdout) == (Exit.PAUSED, True)
+
+
+async def test_a_halt_says_which_part_has_halted_and_a_second_one_does_not_hide_the_first(
+    chain: Chain, indexer_pool: Pool, dsn: str
+) -> None:
+    await chain.grow()
+
+    async def refuses() -> bool:
+        raise FinalityViolated("block 7 has another hash")
+
+    for name in (wiring.SWEEP, wiring.INDEXER, wiring.SWEEP):
+        with pytest.raises(FinalityViolated):
+            await wiring._halting(name, refuses, indexer_pool, CHAIN)()
+    sentence = "the sweep: block 7 has another hash; the follower: block 7 has another hash"
+    assert (await status(dsn))[1]["halted"]["reason"] == sentence
+    assert f"HALTED: {sentence}" in " ".join((await bskt(dsn, "status")).stdout.split())
+    await clear_halt(indexer_pool, CHAIN)
+    assert (await status(dsn))[1]["halted"] is None
 
 
 async def test_what_needs_a_person_comes_with_the_command_that_lists_it(chain: Chain, dsn: str) -> None:

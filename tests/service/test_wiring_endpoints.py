@@ -5,13 +5,16 @@ import json
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import aiohttp
+import asyncpg
 import pytest
 from websockets.asyncio.server import ServerConnection, serve
 
 from node.errors import ChainMismatch, NodeUnavailable
 from service import settings, wiring
+from service.settings import SettingsError
 from service.supervision import Stop
 from tests.node.rpc_stand_in import CHAIN_ID, FACTORY, Emitted, RpcStandIn, genesis, mined, refused
 
@@ -155,3 +158,37 @@ async def test_a_daemon_whose_chain_was_reset_refuses_to_start_and_one_without_a
         good.chain = mined(good.chain, [NOISE])
         code, _ = await asyncio.gather(daemon.run(), stop_after_the_first_commit())
         assert code == 0
+
+
+async def test_a_first_start_whose_nodes_are_too_far_apart_is_refused_for_what_it_pins_is_pinned_for_good(
+    dsn: str,
+) -> None:
+    """A single reserve that lies about its head would hold every request that is ever made."""
+
+    def lie(params: list[Any], result: Any) -> object:
+        return result | {"number": hex(10**9)} if params[0] == "latest" else result
+
+    async with RpcStandIn(chain=BASE).running() as good, RpcStandIn(chain=BASE).running() as liar:
+        liar.tampers["eth_getBlockByNumber"] = lie
+        environ = environment(dsn, good.url, liar.url)
+        with pytest.raises(SettingsError, match="endpoint 0 is at block 3, endpoint 1 is at block 1000000000, so this"):
+            await Daemon(environ).run()
+        connection = await asyncpg.connect(dsn)
+        try:
+            assert await connection.fetchval("SELECT count(*) FROM chain") == 0
+            daemon = Daemon(environ | {"BSKT_TRIGGER_FROM_BLOCK": "2"})
+
+            async def stop_after_the_first_commit() -> None:
+                await daemon.commits(1)
+                daemon.stop.ask()
+
+            await asyncio.gather(daemon.run(), stop_after_the_first_commit())
+            assert await connection.fetchval("SELECT first_trigger_block_number FROM chain") == 2
+        finally:
+            await connection.close()
+
+
+def test_the_first_block_to_trigger_is_after_the_highest_head_of_those_that_are_about_equal() -> None:
+    assert wiring.first_block_to_trigger({"0": 100, "1": None, "2": 164}) == 165
+    with pytest.raises(SettingsError, match="BSKT_TRIGGER_FROM_BLOCK"):
+        wiring.first_block_to_trigger({"0": 100, "1": None, "2": 165})
