@@ -207,7 +207,9 @@ async def test_another_chain_s_gate_slots_and_baskets_are_left_alone(
     await owner.execute("UPDATE workflow_slot SET earliest_next_at = now() WHERE chain_id = $1", CHAIN)
     await worker.send(8, "instance_refused", clock_offset_seconds=70.0, **refused)
     assert await owner.fetchval("SELECT count(*) FROM alarm WHERE kind = 'clock_off'") == 1
+    assert await owner.fetchval("SELECT pause_seconds FROM trigger_gate WHERE chain_id = $1", CHAIN) == 10
     await owner.execute("UPDATE workflow_slot SET earliest_next_at = now() WHERE chain_id = $1", CHAIN)
+    assert await owner.fetch(theirs) == before
     # Theirs closes too, and stays so when ours opens.
     await owner.execute(
         """
@@ -369,6 +371,8 @@ async def test_an_order_knows_its_own_basket_and_no_other(indexer_pool: Pool, wo
         await transaction.rollback()
     order = await worker.claimed(1)
     assert (order.symbol, order.decimals, order.basket_is_canonical) == ("TUSD", 6, True)
+    homeless = await worker.claimed(2)
+    assert (homeless.symbol, homeless.decimals, homeless.basket_is_canonical) == ("", None, False)
     assert (order.frozen, order.found_workflow_id) == (None, None)
     assert (order.nonce, order.amount, order.consumer, order.claim_no) == (mine.nonce, ETHER, CONSUMER, 1)
 
@@ -492,7 +496,8 @@ async def test_only_what_went_to_the_gateway_is_sent_again_by_itself(
 
 
 async def test_only_the_bytes_of_its_own_generation_are_sent(indexer_pool: Pool, worker: Worker, owner: Any) -> None:
-    await confirmed(indexer_pool, request("d1", block(1)))
+    one = block(1)
+    await confirmed(indexer_pool, request("d1", one), request("d2", one, log_index=1))
     await claims.list_workflows(worker.pool, CHAIN, [WORKFLOW])
     await freeze_old(owner, 1, claims.GATEWAY)
     order = await worker.claimed(1)
@@ -503,6 +508,13 @@ async def test_only_the_bytes_of_its_own_generation_are_sent(indexer_pool: Pool,
     assert await worker.freeze(order)
     assert await claims.begin_attempt(worker.pool, CHAIN, order, old, retry_seconds=float, **kept) is None  # type: ignore[arg-type]
     assert not await worker.freeze(order)  # the first one's bytes are kept
+    # Those of another request of this generation are not its own either.
+    beside = await worker.claimed(2)
+    await owner.execute("UPDATE mint_request SET generation = 1 WHERE id = 2")
+    beside = replace(beside, generation=1)
+    assert await worker.freeze(beside)
+    theirs = frozen(beside)
+    assert await claims.begin_attempt(worker.pool, CHAIN, order, theirs, retry_seconds=float, **kept) is None  # type: ignore[arg-type]
     assert await worker.begin(order) == 1
 
 
