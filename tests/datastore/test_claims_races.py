@@ -274,6 +274,31 @@ async def test_a_stale_worker_and_the_one_that_has_the_claim_now(scene: Scene) -
     assert begun == [None, 1]
 
 
+@pytest.mark.parametrize("act", ["freeze", "give back", "hold", "refuse"])
+async def test_a_claim_that_is_lost_at_this_moment_is_neither_frozen_nor_ended(scene: Scene, act: str) -> None:
+    """Hard case 67."""
+    order, pool = scene.order, scene.worker.pool
+    assert order is not None
+    await scene.owner.execute("SET session_replication_role = replica")
+    await scene.owner.execute("DELETE FROM frozen_request")
+    why = {"reason": "not_a_minter", "detail": "No."}
+    acts = {
+        "freeze": lambda: scene.worker.freeze(order),
+        "give back": lambda: claims.give_back(pool, order, reason="no_slot"),
+        "hold": lambda: claims.hold_claim(pool, order, seconds=60, **why),
+        "refuse": lambda: claims.refuse_claim(pool, order, **why),
+    }
+    async with asyncio.TaskGroup() as tasks, scene.owner.transaction():
+        # Another worker has it since, under the next number, and has not committed yet.
+        await scene.owner.execute("UPDATE mint_request SET claim_no = claim_no + 1 WHERE id = 1")
+        was_ours = tasks.create_task(acts[act]())
+        while await scene.owner.fetchval(WAITS) == 0 and not was_ours.done():
+            await scene.owner.execute("SELECT pg_stat_clear_snapshot()")
+    assert not was_ours.result()
+    assert await scene.state() == "claimed canonical"
+    assert await scene.indexer.fetchval("SELECT count(*) FROM frozen_request") == 0
+
+
 HOLDS_NOTHING = {State.REJECTED, State.DROPPED, State.CANCELLED}
 LATE = sorted(set(State) - {State.IN_DOUBT, State.CLAIMED})
 

@@ -1,6 +1,8 @@
 """Which rows a worker's statements reach, no other chain's, generation's or mode's, and what they write there."""
 
+import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 from uuid import uuid4
@@ -9,7 +11,7 @@ import asyncpg
 import pytest
 
 from datastore import claims, following
-from datastore.claims import Frozen, Gate, Order, Pacing, Says, Swept
+from datastore.claims import Answered, Frozen, Gate, Order, Pacing, Says, Swept
 from datastore.connection import Pool, Role, open_pool
 from datastore.pinning import Pin, pin_first_start
 from datastore.rows import Basket, Finality
@@ -167,6 +169,17 @@ async def test_another_chain_s_pause_stops_nothing_here(indexer_pool: Pool, work
     await worker.send(7)
 
 
+async def test_our_pause_stops_us_beside_a_chain_that_goes_on(indexer_pool: Pool, worker: Worker, owner: Any) -> None:
+    await with_neighbour(indexer_pool, owner, "ours", "ours too")
+    await claims.list_workflows(worker.pool, CHAIN, [WORKFLOW])
+    order = await worker.claimed(7)
+    await worker.freeze(order)
+    await owner.execute("UPDATE control SET paused_at = now(), paused_reason = 'x' WHERE chain_id = $1", CHAIN)
+    assert await claims.gate(worker.pool, NEIGHBOUR) == Gate(open=True, in_flight=1)
+    assert await worker.claim(8) is None
+    assert await worker.begin(order) is None
+
+
 async def test_another_chain_s_sends_do_not_count_for_our_day(indexer_pool: Pool, worker: Worker, owner: Any) -> None:
     await with_neighbour(indexer_pool, owner, "ours")
     await claims.list_workflows(worker.pool, CHAIN, [WORKFLOW])
@@ -194,7 +207,9 @@ async def test_another_chain_s_gate_slots_and_baskets_are_left_alone(
     await owner.execute("UPDATE workflow_slot SET earliest_next_at = now() WHERE chain_id = $1", CHAIN)
     await worker.send(8, "instance_refused", clock_offset_seconds=70.0, **refused)
     assert await owner.fetchval("SELECT count(*) FROM alarm WHERE kind = 'clock_off'") == 1
+    assert await owner.fetchval("SELECT pause_seconds FROM trigger_gate WHERE chain_id = $1", CHAIN) == 10
     await owner.execute("UPDATE workflow_slot SET earliest_next_at = now() WHERE chain_id = $1", CHAIN)
+    assert await owner.fetch(theirs) == before
     # Theirs closes too, and stays so when ours opens.
     await owner.execute(
         """
@@ -309,6 +324,27 @@ async def test_what_is_past_its_deadline_counts_for_nobody_s_share(
     await worker.send(2)
 
 
+async def test_one_look_takes_of_each_requester_its_share_and_one_more_or_four(
+    indexer_pool: Pool, worker: Worker, owner: Any
+) -> None:
+    first, last = b"\x01" * 20, b"\xff" * 20
+    ids = await asked_over_two_blocks(
+        indexer_pool,
+        *((1, n, {"requester": ALICE}) for n in range(9)),
+        *((2, n, {"requester": each}) for n, each in enumerate((BOB, CAROL, b"\xda" * 20, first, last))),
+    )
+    # The flows before and behind ours are another chain's: nobody's share is less for them.
+    await owner.execute("UPDATE mint_request SET chain_id = $1 WHERE id = ANY($2)", NEIGHBOUR, ids[-2:])
+
+    async def taken(limit: int) -> tuple[int, int]:
+        orders = await claims.waiting(worker.pool, CHAIN, limit=limit)
+        return sum(order.request_id in ids[:9] for order in orders), len(orders)
+
+    assert await taken(2) == (1, 2)
+    assert await taken(11) == (4, 7)
+    assert await taken(16) == (5, 8)
+
+
 # -- what an order says ------------------------------------------------------------------------------------------------
 
 
@@ -354,6 +390,8 @@ async def test_an_order_knows_its_own_basket_and_no_other(indexer_pool: Pool, wo
         await transaction.rollback()
     order = await worker.claimed(1)
     assert (order.symbol, order.decimals, order.basket_is_canonical) == ("TUSD", 6, True)
+    homeless = await worker.claimed(2)
+    assert (homeless.symbol, homeless.decimals, homeless.basket_is_canonical) == ("", None, False)
     assert (order.frozen, order.found_workflow_id) == (None, None)
     assert (order.nonce, order.amount, order.consumer, order.claim_no) == (mine.nonce, ETHER, CONSUMER, 1)
 
@@ -397,6 +435,16 @@ async def test_an_order_has_the_bytes_and_the_found_workflow_of_its_own_generati
     )
     for order in (*await orders_of(worker.pool, 1), await worker.claimed(1)):
         assert (order.generation, order.frozen, order.found_workflow_id) == (1, None, b"\xff" * 32)
+
+
+async def test_the_decimals_of_one_basket_are_not_those_of_another(
+    indexer_pool: Pool, worker: Worker, owner: Any
+) -> None:
+    genesis = await pin_chain(indexer_pool)
+    baskets = (announced(), announced(log_index=101, stablecoin=b"\x71" * 20))
+    await following.commit(indexer_pool, CHAIN, batch(block(1), on=genesis, baskets=baskets), RULES)
+    await claims.pin_decimals(worker.pool, CHAIN, TOKEN, 6)
+    assert await owner.fetch("SELECT decimals FROM basket ORDER BY stablecoin") == [(6,), (None,)]
 
 
 # -- generations and modes --------------------------------------------------------------------------------------------
@@ -467,7 +515,8 @@ async def test_only_what_went_to_the_gateway_is_sent_again_by_itself(
 
 
 async def test_only_the_bytes_of_its_own_generation_are_sent(indexer_pool: Pool, worker: Worker, owner: Any) -> None:
-    await confirmed(indexer_pool, request("d1", block(1)))
+    one = block(1)
+    await confirmed(indexer_pool, request("d1", one), request("d2", one, log_index=1))
     await claims.list_workflows(worker.pool, CHAIN, [WORKFLOW])
     await freeze_old(owner, 1, claims.GATEWAY)
     order = await worker.claimed(1)
@@ -478,6 +527,13 @@ async def test_only_the_bytes_of_its_own_generation_are_sent(indexer_pool: Pool,
     assert await worker.freeze(order)
     assert await claims.begin_attempt(worker.pool, CHAIN, order, old, retry_seconds=float, **kept) is None  # type: ignore[arg-type]
     assert not await worker.freeze(order)  # the first one's bytes are kept
+    # Those of another request of this generation are not its own either.
+    beside = await worker.claimed(2)
+    await owner.execute("UPDATE mint_request SET generation = 1 WHERE id = 2")
+    beside = replace(beside, generation=1)
+    assert await worker.freeze(beside)
+    theirs = frozen(beside)
+    assert await claims.begin_attempt(worker.pool, CHAIN, order, theirs, retry_seconds=float, **kept) is None  # type: ignore[arg-type]
     assert await worker.begin(order) == 1
 
 
@@ -507,6 +563,40 @@ async def test_a_pause_a_quarantine_or_another_server_each_stops_claims_and_atte
     assert await worker.claim(2) is None
     assert await worker.begin(order) is None
     assert await owner.fetchval("SELECT count(*) FROM attempt") == 0
+
+
+async def test_the_pause_of_a_basket_stops_the_attempts_of_its_own_requests(
+    indexer_pool: Pool, worker: Worker, owner: Any
+) -> None:
+    one, other = block(1), b"\x71" * 20
+    await confirmed(indexer_pool, request("d1", one), request("d2", one, log_index=1, stablecoin=other))
+    await list_both(worker)
+    orders = [await worker.claimed(request_id) for request_id in (1, 2)]
+    for order in orders:
+        await worker.freeze(order)
+    paused = "INSERT INTO basket_pause (chain_id, stablecoin, paused_reason) VALUES ($1, $2, 'x')"
+    for chain_id, stablecoin in ((CHAIN, other), (NEIGHBOUR, TOKEN)):
+        await owner.execute(paused, chain_id, stablecoin)
+    assert [await worker.begin(order) for order in orders] == [1, None]
+
+
+async def test_without_a_gate_nothing_is_sent(indexer_pool: Pool, worker: Worker, owner: Any) -> None:
+    await confirmed(indexer_pool, request("d1", block(1)))
+    await list_both(worker)
+    order = await worker.claimed(1)
+    await worker.freeze(order)
+    await owner.execute("DELETE FROM trigger_gate")
+    assert await worker.begin(order) is None
+
+
+async def test_a_claim_waits_for_nobody_who_holds_the_row(indexer_pool: Pool, worker: Worker, owner: Any) -> None:
+    """Hard case 68."""
+    one = block(1)
+    await confirmed(indexer_pool, request("d1", one), request("d2", one, log_index=1))
+    async with owner.transaction(), asyncio.timeout(10):
+        await owner.execute("SELECT FROM mint_request WHERE id = 1 FOR UPDATE")
+        taken = await claims.claim_all(worker.pool, CHAIN, [1, 2], worker_id=uuid4(), lease_seconds=60, pacing=PACING)
+    assert [order.request_id for order in taken] == [2]
 
 
 # -- what is written --------------------------------------------------------------------------------------------------
@@ -808,6 +898,28 @@ async def test_a_refusal_after_a_doubt_keeps_the_back_off_of_its_attempt(
     assert await claims.due(worker.pool, CHAIN, limit=9) == []
 
 
+async def test_an_answer_that_asks_for_no_pause_moves_no_slot_and_its_request_waits_for_nothing(
+    indexer_pool: Pool, worker: Worker, owner: Any
+) -> None:
+    orders = await paced(indexer_pool, worker)
+    for order in orders[:2]:
+        assert await worker.begin(order) == 1
+    await owner.execute("UPDATE workflow_slot SET earliest_next_at = '2020-01-01'")
+    await worker.answer(orders[0], 1, "refused_now")
+    await worker.answer(orders[1], 1, "unknown")
+    assert await owner.fetchval("SELECT earliest_next_at = '2020-01-01' FROM workflow_slot")
+    at_once = """
+        SELECT r.next_attempt_at BETWEEN a.answered_at AND clock_timestamp()
+        FROM mint_request r JOIN attempt a ON a.request_id = r.id WHERE r.id = 1
+    """
+    assert await owner.fetchval(at_once)
+
+
+def test_an_answer_says_nothing_that_it_was_not_told() -> None:
+    answered = Answered(outcome="accepted", http_status=200, sentence=None, answer=None)
+    assert (answered.postpone_seconds, answered.deadline_seconds, answered.says) == (0, 0, Says.NOTHING)
+
+
 async def test_an_acceptance_that_comes_too_late_gives_no_new_deadline(
     indexer_pool: Pool, worker: Worker, owner: Any
 ) -> None:
@@ -880,6 +992,30 @@ async def test_a_sweep_moves_what_is_overdue_and_says_why(indexer_pool: Pool, wo
         "Nothing settles whether CRE got this request; ask CRE for its execution id.",
     )
     assert await worker.freeze(fresh)
+
+
+async def test_what_a_sweep_lets_go_of_is_held_while_its_basket_is_paused(
+    indexer_pool: Pool, worker: Worker, owner: Any
+) -> None:
+    one = block(1)
+    await confirmed(indexer_pool, *(request(f"d{n}", one, log_index=n) for n in range(3)))
+    await list_both(worker)
+    await worker.send(1)
+    failed = "state = 'failed', state_reason = 'not_delivered', state_changed_at = now() - interval '1001 seconds'"
+    await owner.execute(f"UPDATE mint_request SET {failed} WHERE id = 1")  # noqa: S608 - words of ours
+    held = "UPDATE mint_request SET held_at = now(), held_reason = 'daily_cap', next_attempt_at = now() WHERE id > 1"
+    await owner.execute(held)
+    await owner.execute("UPDATE mint_request SET state = 'seen' WHERE id = 3")
+    await owner.execute("INSERT INTO basket_pause VALUES ($1, $2, now(), 'x')", CHAIN, TOKEN)
+
+    async def holds() -> list[tuple[str, str | None]]:
+        return [tuple(row) for row in await owner.fetch("SELECT state, held_reason FROM mint_request ORDER BY id")]
+
+    assert await worker.sweep() == replace(NOTHING, holds=1)
+    # What waits to be judged is not released by its time.
+    assert await holds() == [("failed", None), ("confirmed", "basket_paused"), ("seen", "daily_cap")]
+    assert await worker.sweep(resend_after_seconds=1_000) == replace(NOTHING, resends=1)
+    assert (await holds())[0] == ("in_doubt", "basket_paused")
 
 
 async def test_fifty_are_sent_again_at_a_time_oldest_first_and_what_may_not_be_is_in_nobody_s_way(
