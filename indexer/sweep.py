@@ -371,7 +371,10 @@ class Sweep:
             self._standstill.waits(error.filled_up_to, str(error))
             log.debug("sweep.tick_repeated", reason=str(error))
             return False
-        except (BlockUnknown, CursorMoved, NoSecondReading) as error:
+        except NoSecondReading as error:
+            log.debug("sweep.tick_repeated", reason=str(error))  # which endpoint does not answer is told as such
+            return False
+        except (BlockUnknown, CursorMoved) as error:
             self._standstill.waits(at.swept, str(error))
             log.debug("sweep.tick_repeated", reason=str(error))
             return False

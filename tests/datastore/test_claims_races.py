@@ -285,7 +285,7 @@ async def test_a_claim_that_is_lost_at_this_moment_is_neither_frozen_nor_ended(s
     acts = {
         "freeze": lambda: scene.worker.freeze(order),
         "give back": lambda: claims.give_back(pool, order, reason="no_slot"),
-        "hold": lambda: claims.hold_claim(pool, order, seconds=60, **why),
+        "hold": lambda: claims.hold_claim(pool, CHAIN, order, seconds=60, **why),
         "refuse": lambda: claims.refuse_claim(pool, order, **why),
     }
     async with asyncio.TaskGroup() as tasks, scene.owner.transaction():
