@@ -328,6 +328,8 @@ def _blocks(known: Mapping[int, Header], logs: Sequence[Log], last: int) -> list
         else:
             raise contradiction(f"a log of block {entry.block_number} names another block hash than its header")
     blocks[last] = stored(known[last])
+    if len({block.hash for block in blocks.values()}) < len(blocks):
+        raise contradiction("one hash is told of blocks at two heights")
     return [blocks[number] for number in sorted(blocks)]
 
 

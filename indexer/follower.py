@@ -13,7 +13,7 @@ import structlog
 
 from datastore import factories, following
 from datastore.connection import Pool
-from datastore.errors import CursorMoved, FinalityViolated
+from datastore.errors import BlockMisplaced, CursorMoved, FinalityViolated
 from datastore.following import Committed, Position, Rules
 from datastore.rows import Batch, Block, BlockRef, Finality
 from indexer.continuity import AlreadyHeld, Extends, LeavesFinality, NeedsParent, Reorg, is_linked, judge
@@ -188,6 +188,8 @@ class Follower:
         headers = list(branch)[: min(BLOCKS_A_COMMIT, self._room_above(ancestor.number, tags))]
         if not headers:
             return await self._advance_finality(position, tags)
+        if len({header.hash for header in headers}) < len(headers):  # linked in a circle
+            raise self._node.contradiction(Inconsistency.OTHER_BLOCK, "one hash is told of blocks at two heights")
         known = await self._known_baskets(ancestor, position.baskets_version)
         observation = Observation(self._sources, known)
         for header in headers:
@@ -303,7 +305,10 @@ class Follower:
             baskets_version=position.baskets_version,
         )
         self._reached("indexer.before_commit")
-        committed = await following.commit(self._pool, self._sources.chain_id, batch, self._rules)
+        try:
+            committed = await following.commit(self._pool, self._sources.chain_id, batch, self._rules)
+        except BlockMisplaced as error:
+            raise self._node.contradiction(Inconsistency.OTHER_BLOCK, str(error)) from error
         self._reached("indexer.after_commit")
         self._more_to_judge = committed.more_to_judge
         if blocks:
