@@ -413,6 +413,18 @@ async def held_blocks(pool: Pool, chain_id: int, *, lowest: int) -> tuple[Block,
     )
 
 
+async def canonical_hash(pool: Pool, chain_id: int, number: int) -> bytes | None:
+    """The hash of the canonical block with that number, if it is stored."""
+    async with translated(), pool.acquire() as connection:
+        block_hash: bytes | None = await connection.fetchval(
+            # $1 chain, $2 number
+            "SELECT hash FROM block WHERE chain_id = $1 AND canonical AND number = $2",
+            chain_id,
+            number,
+        )
+    return block_hash
+
+
 async def known_baskets(pool: Pool, chain_id: int, *, up_to: int) -> list[tuple[bytes, bytes]]:
     """``(stablecoin, consumer)`` of each canonical basket at or below block ``up_to``."""
     async with translated(), pool.acquire() as connection:

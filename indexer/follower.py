@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, Literal, TypeAlias
 
@@ -53,6 +53,10 @@ class FinalityRule:
         return min(tip, finalized if self.tag == "finalized" else safe)
 
 
+_NOT_ASKED: Final[tuple[str, float, FinalityTags]] = ("", -math.inf, FinalityTags(finalized=-1, safe=-1))
+"""Which endpoint told when what about finality."""
+
+
 class Follower:
     """Follows one chain with one cursor; ``tick`` does the work once."""
 
@@ -93,7 +97,7 @@ class Follower:
         self._finality_pause_seconds = finality_pause_seconds
         self._most_unfinalized_blocks = most_unfinalized_blocks
         self._clock = clock
-        self._finality: tuple[str, float, FinalityTags] = ("", -math.inf, FinalityTags(finalized=-1, safe=-1))
+        self._finality = _NOT_ASKED
         self._held_because: str | None = None
         self._sources = sources
         self._rules = rules
@@ -142,7 +146,12 @@ class Follower:
         finality = await self._asked_finality(head)
         # The chain went on since its head was told.  What is above that head is for the next tick: in this one nothing
         # is known to stand on it, and it would look like a contradiction.
-        tags = _Tags(head=head, finalized=min(finality.finalized, head.number), safe=min(finality.safe, head.number))
+        tags = _Tags(
+            head=head,
+            finalized=min(finality.finalized, head.number),
+            safe=min(finality.safe, head.number),
+            hash_by_number=finality.hash_by_number,
+        )
         self._say_whether_held(position.cursor.number, tags)
         if tags.finalized > position.cursor.number:
             return await self._follow_final(position, tags)
@@ -161,7 +170,13 @@ class Follower:
         cursor = position.cursor
         consumers = await self._known_baskets(cursor, position.baskets_version)
         async with self._zone.reading(
-            self._node, self._sources, cursor.number, tags.finalized, head=tags.head, consumer_by_token=consumers
+            self._node,
+            self._sources,
+            cursor.number,
+            tags.finalized,
+            head=tags.head,
+            consumer_by_token=consumers,
+            up_to_hash=tags.hash_by_number.get(tags.finalized),
         ) as next_range:
 
             async def commit(observed: ObservedRange) -> None:
@@ -196,7 +211,9 @@ class Follower:
             believed = self._sources.believed(observation.consumer_by_token)
             logs = await self._node.logs_of(header, self._sources.filters(), believed)
             observation.read(logs, {header.number: header.timestamp})
-        await self._commit(position, ancestor, [stored(header) for header in headers], observation, tags)
+        blocks = [stored(header) for header in headers]
+        tags = await self._believed(position, ancestor, blocks, tags)
+        await self._commit(position, ancestor, blocks, observation, tags)
         return headers[-1].number < tags.head.number or self._more_to_judge
 
     async def _ancestor(self, position: Position, branch: deque[Header]) -> BlockRef | None:
@@ -267,9 +284,36 @@ class Follower:
             and min(tags.safe, position.cursor.number) <= position.safe
         ):
             return False
+        tags = await self._believed(position, position.cursor, [], tags)
         observation = Observation(self._sources, {})
         await self._commit(position, position.cursor, [], observation, tags)
         return self._more_to_judge
+
+    async def _believed(self, position: Position, ancestor: BlockRef, blocks: Sequence[Block], tags: _Tags) -> _Tags:
+        """The tags as far as they are about the branch that ends with ``blocks``, or with ``ancestor``.
+
+        A tag that is above that branch says nothing about it yet: the tick that reaches it believes it.
+
+        Raises:
+            NodeAnswerInvalid: A tag that rose is of another branch; it would make a fork final.
+        """
+        tip = blocks[-1].number if blocks else ancestor.number
+        read = {ancestor.number: ancestor.hash} | {block.number: block.hash for block in blocks}
+        for number, before in ((tags.finalized, position.finalized), (tags.safe, position.safe)):
+            told = tags.hash_by_number.get(number)
+            if told is None or not before < number <= tip:
+                continue
+            ours = read.get(number) or await following.canonical_hash(self._pool, self._sources.chain_id, number)
+            if ours is not None and ours != told:
+                self._finality = _NOT_ASKED
+                raise self._node.contradiction(
+                    Inconsistency.OTHER_BLOCK, f"its final or safe block {number} is not on the branch of its head"
+                )
+        return replace(
+            tags,
+            finalized=tags.finalized if tags.finalized <= tip else -1,
+            safe=tags.safe if tags.safe <= tip else -1,
+        )
 
     async def _known_baskets(self, at: BlockRef, version: int) -> dict[bytes, bytes]:
         """The baskets up to a block; with them, the factories that are live are read again."""
@@ -334,6 +378,7 @@ class _Tags:
     head: Header
     finalized: int
     safe: int
+    hash_by_number: Mapping[int, bytes]
 
 
 def report(committed: Committed, *, undecodable: int) -> None:

@@ -108,3 +108,54 @@ async def test_a_held_hash_at_another_final_height_is_left_for_another_endpoint(
         await w.follow()
         assert w.kinds == {Inconsistency.OTHER_BLOCK: 1}
         assert await w.is_at(second.chain)
+
+
+async def finality(world: World) -> tuple[int, int]:
+    row = await world.pool.fetchrow("SELECT finalized_number, safe_number FROM cursor")
+    assert row is not None
+    return row["finalized_number"], row["safe_number"]
+
+
+@pytest.mark.parametrize("tags", [{"finalized", "safe"}, {"safe"}])
+@pytest.mark.parametrize("is_new", [False, True], ids=["of rows", "of what is read"])
+async def test_a_tag_of_another_branch_makes_nothing_final(indexer_pool: Pool, tags: set[str], is_new: bool) -> None:
+    """Hard cases 26, 33: one backend tells head and logs, another one, on another fork, what is final."""
+    chain = mined(BASE, [request("two")], [NOISE], [NOISE])
+    fork = mined(BASE, [NOISE], [NOISE], [NOISE], fork="another")
+    first, second = RpcStandIn(chain=BASE if is_new else chain), RpcStandIn(chain=BASE if is_new else chain)
+    async with following(indexer_pool, first, second, finality_pause_seconds=6.0) as w:
+        await w.follow()
+        w.serve(chain)
+        first.tampers["eth_getBlockByNumber"] = lambda params, told: fork[6].header() if params[0] in tags else told
+        if is_new:
+            w.serve(mined(chain, []))
+        w.now[0] += 6.0
+        await w.follow()
+        assert (w.kinds, w.states) == (
+            {Inconsistency.OTHER_BLOCK: 1},
+            [EndpointState.UNREACHABLE, EndpointState.ALIVE],
+        )
+        assert await finality(w) == (0, 0)
+        assert await w.requests() == [("one", "canonical"), ("two", "canonical")]
+        w.serve(second.chain, finalized=6)
+        w.now[0] += 6.0
+        await w.follow()
+        assert await finality(w) == (6, 6)
+
+
+async def test_a_finalized_block_of_another_branch_makes_no_range_final(indexer_pool: Pool) -> None:
+    """Not even the ranges before it, which are committed first."""
+    chain = mined(BASE, [request("two")], *[[NOISE]] * 220)
+    fork = mined(BASE, *[[NOISE]] * 221, fork="another")
+    first, second = RpcStandIn(chain=chain), RpcStandIn(chain=chain)
+    first.tampers["eth_getBlockByNumber"] = lambda params, told: (
+        fork[210].header() if params[0] in {"finalized", "safe"} else told
+    )
+    async with following(indexer_pool, first, second, most_unfinalized_blocks=1_000) as w:
+        await w.follow()
+        assert await finality(w) == (0, 0)
+        assert await w.is_at(chain)
+        assert w.kinds == {Inconsistency.OTHER_BLOCK: 1}
+        w.serve(chain, finalized=210)
+        await w.follow()
+        assert await finality(w) == (210, 210)
