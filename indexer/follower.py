@@ -20,7 +20,7 @@ from indexer.continuity import AlreadyHeld, Extends, LeavesFinality, NeedsParent
 from indexer.final_zone import FinalZone, ObservedRange, contradiction, overlapped, stored
 from indexer.observation import Observation, Sources
 from node.blocks import Header
-from node.errors import BlockUnknown, EndpointChanged, EndpointLags
+from node.errors import BlockUnknown, BudgetSpent, EndpointChanged, EndpointLags
 from node.inconsistency import Inconsistency
 from node.node import FinalityTags, Node
 
@@ -126,6 +126,9 @@ class Follower:
         except EndpointChanged as error:
             log.debug("chain.tick_repeated", reason=str(error))
             return True
+        except BudgetSpent as error:
+            log.debug("chain.tick_waits", reason=str(error))
+            return False
         except (BlockUnknown, CursorMoved) as error:
             # The tip moved under our questions, or another follower was faster: the next tick starts from the rows.
             log.debug("chain.tick_repeated", reason=str(error))
