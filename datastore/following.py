@@ -105,6 +105,12 @@ WHERE chain_id = $1 AND block_number = $2 AND block_hash = $3 AND finalized_numb
   AND ($10::bigint IS NULL OR baskets_version = $10)
 """
 
+# Not while somebody else moves the cursor: that commit tells a head of its own.
+# $1 chain, $2 number and $3 hash of the cursor, $4 head
+_TELL_HEAD: Final = """
+UPDATE cursor SET head_number = $4 WHERE chain_id = $1 AND block_number = $2 AND block_hash = $3
+"""
+
 # $1 chain, $2 numbers, $3 hashes, $4 parents, $5 timestamps
 _INSERT_BLOCKS: Final = """
 INSERT INTO block (chain_id, number, hash, parent_hash, timestamp)
@@ -411,6 +417,12 @@ async def held_blocks(pool: Pool, chain_id: int, *, lowest: int) -> tuple[Block,
         Block(number=row["number"], hash=row["hash"], parent_hash=row["parent_hash"], timestamp=row["timestamp"])
         for row in rows
     )
+
+
+async def tell_head(pool: Pool, chain_id: int, cursor: BlockRef, head_number: int) -> None:
+    """Record the newest block while nothing is committed, so that the lag is told as it is."""
+    async with translated(), pool.acquire() as connection:
+        await connection.execute(_TELL_HEAD, chain_id, cursor.number, cursor.hash, head_number)
 
 
 async def canonical_hash(pool: Pool, chain_id: int, number: int) -> bytes | None:

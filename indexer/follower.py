@@ -39,6 +39,10 @@ MOST_UNFINALIZED_BLOCKS: Final = 10_000
 """Indexed above the chain's finalized block: bounds what a fork is searched in while finality stalls (hard case 12)."""
 
 
+STUCK_SECONDS: Final = 60.0
+"""A node may be so long without the blocks that it announces: that it is about to have them is the usual case."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FinalityRule:
     """Which finality is enough: a tag of the chain, or a number of linked blocks (``depth``, at least 1)."""
@@ -99,6 +103,8 @@ class Follower:
         self._clock = clock
         self._finality = _NOT_ASKED
         self._held_because: str | None = None
+        # The cursor above which the node does not know the blocks that it announces, and since when.
+        self._stuck: tuple[BlockRef, float] | None = None
         self._sources = sources
         self._rules = rules
         self._trigger = trigger_finality
@@ -122,7 +128,13 @@ class Follower:
         try:
             async with self._nodes.session(reaching=position.cursor.number) as session:
                 self._node = session.node
-                return await self._follow(position, session.head)
+                try:
+                    is_more = await self._follow(position, session.head)
+                except BlockUnknown:
+                    await self._get_stuck(position, session.head)
+                    raise
+                self._stuck = None
+                return is_more
         except EndpointChanged as error:
             log.debug("chain.tick_repeated", reason=str(error))
             return True
@@ -136,7 +148,25 @@ class Follower:
 
     def troubles(self) -> tuple[str, ...]:
         """Why indexing waits although the node answers; a sentence, or none."""
-        return () if self._held_because is None else (self._held_because,)
+        found = [] if self._held_because is None else [self._held_because]
+        if self._stuck is not None and (seconds := self._clock() - self._stuck[1]) >= STUCK_SECONDS:
+            found.append(
+                f"node: it has not known the blocks that it announces for {seconds:.0f} s;"
+                f" indexing waits at block {self._stuck[0].number}"
+            )
+        return tuple(found)
+
+    async def _get_stuck(self, position: Position, head: Header) -> None:
+        """Once, the tip has moved under our questions; again and again, nothing is indexed, and the lag is told."""
+        now = self._clock()
+        if self._stuck is None or self._stuck[0] != position.cursor:
+            self._stuck = (position.cursor, now)
+        if now - self._stuck[1] >= STUCK_SECONDS:
+            await self._tell_head(position, head)
+
+    async def _tell_head(self, position: Position, head: Header) -> None:
+        if head.number > max(position.head, position.cursor.number):
+            await following.tell_head(self._pool, self._sources.chain_id, position.cursor, head.number)
 
     async def _follow(self, position: Position, head: Header) -> bool:
         if head.number < position.finalized:
@@ -156,6 +186,8 @@ class Follower:
             hash_by_number=finality.hash_by_number,
         )
         self._say_whether_held(position.cursor.number, tags)
+        if self._held_because is not None:
+            await self._tell_head(position, head)
         if tags.finalized > position.cursor.number:
             return await self._follow_final(position, tags)
         return await self._follow_head(position, tags)

@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 
-from datastore.connection import Pool
+from datastore import status
+from datastore.connection import Pool, Role, open_pool
 from node.health import EndpointState
 from node.inconsistency import Inconsistency
 from tests.indexer.test_follower_endpoints import BASE, NOISE, World, following, request
-from tests.node.rpc_stand_in import Chain, RpcStandIn, StandInBlock, mined, refused, to_hex
+from tests.node.rpc_stand_in import CHAIN_ID, Chain, RpcStandIn, StandInBlock, mined, refused, to_hex
 
 
 async def rows_are(world: World, chain: Chain) -> bool:
@@ -159,3 +160,43 @@ async def test_a_finalized_block_of_another_branch_makes_no_range_final(indexer_
         w.serve(chain, finalized=210)
         await w.follow()
         assert await finality(w) == (210, 210)
+
+
+async def lag_blocks(reader_dsn: str) -> int:
+    async with await open_pool(reader_dsn, Role.READER) as reader:
+        snapshot = await status.snapshot(reader, CHAIN_ID)
+    assert snapshot is not None
+    return snapshot.lag_blocks
+
+
+async def test_blocks_that_are_announced_and_never_given_are_a_trouble_and_a_lag(indexer_pool: Pool, dsn: str) -> None:
+    """Hard case 21: once is a tip that moves; for a minute it is an index that stands still."""
+    server = RpcStandIn(chain=BASE)
+    async with following(indexer_pool, server) as w:
+        await w.follow()
+        server.tampers["eth_getBlockByNumber"] = lambda params, told: told if params[0].isalpha() else None
+        chain = BASE
+        for seconds in range(0, 72, 12):
+            assert (w.follower.troubles(), await lag_blocks(dsn)) == ((), 0), seconds
+            chain = mined(chain, [NOISE], [NOISE])
+            w.serve(chain)
+            w.now[0] += 12
+            await w.follower.tick()
+        (sentence,) = w.follower.troubles()
+        assert "has not known the blocks that it announces for 60 s; indexing waits at block 4" in sentence
+        assert await lag_blocks(dsn) == 12
+        server.tampers.clear()
+        await w.follow()
+        assert (w.follower.troubles(), await lag_blocks(dsn), await w.is_at(chain)) == ((), 0, True)
+
+
+async def test_the_lag_grows_while_the_index_is_held(indexer_pool: Pool, dsn: str) -> None:
+    """Hard case 12."""
+    server = RpcStandIn(chain=BASE)
+    async with following(indexer_pool, server, most_unfinalized_blocks=10) as w:
+        chain = BASE
+        for blocks in (10, 30):
+            chain = mined(chain, *[[NOISE]] * blocks)
+            w.serve(chain)
+            await w.follow()
+            assert await lag_blocks(dsn) == chain[-1].number - 10
