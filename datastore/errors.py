@@ -15,6 +15,13 @@ class CursorMoved(DatastoreError):
     """Another follower committed first.  Nothing was written; start the tick again from the rows."""
 
 
+class BlockMisplaced(DatastoreError):
+    """A block has the hash of one that is held at another number, which no chain has: whoever said so is wrong.
+
+    Nothing was written; ask again, better somebody else.
+    """
+
+
 class FinalityViolated(DatastoreError):
     """A reorg would orphan finalized rows.  Nothing was written; do not call again: a person must look."""
 

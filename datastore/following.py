@@ -17,7 +17,7 @@ import asyncpg
 from datastore import basket_pauses, quarantine
 from datastore.alarms import AlarmKind, raise_alarm, raise_alarms
 from datastore.connection import Connection, Pool, translated, unit
-from datastore.errors import CursorMoved, FinalityViolated
+from datastore.errors import BlockMisplaced, CursorMoved, FinalityViolated
 from datastore.judgement import Allowed, Candidate, ForReview, Holder, Refused, judge
 from datastore.lifecycle import Event, Facts, State
 from datastore.rows import Basket, Batch, Block, BlockRef, Finality, LogRow, Mint, Place, Report, Request
@@ -105,6 +105,12 @@ WHERE chain_id = $1 AND block_number = $2 AND block_hash = $3 AND finalized_numb
   AND ($10::bigint IS NULL OR baskets_version = $10)
 """
 
+# Not while somebody else moves the cursor: that commit tells a head of its own.
+# $1 chain, $2 number and $3 hash of the cursor, $4 head
+_TELL_HEAD: Final = """
+UPDATE cursor SET head_number = $4 WHERE chain_id = $1 AND block_number = $2 AND block_hash = $3
+"""
+
 # $1 chain, $2 numbers, $3 hashes, $4 parents, $5 timestamps
 _INSERT_BLOCKS: Final = """
 INSERT INTO block (chain_id, number, hash, parent_hash, timestamp)
@@ -114,7 +120,7 @@ SET canonical = true, parent_hash = coalesce(excluded.parent_hash, block.parent_
 """
 
 # Of the batch's blocks and requests, which were recorded before.  $1 chain, $2 hashes
-_KNOWN_BLOCKS: Final = "SELECT hash FROM block WHERE chain_id = $1 AND hash = ANY($2::bytea[])"
+_KNOWN_BLOCKS: Final = "SELECT hash, number FROM block WHERE chain_id = $1 AND hash = ANY($2::bytea[])"
 # $1 identities
 _KNOWN_REQUESTS: Final = "SELECT identity FROM mint_request WHERE identity = ANY($1::bytea[])"
 
@@ -413,6 +419,24 @@ async def held_blocks(pool: Pool, chain_id: int, *, lowest: int) -> tuple[Block,
     )
 
 
+async def tell_head(pool: Pool, chain_id: int, cursor: BlockRef, head_number: int) -> None:
+    """Record the newest block while nothing is committed, so that the lag is told as it is."""
+    async with translated(), pool.acquire() as connection:
+        await connection.execute(_TELL_HEAD, chain_id, cursor.number, cursor.hash, head_number)
+
+
+async def canonical_hash(pool: Pool, chain_id: int, number: int) -> bytes | None:
+    """The hash of the canonical block with that number, if it is stored."""
+    async with translated(), pool.acquire() as connection:
+        block_hash: bytes | None = await connection.fetchval(
+            # $1 chain, $2 number
+            "SELECT hash FROM block WHERE chain_id = $1 AND canonical AND number = $2",
+            chain_id,
+            number,
+        )
+    return block_hash
+
+
 async def known_baskets(pool: Pool, chain_id: int, *, up_to: int) -> list[tuple[bytes, bytes]]:
     """``(stablecoin, consumer)`` of each canonical basket at or below block ``up_to``."""
     async with translated(), pool.acquire() as connection:
@@ -440,6 +464,7 @@ async def commit(pool: Pool, chain_id: int, batch: Batch, rules: Rules) -> Commi
 
     Raises:
         CursorMoved: Somebody else committed on this cursor; nothing was written.
+        BlockMisplaced: One of the blocks is held at another number; nothing was written.
         FinalityViolated: The batch would leave finalized blocks; nothing was written.
         DatastoreUnavailable: Nothing is known to be written; read the position again.
     """
@@ -465,6 +490,7 @@ async def record_range(pool: Pool, chain_id: int, batch: Batch, rules: Rules, *,
     """Write a range of final history without moving the cursor (``bskt backfill``); what is there already stays as it is.
 
     Raises:
+        BlockMisplaced: One of the blocks is held at another number; nothing was written.
         FinalityViolated: Another block is canonical at one of these numbers; nothing was written.
         DatastoreUnavailable: Nothing is known to be written; repeat the range.
     """
@@ -488,6 +514,7 @@ async def record(
     """Add what a batch of history says to the rows, and settle what follows; the cursor's row must be locked.
 
     Raises:
+        BlockMisplaced: One of the blocks is held at another number; the transaction must not commit.
         FinalityViolated: Another block is canonical at one of these numbers; the transaction must not commit.
     """
     conflict = await connection.fetchval(
@@ -644,8 +671,7 @@ async def _insert_observations(
 
     The cursor's row is locked, so nobody else writes this chain's rows: what is not found is new, and is copied.
     """
-    rows = await connection.fetch(_KNOWN_BLOCKS, chain_id, [block.hash for block in batch.blocks])
-    known = [row["hash"] for row in rows]
+    known = await _known_blocks(connection, chain_id, batch.blocks)
     role_changes = await basket_pauses.new_role_changes(
         connection, chain_id, batch.role_changes, first_block_number=rules.first_trigger_block_number
     )
@@ -660,6 +686,21 @@ async def _insert_observations(
     await basket_pauses.pause_for(connection, chain_id, role_changes)
     committed.alarms[AlarmKind.BASKET_ROLE_CHANGED] += len(role_changes)
     return _Changed(baskets=baskets, counted=logs or reports or explained != "UPDATE 0")
+
+
+async def _known_blocks(connection: Connection, chain_id: int, blocks: Sequence[Block]) -> list[bytes]:
+    """The hashes of those that were recorded before, each at the number that it has now."""
+    rows = await connection.fetch(_KNOWN_BLOCKS, chain_id, [block.hash for block in blocks])
+    if rows:
+        number_by_hash = {block.hash: block.number for block in blocks}
+        for row in rows:
+            if row["number"] != number_by_hash[row["hash"]]:
+                # The row would keep its number, and the number that was told would have none.
+                raise BlockMisplaced(
+                    f"block {number_by_hash[row['hash']]} has the hash 0x{row['hash'].hex()} "
+                    f"of block {row['number']}, which is held; nothing was changed"
+                )
+    return [row["hash"] for row in rows]
 
 
 async def _insert_new(

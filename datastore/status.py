@@ -149,7 +149,7 @@ class Snapshot:
 
     @property
     def lag_blocks(self) -> int:
-        """Blocks between the head, as it was known at the last commit, and the index."""
+        """Blocks between the head, as the follower told it last, and the index."""
         return max(0, self.head - self.indexed)
 
     @property

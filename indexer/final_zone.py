@@ -125,6 +125,7 @@ class FinalZone:
         *,
         head: Header,
         consumer_by_token: Mapping[bytes, bytes],
+        up_to_hash: bytes | None = None,
     ) -> AsyncIterator[Next]:
         """Read the blocks above ``after`` up to ``up_to``, which must be final, several ranges ahead.
 
@@ -135,12 +136,14 @@ class FinalZone:
             up_to: The last block; above ``after``, or there is nothing to read.
             head: The endpoint's newest block, as with ``read``.
             consumer_by_token: The baskets that were announced up to ``after``.
+            up_to_hash: Of the last block, where it is known: what is read must be of its branch.
 
         What is given raises what ``read`` does; begin again then.
         """
         ahead: deque[tuple[int, asyncio.Task[_Answer]]] = deque()
         loop = asyncio.get_running_loop()
         asked, known = after, consumer_by_token
+        final = None if up_to_hash is None else BlockRef(number=up_to, hash=up_to_hash)
         told_with: dict[int, Header] = {}  # the first block of a range is told with the range before
         self._foreign_logs = 0  # strangers may have stopped: each reading begins by topic
 
@@ -162,6 +165,7 @@ class FinalZone:
                     head=head,
                     baskets=known if is_cheaper else None,
                     with_first=asked == after,
+                    final=final,
                 )
                 ahead.append((first, loop.create_task(asking)))
                 asked = last
@@ -214,10 +218,15 @@ async def _ask(
     head: Header,
     baskets: Mapping[bytes, bytes] | None,
     with_first: bool,
+    final: BlockRef | None = None,
 ) -> _Answer:
     wanted = {last, min(last + 1, head.number)} | ({first} if with_first else set())
+    if with_first and final is not None:
+        wanted.add(final.number)  # before the first block is called final, not after the last one
     headers = await node.headers_by_number(sorted(wanted))
     _require_anchor(headers, last, head)
+    if final is not None and final.number in headers and headers[final.number].hash != final.hash:
+        raise contradiction(f"the finalized block {final.number} is not on the branch that is told by number")
     by_address = None if baskets is None else sources.filters_by_address() + sources.filters_of(baskets)
     logs = await _logs(node, first, last, headers, by_address or sources.filters())
     return _Answer(first=first, last=last, headers=headers, logs=logs, baskets=baskets)
@@ -328,6 +337,8 @@ def _blocks(known: Mapping[int, Header], logs: Sequence[Log], last: int) -> list
         else:
             raise contradiction(f"a log of block {entry.block_number} names another block hash than its header")
     blocks[last] = stored(known[last])
+    if len({block.hash for block in blocks.values()}) < len(blocks):
+        raise contradiction("one hash is told of blocks at two heights")
     return [blocks[number] for number in sorted(blocks)]
 
 

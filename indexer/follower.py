@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, Literal, TypeAlias
 
@@ -13,14 +13,14 @@ import structlog
 
 from datastore import factories, following
 from datastore.connection import Pool
-from datastore.errors import CursorMoved, FinalityViolated
+from datastore.errors import BlockMisplaced, CursorMoved, FinalityViolated
 from datastore.following import Committed, Position, Rules
 from datastore.rows import Batch, Block, BlockRef, Finality
 from indexer.continuity import AlreadyHeld, Extends, LeavesFinality, NeedsParent, Reorg, is_linked, judge
 from indexer.final_zone import FinalZone, ObservedRange, contradiction, overlapped, stored
 from indexer.observation import Observation, Sources
 from node.blocks import Header
-from node.errors import BlockUnknown, EndpointChanged, EndpointLags
+from node.errors import BlockUnknown, BudgetSpent, EndpointChanged, EndpointLags
 from node.inconsistency import Inconsistency
 from node.node import FinalityTags, Node
 
@@ -39,6 +39,10 @@ MOST_UNFINALIZED_BLOCKS: Final = 10_000
 """Indexed above the chain's finalized block: bounds what a fork is searched in while finality stalls (hard case 12)."""
 
 
+STUCK_SECONDS: Final = 60.0
+"""A node may be so long without the blocks that it announces: that it is about to have them is the usual case."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FinalityRule:
     """Which finality is enough: a tag of the chain, or a number of linked blocks (``depth``, at least 1)."""
@@ -51,6 +55,10 @@ class FinalityRule:
         if self.tag == "depth":
             return tip - self.depth + 1
         return min(tip, finalized if self.tag == "finalized" else safe)
+
+
+_NOT_ASKED: Final[tuple[str, float, FinalityTags]] = ("", -math.inf, FinalityTags(finalized=-1, safe=-1))
+"""Which endpoint told when what about finality."""
 
 
 class Follower:
@@ -93,8 +101,10 @@ class Follower:
         self._finality_pause_seconds = finality_pause_seconds
         self._most_unfinalized_blocks = most_unfinalized_blocks
         self._clock = clock
-        self._finality: tuple[str, float, FinalityTags] = ("", -math.inf, FinalityTags(finalized=-1, safe=-1))
+        self._finality = _NOT_ASKED
         self._held_because: str | None = None
+        # The cursor above which the node does not know the blocks that it announces, and since when.
+        self._stuck: tuple[BlockRef, float] | None = None
         self._sources = sources
         self._rules = rules
         self._trigger = trigger_finality
@@ -118,10 +128,19 @@ class Follower:
         try:
             async with self._nodes.session(reaching=position.cursor.number) as session:
                 self._node = session.node
-                return await self._follow(position, session.head)
+                try:
+                    is_more = await self._follow(position, session.head)
+                except BlockUnknown:
+                    await self._get_stuck(position, session.head)
+                    raise
+                self._stuck = None
+                return is_more
         except EndpointChanged as error:
             log.debug("chain.tick_repeated", reason=str(error))
             return True
+        except BudgetSpent as error:
+            log.debug("chain.tick_waits", reason=str(error))
+            return False
         except (BlockUnknown, CursorMoved) as error:
             # The tip moved under our questions, or another follower was faster: the next tick starts from the rows.
             log.debug("chain.tick_repeated", reason=str(error))
@@ -129,7 +148,25 @@ class Follower:
 
     def troubles(self) -> tuple[str, ...]:
         """Why indexing waits although the node answers; a sentence, or none."""
-        return () if self._held_because is None else (self._held_because,)
+        found = [] if self._held_because is None else [self._held_because]
+        if self._stuck is not None and (seconds := self._clock() - self._stuck[1]) >= STUCK_SECONDS:
+            found.append(
+                f"node: it has not known the blocks that it announces for {seconds:.0f} s;"
+                f" indexing waits at block {self._stuck[0].number}"
+            )
+        return tuple(found)
+
+    async def _get_stuck(self, position: Position, head: Header) -> None:
+        """Once, the tip has moved under our questions; again and again, nothing is indexed, and the lag is told."""
+        now = self._clock()
+        if self._stuck is None or self._stuck[0] != position.cursor:
+            self._stuck = (position.cursor, now)
+        if now - self._stuck[1] >= STUCK_SECONDS:
+            await self._tell_head(position, head)
+
+    async def _tell_head(self, position: Position, head: Header) -> None:
+        if head.number > max(position.head, position.cursor.number):
+            await following.tell_head(self._pool, self._sources.chain_id, position.cursor, head.number)
 
     async def _follow(self, position: Position, head: Header) -> bool:
         if head.number < position.finalized:
@@ -142,8 +179,15 @@ class Follower:
         finality = await self._asked_finality(head)
         # The chain went on since its head was told.  What is above that head is for the next tick: in this one nothing
         # is known to stand on it, and it would look like a contradiction.
-        tags = _Tags(head=head, finalized=min(finality.finalized, head.number), safe=min(finality.safe, head.number))
+        tags = _Tags(
+            head=head,
+            finalized=min(finality.finalized, head.number),
+            safe=min(finality.safe, head.number),
+            hash_by_number=finality.hash_by_number,
+        )
         self._say_whether_held(position.cursor.number, tags)
+        if self._held_because is not None:
+            await self._tell_head(position, head)
         if tags.finalized > position.cursor.number:
             return await self._follow_final(position, tags)
         return await self._follow_head(position, tags)
@@ -161,7 +205,13 @@ class Follower:
         cursor = position.cursor
         consumers = await self._known_baskets(cursor, position.baskets_version)
         async with self._zone.reading(
-            self._node, self._sources, cursor.number, tags.finalized, head=tags.head, consumer_by_token=consumers
+            self._node,
+            self._sources,
+            cursor.number,
+            tags.finalized,
+            head=tags.head,
+            consumer_by_token=consumers,
+            up_to_hash=tags.hash_by_number.get(tags.finalized),
         ) as next_range:
 
             async def commit(observed: ObservedRange) -> None:
@@ -188,13 +238,17 @@ class Follower:
         headers = list(branch)[: min(BLOCKS_A_COMMIT, self._room_above(ancestor.number, tags))]
         if not headers:
             return await self._advance_finality(position, tags)
+        if len({header.hash for header in headers}) < len(headers):  # linked in a circle
+            raise self._node.contradiction(Inconsistency.OTHER_BLOCK, "one hash is told of blocks at two heights")
         known = await self._known_baskets(ancestor, position.baskets_version)
         observation = Observation(self._sources, known)
         for header in headers:
             believed = self._sources.believed(observation.consumer_by_token)
             logs = await self._node.logs_of(header, self._sources.filters(), believed)
             observation.read(logs, {header.number: header.timestamp})
-        await self._commit(position, ancestor, [stored(header) for header in headers], observation, tags)
+        blocks = [stored(header) for header in headers]
+        tags = await self._believed(position, ancestor, blocks, tags)
+        await self._commit(position, ancestor, blocks, observation, tags)
         return headers[-1].number < tags.head.number or self._more_to_judge
 
     async def _ancestor(self, position: Position, branch: deque[Header]) -> BlockRef | None:
@@ -265,9 +319,36 @@ class Follower:
             and min(tags.safe, position.cursor.number) <= position.safe
         ):
             return False
+        tags = await self._believed(position, position.cursor, [], tags)
         observation = Observation(self._sources, {})
         await self._commit(position, position.cursor, [], observation, tags)
         return self._more_to_judge
+
+    async def _believed(self, position: Position, ancestor: BlockRef, blocks: Sequence[Block], tags: _Tags) -> _Tags:
+        """The tags as far as they are about the branch that ends with ``blocks``, or with ``ancestor``.
+
+        A tag that is above that branch says nothing about it yet: the tick that reaches it believes it.
+
+        Raises:
+            NodeAnswerInvalid: A tag that rose is of another branch; it would make a fork final.
+        """
+        tip = blocks[-1].number if blocks else ancestor.number
+        read = {ancestor.number: ancestor.hash} | {block.number: block.hash for block in blocks}
+        for number, before in ((tags.finalized, position.finalized), (tags.safe, position.safe)):
+            told = tags.hash_by_number.get(number)
+            if told is None or not before < number <= tip:
+                continue
+            ours = read.get(number) or await following.canonical_hash(self._pool, self._sources.chain_id, number)
+            if ours is not None and ours != told:
+                self._finality = _NOT_ASKED
+                raise self._node.contradiction(
+                    Inconsistency.OTHER_BLOCK, f"its final or safe block {number} is not on the branch of its head"
+                )
+        return replace(
+            tags,
+            finalized=tags.finalized if tags.finalized <= tip else -1,
+            safe=tags.safe if tags.safe <= tip else -1,
+        )
 
     async def _known_baskets(self, at: BlockRef, version: int) -> dict[bytes, bytes]:
         """The baskets up to a block; with them, the factories that are live are read again."""
@@ -303,7 +384,10 @@ class Follower:
             baskets_version=position.baskets_version,
         )
         self._reached("indexer.before_commit")
-        committed = await following.commit(self._pool, self._sources.chain_id, batch, self._rules)
+        try:
+            committed = await following.commit(self._pool, self._sources.chain_id, batch, self._rules)
+        except BlockMisplaced as error:
+            raise self._node.contradiction(Inconsistency.OTHER_BLOCK, str(error)) from error
         self._reached("indexer.after_commit")
         self._more_to_judge = committed.more_to_judge
         if blocks:
@@ -329,6 +413,7 @@ class _Tags:
     head: Header
     finalized: int
     safe: int
+    hash_by_number: Mapping[int, bytes]
 
 
 def report(committed: Committed, *, undecodable: int) -> None:

@@ -2,7 +2,8 @@
 
 A node is not believed: what is missing, of another type or length, out of its block or there twice makes the whole
 answer malformed, never a row (hard cases 18, 30, 31).  What is parsed is trusted from here on: hashes are 32 bytes,
-addresses 20, numbers fit a signed 64-bit integer, logs are in chain order and each is there once.
+addresses 20, numbers fit a signed 64-bit integer (indices one of 32 bits), logs are in chain order and each is there
+once.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ BLOOM_BYTES: Final = 256
 MAX_TOPICS: Final = 4
 
 _QUANTITY_LIMIT: Final = 2**63  # Postgres's bigint
+_INDEX_LIMIT: Final = 2**31  # Postgres's integer
 _QUANTITY_CHARACTERS: Final = len("0x") + 16
 _HASH_CHARACTERS: Final = len("0x") + 2 * HASH_BYTES
 _PLACE: Final = itemgetter(0, 1)
@@ -156,6 +158,19 @@ def parse_quantity(value: object) -> int:
     return number
 
 
+@lru_cache(maxsize=16_384)
+def parse_index(value: object) -> int:
+    """The place of a log or a transaction in its block: below 2³¹, which no block comes near.
+
+    Raises:
+        Malformed: It is something else.
+    """
+    index = parse_quantity(value)
+    if index >= _INDEX_LIMIT:
+        raise _malformed("index", value)
+    return index
+
+
 def parse_hash(value: object) -> bytes:
     """32 bytes.
 
@@ -244,10 +259,10 @@ def parse_log(value: object) -> Log:
         timestamp = entry.get("blockTimestamp")
         return Log(
             parse_quantity(entry["blockNumber"]),
-            parse_quantity(entry["logIndex"]),
+            parse_index(entry["logIndex"]),
             _parse_repeated_hash(entry["blockHash"]),
             _parse_repeated_hash(entry["transactionHash"]),
-            parse_quantity(entry["transactionIndex"]),
+            parse_index(entry["transactionIndex"]),
             parse_address(entry["address"]),
             tuple(map(parse_hash, topics)),
             parse_octets(entry["data"]),
@@ -353,7 +368,7 @@ def parse_receipt(value: object) -> Receipt:
     try:
         receipt = Receipt(
             tx_hash=parse_hash(entry["transactionHash"]),
-            tx_index=parse_quantity(entry["transactionIndex"]),
+            tx_index=parse_index(entry["transactionIndex"]),
             status=parse_quantity(entry["status"]),
             block_hash=parse_hash(entry["blockHash"]),
             block_number=parse_quantity(entry["blockNumber"]),

@@ -56,6 +56,10 @@ class NodeAnswerInvalid(NodeUnavailable):
         super().__init__(endpoint, method, reason)
 
 
+class BudgetSpent(NodeUnavailable):
+    """Our own budget for each endpoint that could be asked is spent.  Nobody's fault: go on when it has filled."""
+
+
 class HistoryPruned(NodeUnavailable):
     """This endpoint has thrown the block away for good (hard case 34).  Only an archive endpoint can answer."""
 

@@ -6,7 +6,7 @@ An endpoint is a state machine, not a URL:
 * ``alive``: it answers.  The first alive endpoint in the operator's order is asked, and stays asked: a small difference
   between two heads moves nothing (hard case 26).
 * ``lagging``: its head is behind what is indexed, or stands still while another one's moves.
-* ``rate_limited``: it asked to be left alone, or our own budget for it is spent.
+* ``rate_limited``: it asked to be left alone.  That our own budget for it is spent is no state of it.
 * ``unreachable``: it did not answer, or what it answered was invalid; the reason says which.
 * ``wrong_chain``: it serves another chain, or another history of ours (hard case 27).
 
@@ -188,7 +188,7 @@ def order(healths: Sequence[Health], now: float) -> tuple[int, ...]:
 class Budget:
     """A token bucket: ``per_second`` questions, up to ``size`` saved up.
 
-    A batch may overdraw it, for it cannot be sent in halves; what follows then waits longer.
+    What was begun may overdraw it, for it is worth nothing by halves; what follows then waits longer.
     """
 
     per_second: float

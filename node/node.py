@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import wraps
 from typing import Concatenate, Final, Literal, ParamSpec, TypeAlias, TypeVar
 
@@ -71,10 +71,14 @@ class Session:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FinalityTags:
-    """Block numbers under the tags; -1 where the node has no such block, or does not know the tag."""
+    """Block numbers under the tags; -1 where the node has no such block, or does not know the tag.
+
+    ``hash_by_number`` says which blocks these are: the answer may be of another branch than the head.
+    """
 
     finalized: int
     safe: int
+    hash_by_number: Mapping[int, bytes] = field(default_factory=dict)
 
 
 def _asked_of_one(
@@ -279,7 +283,8 @@ class Node:
             )
         if finalized >= 0:
             self._endpoint.saw_finalized(finalized)
-        return FinalityTags(finalized=finalized, safe=safe)
+        hash_by_number = {header.number: header.hash for header in found if header is not None}
+        return FinalityTags(finalized=finalized, safe=safe, hash_by_number=hash_by_number)
 
     @_asked_of_one
     async def tagged(self, tag: Tag) -> Header | None:

@@ -33,6 +33,7 @@ from node.bloom import BloomTrust
 from node.endpoint import RpcEndpoint
 from node.errors import (
     BlockUnknown,
+    BudgetSpent,
     CallReverted,
     ChainMismatch,
     EndpointChanged,
@@ -103,7 +104,7 @@ class Member:
         Raises:
             EndpointOfOtherChain: Nothing of it may be believed.
         """
-        await self._spend(method, 1)
+        await self._spend(1)
         answer = await self._endpoint.call(method, params, parse)
         await self.prove()
         return answer
@@ -116,7 +117,7 @@ class Member:
         """
         if not questions:
             return []
-        await self._spend(method, len(questions))
+        await self._spend(len(questions))
         answers = await self._endpoint.batch(method, questions, parse)
         await self.prove()
         return answers
@@ -249,14 +250,17 @@ class Member:
             case _:
                 self.health = self.health.limited(reason, now, chance, rest_seconds=error.retry_after_seconds)
 
-    async def _spend(self, method: str, questions: int) -> None:
+    def waits_seconds(self) -> float:
+        """How long its budget has to fill before something new is begun with it; 0 for at once."""
+        return 0.0 if self._budget is None else self._budget.wait_seconds(self._pool.now())
+
+    async def _spend(self, questions: int) -> None:
         if self.health.state is EndpointState.WRONG_CHAIN:
             await self.prove()  # not even a question goes to another chain
+        # What was begun is finished, and the debt waited for after it: a session that is given up half-way would be
+        # begun again from the rows, ask the same, and never end.
         if self._budget is not None:
-            now = self._pool.now()
-            if wait := self._budget.wait_seconds(now):
-                raise NodeUnavailable(self.name, method, "our own budget for it is spent", retry_after_seconds=wait)
-            self._budget = self._budget.spent(questions, now)
+            self._budget = self._budget.spent(questions, self._pool.now())
         self.requests += questions
 
     def _report(self, before: Health) -> None:
@@ -295,7 +299,8 @@ class EndpointPool:
 
         Args:
             endpoints: At least one.
-            requests_per_second: The budget of each; ``None`` is no limit of ours.
+            requests_per_second: The budget of each; ``None`` is no limit of ours.  It is looked at before something is
+                begun: a session is finished, and what it asked too much is waited for.
             limits: How long a head and finality may stand still.
             told: Whom to tell what, for metrics.
             clock: Seconds that never go back.
@@ -490,7 +495,9 @@ class EndpointPool:
         return (f"node: no endpoint can be used: {self._states()}", *found)
 
     def _candidates(self) -> tuple[Member, ...]:
-        return tuple(self.members[place] for place in order([member.health for member in self.members], self.now()))
+        """Whom something new may be begun with, best first."""
+        ready = (self.members[place] for place in order([member.health for member in self.members], self.now()))
+        return tuple(member for member in ready if not member.waits_seconds())
 
     async def _stands_still(self, member: Member) -> bool:
         """Whether to compare it with the others: no new head for too long, asked once in that time."""
@@ -528,6 +535,10 @@ class EndpointPool:
         return self.members.index(member)
 
     def _nobody(self) -> NodeUnavailable:
+        ready = [self.members[place] for place in order([member.health for member in self.members], self.now())]
+        if any(member.health.state in _USABLE for member in ready):
+            wait = min(member.waits_seconds() for member in ready)
+            return BudgetSpent("all", "any", "our own budget is spent", retry_after_seconds=wait)
         rest = min(member.health.rests_until for member in self.members) - self.now()
         return NodeUnavailable(
             "all", "any", f"none may be asked now: {self._states()}", retry_after_seconds=max(0.0, rest)

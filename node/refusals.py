@@ -121,6 +121,7 @@ def retry_after_seconds(retry_after: str | None, date: str | None) -> float | No
             if date is None:
                 return None
             seconds = (parsedate_to_datetime(retry_after) - parsedate_to_datetime(date)).total_seconds()
-        except (ValueError, TypeError):  # TypeError: one of the two has a time zone and the other has none
+        # TypeError: one of the two has a time zone and the other has none.  OverflowError: a year with twenty digits.
+        except (ValueError, TypeError, OverflowError):
             return None
     return min(max(seconds, 0.0), MAX_RETRY_AFTER_SECONDS)

@@ -14,6 +14,7 @@ from typing import Final
 MISSED_BLOCKS: Final = 10
 """So many usual block times without a new head are a trouble, where the operator did not say otherwise."""
 
+_RISES_TO_CORRECT: Final = 3
 _LEAST_HEAD_SECONDS: Final = 60.0
 _MOST_HEAD_SECONDS: Final = 1_800.0
 _UNKNOWN_BLOCK_SECONDS: Final = 12.0
@@ -44,13 +45,18 @@ class ChainWatch:
     block_seconds: float | None = None
     finalized: int | None = None
     finalized_rose_at: float = -math.inf
+    # The highest head below ``head`` since that was told last, and how often it has risen.
+    lower: int | None = None
+    lower_rises: int = 0
 
     def saw_head(self, number: int, now: float) -> ChainWatch:
-        """A head; only one above all others counts."""
+        """A head; only one above all others counts, unless the chain goes on below it: then that one never was."""
         if self.head is None:
             return replace(self, head=number, head_rose_at=now)
-        if number <= self.head:
-            return self
+        if number < self.head:
+            return self._saw_lower_head(number, now)
+        if number == self.head:
+            return replace(self, lower=None, lower_rises=0)
         measured = (now - self.head_rose_at) / (number - self.head)
         measured = min(_SLOWEST_BLOCK_SECONDS, max(_FASTEST_BLOCK_SECONDS, measured))
         known = self.block_seconds
@@ -58,8 +64,20 @@ class ChainWatch:
             self,
             head=number,
             head_rose_at=now,
+            lower=None,
+            lower_rises=0,
             block_seconds=measured if known is None else known + _WEIGHT * (measured - known),
         )
+
+    def _saw_lower_head(self, number: int, now: float) -> ChainWatch:
+        """A backend that is behind, or a chain that is followed again after one answer that was made up."""
+        if self.lower is None:
+            return replace(self, lower=number)
+        if number <= self.lower:
+            return self
+        if self.lower_rises + 1 < _RISES_TO_CORRECT:
+            return replace(self, lower=number, lower_rises=self.lower_rises + 1)
+        return replace(self, head=number, head_rose_at=now, lower=None, lower_rises=0)
 
     def saw_finalized(self, number: int, now: float) -> ChainWatch:
         """A finalized block; only one above all others counts."""

@@ -20,7 +20,7 @@ import structlog
 from datastore import claims, factories, listening, pinning, quarantine, schema, status
 from datastore.claims import Pacing
 from datastore.connection import Pool, Role, check_server, open_pool
-from datastore.errors import DatastoreUnavailable, DatastoreUnsuitable, FinalityViolated
+from datastore.errors import BlockMisplaced, DatastoreUnavailable, DatastoreUnsuitable, FinalityViolated
 from datastore.factories import Factory
 from datastore.following import CONFIRMED_CHANNEL, Rules
 from datastore.identity import derive_nonce, secret_check_value
@@ -692,7 +692,7 @@ def _part(name: str, tick: Callable[[], Awaitable[bool]], settings: Settings) ->
         tick=tick,
         pause_seconds=settings.poll_interval_seconds,
         wake=asyncio.Event(),
-        forgives=(DatastoreUnavailable, NodeUnavailable, RangeRefused, BlockUnknown),
+        forgives=(DatastoreUnavailable, NodeUnavailable, RangeRefused, BlockUnknown, BlockMisplaced),
         hurries_after=(DatastoreUnavailable,),
         halts_on=(FinalityViolated,),
     )

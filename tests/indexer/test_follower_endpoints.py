@@ -144,6 +144,7 @@ async def following(
     finality_pause_seconds: float = 0.0,
     most_unfinalized_blocks: int = 100,
     timeout_seconds: float = 30.0,
+    requests_per_second: float | None = None,
 ) -> AsyncIterator[World]:
     now, kinds = [1_000.0], Counter[Inconsistency]()
     async with AsyncExitStack() as stack:
@@ -163,6 +164,7 @@ async def following(
         node = Node(
             EndpointPool(
                 endpoints,
+                requests_per_second=requests_per_second,
                 told=Told(inconsistency=lambda kind: kinds.update([kind])),
                 clock=lambda: now[0],
                 chance=lambda: 0.5,
@@ -525,6 +527,25 @@ async def test_a_chain_that_has_no_finalized_block_is_followed_without_a_bound(i
         w.serve(mined(server.chain[:-8], *[[]] * 10, fork="c"))
         with pytest.raises(FinalityViolated):
             await w.follower.tick()
+
+
+@pytest.mark.parametrize("requests_per_second", [2.0, 25.0])
+async def test_a_budget_below_one_commits_questions_delays_the_catching_up_and_does_not_prevent_it(
+    indexer_pool: Pool, requests_per_second: float
+) -> None:
+    """Hard case 24."""
+    chain = mined(BASE, *[[NOISE]] * 90)
+    server = RpcStandIn(chain=chain)
+    async with following(indexer_pool, server, requests_per_second=requests_per_second) as w:
+        for _ in range(200):
+            await w.follower.tick()  # nobody is at fault, so it is no error either
+            if await w.is_at(chain):
+                break
+            w.now[0] += 2.0
+            assert w.node.troubles() == ()
+        assert await w.is_at(chain)
+        assert w.now[0] - 1_000.0 < len(server.asked) / requests_per_second + 10
+        assert w.states == [EndpointState.ALIVE]
 
 
 FAULTS: tuple[Callable[[RpcStandIn], None], ...] = (

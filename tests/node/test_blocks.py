@@ -141,6 +141,8 @@ def test_a_log_without_a_block_timestamp_has_none() -> None:
         {"logIndex": "0x_5"},
         {"logIndex": "0X5"},
         {"logIndex": ["0x5"]},
+        {"logIndex": hex(2**31)},
+        {"transactionIndex": hex(2**31)},
         {"blockNumber": "0x1" + "0" * 16},
     ],
 )
@@ -238,7 +240,13 @@ def test_logs_of_other_blocks_than_those_that_were_asked_for_are_refused() -> No
 
 @pytest.mark.parametrize(
     "changes",
-    [{"status": "0x2"}, {"status": None}, {"logs": [raw_log(transactionHash=hex32(4))]}, {"logs": None}],
+    [
+        {"status": "0x2"},
+        {"status": None},
+        {"transactionIndex": hex(2**31), "logs": []},
+        {"logs": [raw_log(transactionHash=hex32(4))]},
+        {"logs": None},
+    ],
 )
 def test_a_receipt_with_a_foreign_log_or_without_a_status_is_refused(changes: dict[str, object]) -> None:
     """Hard case 20."""

@@ -10,7 +10,15 @@ import pytest
 from eth_hash.auto import keccak
 
 from node.endpoint import RpcEndpoint
-from node.errors import BlockUnknown, ChainMismatch, EndpointChanged, EndpointLags, HistoryPruned, NodeUnavailable
+from node.errors import (
+    BlockUnknown,
+    BudgetSpent,
+    ChainMismatch,
+    EndpointChanged,
+    EndpointLags,
+    HistoryPruned,
+    NodeUnavailable,
+)
 from node.health import CIRCUIT_OPENS_AT, PROBES_TO_RETURN, EndpointState
 from node.identity import ChainIdentity
 from node.inconsistency import Inconsistency
@@ -245,9 +253,30 @@ async def test_a_spent_budget_sends_the_work_to_the_next_endpoint() -> None:
     """Hard case 24."""
     async with world(*pair(), requests_per_second=1.0) as w:
         assert [await w.tick() for _ in range(3)] == ["0", "0", "1"]
-        assert w.states[0] is LIMITED
-        assert "budget" in str(w.node.reports()[0].reason)
+        assert w.states == [ALIVE, ALIVE]
         assert w.servers[0].seen["eth_getBlockByNumber"] == 3  # with genesis
+        await w.tick()
+        with pytest.raises(BudgetSpent) as caught:
+            await w.tick()
+        # Nobody is to blame, and nobody need be told.
+        assert (w.states, w.node.troubles()) == ([ALIVE, ALIVE], ())
+        w.now[0] += caught.value.retry_after_seconds or 0.0
+        assert await w.tick() == "0"
+
+
+async def test_a_session_is_finished_though_it_overdraws_the_budget_and_the_debt_is_waited_for() -> None:
+    """Hard case 24: given up half-way it would be begun again, and ask the same, for ever."""
+    async with world(RpcStandIn(chain=CHAIN), requests_per_second=1.0) as w:
+        await w.tick()
+        w.now[0] += 10.0
+        async with w.node.session() as session:
+            for _ in range(3):
+                await session.node.headers_by_number([1, 2, 3, 4])
+        with pytest.raises(BudgetSpent) as caught:
+            await w.tick()
+        assert caught.value.retry_after_seconds == pytest.approx(12.0)  # 2 saved up, 13 asked, 1 for the next
+        w.now[0] += 12.0
+        assert await w.tick() == "0"
 
 
 async def test_a_lagging_endpoint_is_not_asked_while_another_is_ahead() -> None:

@@ -82,6 +82,8 @@ def test_every_error_has_a_meaning(code: int | None, message: str, status: int) 
         ("soon", "Wed, 21 Oct 2015 07:28:00 GMT", None),
         ("Wed, 21 Oct 2015 07:28:30 GMT", "Wed, 21 Oct 2015 07:28:00 GMT", 30.0),
         ("Wed, 21 Oct 2015 07:28:30 GMT", None, None),
+        ("Wed, 21 Oct 20155555555555555555 07:28:00 GMT", "Wed, 21 Oct 2015 07:28:00 GMT", None),
+        ("Wed, 21 Oct 2015 07:28:00 +9999999999999", "Wed, 21 Oct 2015 07:28:00 GMT", None),
     ],
 )
 def test_a_pause_is_read_from_seconds_or_from_the_servers_own_clock(
