@@ -12,9 +12,10 @@ from typing import Final
 
 from datastore import following
 from datastore.connection import Pool
+from datastore.errors import BlockMisplaced
 from datastore.following import Rules
 from datastore.rows import Batch, Block, Finality
-from indexer.final_zone import FinalZone, ObservedRange, overlapped
+from indexer.final_zone import FinalZone, ObservedRange, contradiction, overlapped
 from indexer.follower import FinalityRule, Reached, report
 from indexer.observation import Observed, Sources
 from node.node import Node
@@ -168,9 +169,12 @@ class Backfill:
             role_changes=observed.role_changes,
         )
         self._reached("backfill.before_commit")
-        committed = await following.record_range(
-            self._pool, self._sources.chain_id, batch, self._rules, hold_reason=self._hold_reason
-        )
+        try:
+            committed = await following.record_range(
+                self._pool, self._sources.chain_id, batch, self._rules, hold_reason=self._hold_reason
+            )
+        except BlockMisplaced as error:
+            raise contradiction(str(error)) from error
         self._reached("backfill.after_commit")
         report(committed, undecodable=observed.undecodable)
         return committed.recorded_requests
