@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Final
 
 from datastore.alarms import AlarmKind, raise_alarm
-from datastore.connection import Pool, unit
+from datastore.connection import Pool, translated, unit
 from datastore.errors import DatastoreUnsuitable
 from datastore.rows import Block
 
@@ -154,7 +155,7 @@ async def pin_first_start(pool: Pool, pin: Pin, *, start: Block, first_trigger_b
 
 
 async def halt(pool: Pool, chain_id: int, reason: str) -> None:
-    """Remember which part of the indexer stopped for good, and why; cleared by the next start that finds the chain in order.
+    """Remember which part of the indexer stopped for good, when and why, until ``clear_halt``.
 
     A second part that stops does not hide the first one.
     """
@@ -163,9 +164,12 @@ async def halt(pool: Pool, chain_id: int, reason: str) -> None:
             # $1 chain, $2 reason
             """
             UPDATE control SET
-                halted_at = coalesce(halted_at, clock_timestamp()),
-                halted_reason = coalesce(halted_reason || '; ', '') || $2
-            WHERE chain_id = $1 AND (halted_reason IS NULL OR strpos(halted_reason, $2) = 0)
+                halted_at = clock_timestamp(),
+                halted_reason = CASE
+                    WHEN strpos(halted_reason, $2) > 0 THEN halted_reason
+                    ELSE coalesce(halted_reason || '; ', '') || $2
+                END
+            WHERE chain_id = $1
             """,
             chain_id,
             reason,
@@ -173,11 +177,23 @@ async def halt(pool: Pool, chain_id: int, reason: str) -> None:
         await raise_alarm(connection, chain_id, AlarmKind.FINALITY_VIOLATED, reason)
 
 
-async def clear_halt(pool: Pool, chain_id: int) -> None:
-    """The indexer made progress again."""
+async def halted_at(pool: Pool, chain_id: int) -> datetime | None:
+    """When a part of the indexer halted last; ``None`` if all go on."""
+    async with translated(), pool.acquire() as connection:
+        found: datetime | None = await connection.fetchval(
+            # $1 chain
+            "SELECT halted_at FROM control WHERE chain_id = $1",
+            chain_id,
+        )
+    return found
+
+
+async def clear_halt(pool: Pool, chain_id: int, at: datetime) -> None:
+    """The chain is in order again, as somebody saw after ``at``; a part that has halted since then stays halted."""
     async with unit(pool) as connection:
         await connection.execute(
-            # $1 chain
-            "UPDATE control SET halted_at = NULL, halted_reason = NULL WHERE chain_id = $1 AND halted_at IS NOT NULL",
+            # $1 chain, $2 when it halted
+            "UPDATE control SET halted_at = NULL, halted_reason = NULL WHERE chain_id = $1 AND halted_at = $2",
             chain_id,
+            at,
         )

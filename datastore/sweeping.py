@@ -131,8 +131,8 @@ async def position(pool: Pool, chain_id: int) -> SweepPosition:
     )
 
 
-async def newest_block(pool: Pool, chain_id: int, *, up_to: int) -> BlockRef:
-    """The newest canonical block that is stored at or below block ``up_to``; there is one, for the start has a row."""
+async def newest_block(pool: Pool, chain_id: int, *, up_to: int) -> BlockRef | None:
+    """The newest canonical block that is stored at or below block ``up_to``; ``None`` if the index begins above it."""
     async with translated(), pool.acquire() as connection:
         row = await connection.fetchrow(
             # $1 chain, $2 number
@@ -140,9 +140,7 @@ async def newest_block(pool: Pool, chain_id: int, *, up_to: int) -> BlockRef:
             chain_id,
             up_to,
         )
-    if row is None:
-        raise LookupError(f"chain {chain_id} has no block up to {up_to}")
-    return BlockRef(number=row["number"], hash=row["hash"])
+    return None if row is None else BlockRef(number=row["number"], hash=row["hash"])
 
 
 async def stored_range(pool: Pool, chain_id: int, first: int, last: int) -> StoredRange:

@@ -17,17 +17,18 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 
 import structlog
 
-from datastore import factories, following, sweeping
+from datastore import factories, following, pinning, sweeping
 from datastore.connection import Pool
 from datastore.errors import CursorMoved, FinalityViolated
 from datastore.following import Position, Rules
 from datastore.rows import Batch, Block, Difference, Finality, Kind, LogRow, Place
 from indexer.differences import compare, is_confirmed, of_places
 from indexer.final_zone import FinalRange, FinalZone
-from indexer.follower import BLOCKS_A_COMMIT, FinalityRule, Reached, report
+from indexer.follower import BLOCKS_A_COMMIT, MOST_UNFINALIZED_BLOCKS, FinalityRule, Reached, report
 from indexer.observation import Observation, Observed, Sources
 from indexer.standstill import Standstill
 from node.blocks import Log
@@ -65,6 +66,10 @@ class Examined:
     differences: tuple[Difference, ...]
     repair: Batch | None
     readers: tuple[str, str | None]
+
+    def covers(self, other: Examined) -> bool:
+        """Whether this tells of every difference that the other one tells of."""
+        return set(other.differences) <= set(self.differences)
 
     @property
     def sentence(self) -> str:
@@ -137,13 +142,43 @@ class Examiner:
         """
         position = await following.position(self._pool, self._sources.chain_id)
         reading = await self._read(position, after, up_to, than=None)
-        last = reading.last
+        readings, last = [reading], reading.last
         second = await self._second_reading(position, after, last, than=reading.reader, by_hand=by_hand)
         if second is not None:
-            reading, last = _first_to_settle(reading, second)
-        if not reading.found:
-            return Examined(first=after + 1, last=last, differences=(), repair=None, readers=(reading.reader, None))
-        return await self._confirmed(position, reading, after + 1, last, by_hand=by_hand)
+            readings, last = _first_to_settle(reading, second)
+        first, telling = after + 1, [each for each in readings if each.found]
+        if not telling:
+            return Examined(first=first, last=last, differences=(), repair=None, readers=(reading.reader, None))
+        examined = [await self._confirmed(position, each, first, last, by_hand=by_hand) for each in telling]
+        if len(examined) == 1:
+            return examined[0]
+        # Both tell of other differences.  One of them may have left out a part of what the other one tells.
+        believed = max(
+            (each for each in examined if each.repair is not None), key=lambda each: len(each.differences), default=None
+        )
+        if believed is not None and all(each.repair is None or believed.covers(each) for each in examined):
+            return believed
+        both = tuple(dict.fromkeys(difference for each in telling for difference in each.found))
+        return Examined(
+            first=first, last=last, differences=both, repair=None, readers=(telling[0].reader, telling[1].reader)
+        )
+
+    async def require_final(self) -> None:
+        """Let two endpoints, where so many answer, show the newest final block as it is stored: so are all before it.
+
+        Raises:
+            NodeUnavailable, BlockUnknown: Call again; nothing is known.
+            DatastoreUnavailable: Call again.
+            FinalityViolated: The chain is not the one that was indexed; do not call again.
+        """
+        position = await following.position(self._pool, self._sources.chain_id)
+        asked = None
+        for _ in range(2):
+            async with self._node.second_opinion(than=asked, reaching=position.finalized) as session:
+                if session.node.endpoint_name == asked:
+                    break
+                asked = session.node.endpoint_name
+                await self._require_final(session.node, position)
 
     async def _second_reading(
         self, position: Position, after: int, up_to: int, *, than: str, by_hand: bool
@@ -193,8 +228,9 @@ class Examiner:
 
     async def _require_final(self, node: Node, position: Position) -> None:
         """One block of ours may be a node's mistake; if the newest final one is not on the chain either, all are."""
-        newest = await sweeping.newest_block(self._pool, self._sources.chain_id, up_to=position.finalized)
-        if (found := await node.header_by_number(newest.number)).hash != newest.hash:
+        final = max(position.finalized, position.cursor.number - MOST_UNFINALIZED_BLOCKS)  # as the follower sees it
+        newest = await sweeping.newest_block(self._pool, self._sources.chain_id, up_to=final)
+        if newest is not None and (found := await node.header_by_number(newest.number)).hash != newest.hash:
             raise FinalityViolated(
                 f"block {newest.number}, which is final, has another hash 0x{found.hash.hex()} on the node's chain; "
                 "nothing was changed"
@@ -257,21 +293,20 @@ class Examiner:
         )
 
 
-def _first_to_settle(one: _Reading, other: _Reading) -> tuple[_Reading, int]:
-    """Of two readings of a range, the one whose differences are looked at now, and up to which block.
+def _first_to_settle(one: _Reading, other: _Reading) -> tuple[list[_Reading], int]:
+    """Of two readings of a range, those whose differences are looked at now, and up to which block.
 
     What both say is taken together.  Otherwise what comes before the first block about which only one of them differs
-    from the rows, or as the other does not; or that block alone.
+    from the rows, or as the other does not; or that block alone, by both.
     """
     last = min(one.last, other.last)
     one, other = one.up_to(last), other.up_to(last)
     apart = min((difference.block_number for difference in {*one.found} ^ {*other.found}), default=None)
     if apart is None:
-        return one, last
+        return [one], last
     if any(difference.block_number < apart for difference in one.found):
-        return one.up_to(apart - 1), apart - 1
-    one, other = one.up_to(apart), other.up_to(apart)
-    return (one if one.found else other), apart
+        return [one.up_to(apart - 1)], apart - 1
+    return [one.up_to(apart), other.up_to(apart)], apart
 
 
 def _height(rule: FinalityRule, position: Position) -> int:
@@ -316,6 +351,7 @@ class Sweep:
         chain_id: int,
         examiner: Examiner,
         rules: Rules,
+        halted_at: datetime | None = None,
         reached: Reached = lambda _: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -326,6 +362,7 @@ class Sweep:
             chain_id: The chain.
             examiner: Reads and compares.
             rules: What the settings say about recording and judging.
+            halted_at: When a part of the indexer halted before this start; that is over when the chain is in order.
             reached: Told each boundary around a commit.
             clock: Seconds that never go back.
         """
@@ -334,6 +371,7 @@ class Sweep:
         self._chain_id = chain_id
         self._examiner = examiner
         self._rules = rules
+        self._halted_at = halted_at
         self._reached = reached
 
     async def tick(self) -> bool:
@@ -342,10 +380,14 @@ class Sweep:
         While the follower has blocks to catch up with, it has the node for itself.
 
         Raises:
-            NodeUnavailable: Nothing was written; call again.
+            NodeUnavailable, BlockUnknown: Nothing was written; call again.
             DatastoreUnavailable: Nothing is known to be written; call again.
             FinalityViolated: Nothing was written; do not call again.
         """
+        if self._halted_at is not None:
+            await self._examiner.require_final()
+            await pinning.clear_halt(self._pool, self._chain_id, self._halted_at)
+            self._halted_at = None
         at = await sweeping.position(self._pool, self._chain_id)
         if at.swept >= at.finalized or at.head - at.cursor > BLOCKS_A_COMMIT:
             self._standstill.moved()  # a lag is told as one

@@ -137,7 +137,7 @@ async def run(
         companions: list[Companion] = []
         troubles: Troubles = tuple
         if INDEXER in parts:
-            follower, sweep, late = _indexers(settings, pool, node, sources, pinned, last_turn_at, reached)
+            follower, sweep, late = await _indexers(settings, pool, node, sources, pinned, last_turn_at, reached)
             indexer = _part(INDEXER, _halting(INDEXER, follower.tick, pool, sources.chain_id), settings)
             running += [
                 indexer,
@@ -151,7 +151,6 @@ async def run(
                 running.append(
                     _part(LATE_FACTORIES, _halting(LATE_FACTORIES, late.tick, pool, sources.chain_id), settings)
                 )
-            await pinning.clear_halt(pool, sources.chain_id)
         if INVOCATOR in parts:
             role = Role.READER if settings.cre_mode == "dry-run" else Role.INVOCATOR
             tick = _invocation(settings, await _opened(stack, dsn, role), node, reached, show)
@@ -406,7 +405,7 @@ def first_block_to_trigger(head_by_endpoint: Mapping[str, int | None]) -> int:
     return max(heads.values()) + 1
 
 
-def _indexers(
+async def _indexers(
     settings: Settings,
     pool: Pool,
     node: Node,
@@ -426,7 +425,7 @@ def _indexers(
 
     return (
         _follower(settings, pool, node, sources, pinned, turning(INDEXER)),
-        _sweep(settings, pool, node, sources, pinned, turning(SWEEP)),
+        await _sweep(settings, pool, node, sources, pinned, turning(SWEEP)),
         _late_factories(settings, pool, node, sources, pinned, turning(LATE_FACTORIES)),
     )
 
@@ -463,7 +462,7 @@ def _examiner(settings: Settings, pool: Pool, node: Node, sources: Sources) -> E
     )
 
 
-def _sweep(
+async def _sweep(
     settings: Settings, pool: Pool, node: Node, sources: Sources, pinned: pinning.Pinned, reached: Reached
 ) -> Sweep:
     """Its own part, so that it never holds the follower up."""
@@ -472,6 +471,7 @@ def _sweep(
         chain_id=sources.chain_id,
         examiner=_examiner(settings, pool, node, sources),
         rules=_rules(settings, sources, pinned),
+        halted_at=await pinning.halted_at(pool, sources.chain_id),
         reached=reached,
     )
 

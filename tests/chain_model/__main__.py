@@ -23,13 +23,26 @@ def main() -> int:
     for part in explored(sequences=asked.sequences, steps=asked.steps, first_seed=asked.seed, jobs=asked.jobs):
         total.add(part.tally)
         seconds = time.monotonic() - started
-        print(f"seed {part.seed}: {total.sequences} sequences, {seconds:.0f} s", flush=True)  # noqa: T201
+        print(f"seed {part.seed}: {summary(total)}, {seconds:.0f} s", flush=True)  # noqa: T201
         if part.failure is not None:
             again = f"python -m tests.chain_model --sequences {part.sequences} --steps {asked.steps} --seed {part.seed}"
             print(f"{part.failure}\nagain: {again}", flush=True)  # noqa: T201
             code = 1
     print(report(total), flush=True)  # noqa: T201 - the command's output
     return code
+
+
+def summary(tally: Tally) -> str:
+    """A tally in a line: what was drawn so far, should the run not come to its end."""
+    return (
+        f"{tally.sequences} sequences, {tally.operations.total()} operations, {tally.faults.total()} faults, "
+        f"{reorgs(tally)} reorgs, {tally.wrong_rows} wrong rows"
+    )
+
+
+def reorgs(tally: Tally) -> int:
+    """How often the chain went another way."""
+    return tally.operations["reorganise"] + tally.operations["flip"] + tally.operations["overtake"]
 
 
 def report(tally: Tally) -> str:
@@ -40,7 +53,7 @@ def report(tally: Tally) -> str:
         f"blocks {tally.blocks}",
         f"requests {tally.requests}",
         f"paused baskets resumed {tally.resumed}",
-        f"reorgs {tally.operations['reorganise'] + tally.operations['flip'] + tally.operations['overtake']}",
+        f"reorgs {reorgs(tally)}",
         f"faults injected {tally.faults.total()}",
         *(f"  {name:30} {count:8}" for name, count in sorted(tally.faults.items())),
         *(f"killed: {name:24} {count:8}" for name, count in sorted(tally.kills.items())),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Final
 
@@ -97,8 +98,8 @@ class Daemon:
         self._nodes: list[Node] = []
         self.start()
 
-    def start(self) -> None:
-        """Remember nothing but the rows."""
+    def start(self, *, halted_at: datetime | None = None) -> None:
+        """Remember nothing but the rows; ``halted_at`` is one of them."""
         self.node = self.new_node(range(len(self._world.endpoints)))
         self.follower = self.new_follower(self.node)
         self.examiner = Examiner(
@@ -114,6 +115,7 @@ class Daemon:
             chain_id=CHAIN_ID,
             examiner=self.examiner,
             rules=RULES,
+            halted_at=halted_at,
             reached=self._reached,
             clock=self.clock,
         )

@@ -491,6 +491,7 @@ class Histories(RuleBasedStateMachine):
         No second answer of that endpoint gives it away, so the daemon stops at the next true one.
         """
         newest = await sweeping.newest_block(self.arena.indexer_pool, CHAIN_ID, up_to=self.world.floor)
+        assert newest is not None
         block = self.world.view.head.at(newest.number)
         told = self.arena.tally.faults[Fault.BLOCK_OF_A_FORK] > self.forks_before
         return told and (block is None or block.hash != newest.hash)

@@ -7,9 +7,11 @@ from typing import TypeAlias
 
 import pytest
 
+from datastore import pinning
 from datastore.connection import Pool
 from datastore.errors import FinalityViolated
 from datastore.rows import Kind
+from node.errors import NodeUnavailable
 from tests.chain_model.chain import ChangeRole, CreateBasket, Transaction, digest, token_address
 from tests.chain_model.faults import Fault
 from tests.chain_model.scenes import Scene, ask, create, hiding, history, scene
@@ -199,6 +201,62 @@ async def test_an_endpoint_that_leaves_something_out_cannot_take_it_from_the_row
     assert await made.pool.fetchval("SELECT block_number FROM sweep") == made.world.finalized
 
 
+@pytest.mark.parametrize("liar", [0, 1])
+async def test_a_reading_that_leaves_out_a_part_of_what_is_missing_does_not_hide_the_rest(
+    make: Make, liar: int
+) -> None:
+    """Hard case 19: a block is believed as a whole."""
+    world = World()
+    world.mine([create("basket"), ask("bank-1"), ask("bank-2")])
+    world.mine([ask("bank-3"), ask("bank-4"), ask("bank-5")])
+    world.become_final(100, 0)
+    made = await make(world, 2)
+    made.world.endpoints[0].fail(Fault.LOGS_CUT_AT_A_CAP, times=None, seed=1)
+    await made.daemon.follow()
+    assert len(await made.states()) == 2
+    made.world.heal()
+    made.world.endpoints[liar].fail(Fault.LOGS_CUT_AT_A_CAP, times=None, seed=1)
+    made.daemon.start()
+    # Half of both blocks was the first one; half of the second one is one request of three.
+    examined = await made.daemon.examiner.examine(1, 2)
+    assert [(each.kind, each.log_index) for each in examined.differences] == [(Kind.MISSING, n) for n in range(3)]
+    assert examined.repair is not None
+    assert len(examined.repair.requests) == 3
+
+
+DENIED = [(Kind.EXTRA, 0), (Kind.EXTRA, 1), (Kind.EXTRA, 2)]
+
+
+@pytest.mark.parametrize(
+    ("fault", "told"),
+    [
+        (Fault.LOGS_CUT_AT_A_CAP, [(Kind.MISSING, 3)]),
+        (Fault.LOGS_MISSING_IN_RECEIPTS_TOO, [*DENIED, (Kind.MISSING, 3)]),
+    ],
+)
+async def test_of_readings_that_tell_of_other_differences_one_is_believed_if_the_other_is_refuted(
+    make: Make, fault: Fault, told: list[tuple[Kind, int]]
+) -> None:
+    world = World()
+    world.mine([create("basket")])
+    for block, asked in enumerate((4, 3)):
+        world.mine([ask(f"bank-{block}-{number}") for number in range(asked)])
+    world.become_final(100, 0)
+    made = await make(world, 2)
+    liar = made.world.endpoints[0]
+    liar.fail(Fault.LOGS_CUT_AT_A_CAP, times=None, seed=1)
+    await made.daemon.follow()
+    assert len(await made.states()) == 3
+    # Now the liar denies requests of which it told; the other one tells of one more.
+    made.world.heal()
+    liar.fail(fault, times=None, seed=1)
+    liar.place = hiding(made.world, 2)
+    examined = await made.daemon.examiner.examine(1, 2)
+    assert sorted((each.kind, each.log_index) for each in examined.differences) == told
+    assert (examined.repair is None) == (fault is Fault.LOGS_MISSING_IN_RECEIPTS_TOO)
+    assert (examined.last, set(examined.readers)) == (2, {"0", "1"})
+
+
 async def test_a_single_endpoint_may_add_what_it_left_out_but_take_nothing_away(make: Make) -> None:
     made = await make(history(), 1)
     endpoint = made.world.endpoints[0]
@@ -232,6 +290,38 @@ async def test_a_chain_that_is_another_below_finality_stops_the_sweep_and_change
         await made.daemon.sweep_all()
     assert await made.pool.fetch("SELECT * FROM log ORDER BY block_hash, log_index") == before
     assert await made.found() == []
+
+
+async def test_a_halt_is_over_when_two_endpoints_have_shown_that_the_chain_is_in_order(make: Make) -> None:
+    world = World()
+    world.mine([create("basket")])
+    for number in range(4):
+        world.mine([ask(f"bank-{number}")])
+    world.reorganise(2, [[], []])
+    world.become_final(100, 0)
+    made = await make(world, 2)
+    await made.daemon.follow()
+    await pinning.halt(made.pool, CHAIN_ID, "a node told of another chain")
+    before = await pinning.halted_at(made.pool, CHAIN_ID)
+    first, second = made.world.endpoints
+    for endpoints, fault, error in (
+        ([second], Fault.BLOCK_OF_A_FORK, FinalityViolated),
+        ([first, second], Fault.SERVER_ERROR, NodeUnavailable),
+    ):
+        for endpoint in endpoints:
+            endpoint.fail(fault, times=None, seed=1)
+        made.daemon.start(halted_at=before)
+        with pytest.raises(error):
+            await made.daemon.sweep.tick()
+        assert await pinning.halted_at(made.pool, CHAIN_ID) == before
+        made.world.heal()
+    made.daemon.start(halted_at=before)
+    await made.daemon.sweep.tick()
+    assert await pinning.halted_at(made.pool, CHAIN_ID) is None
+    # One that comes later is another one.
+    await pinning.halt(made.pool, CHAIN_ID, "again")
+    await made.daemon.sweep.tick()
+    assert await pinning.halted_at(made.pool, CHAIN_ID) is not None
 
 
 async def test_the_sweep_leaves_the_node_to_a_follower_that_has_blocks_to_catch_up_with(make: Make) -> None:

@@ -404,7 +404,9 @@ async def test_nothing_is_sent_while_the_indexer_has_halted(
     await run(make())
     assert (cre.bodies, await states(indexer_pool)) == ([], ["confirmed"])
     # Also what was claimed before.
-    await pinning.clear_halt(indexer_pool, CHAIN)
+    halted_at = await pinning.halted_at(indexer_pool, CHAIN)
+    assert halted_at is not None
+    await pinning.clear_halt(indexer_pool, CHAIN, halted_at)
     claimed = await claims.claim(invocator_pool, CHAIN, 1, worker_id=uuid4(), lease_seconds=9, pacing=pacing)
     assert claimed is not None
     frozen = await make()._freeze(claimed)

@@ -6,6 +6,7 @@ import signal
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import datetime
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from aiohttp import web
 
 from datastore.connection import Pool
 from datastore.errors import FinalityViolated
-from datastore.pinning import clear_halt, halt
+from datastore.pinning import clear_halt, halt, halted_at
 from service import wiring
 from service.console import Exit
 from tests.datastore.builders import BOB, CHAIN, batch, block, request
@@ -119,7 +120,13 @@ async def test_a_halt_says_which_part_has_halted_and_a_second_one_does_not_hide_
     sentence = "the sweep: block 7 has another hash; the follower: block 7 has another hash"
     assert (await status(dsn))[1]["halted"]["reason"] == sentence
     assert f"HALTED: {sentence}" in " ".join((await bskt(dsn, "status")).stdout.split())
-    await clear_halt(indexer_pool, CHAIN)
+    before = await halted_at(indexer_pool, CHAIN)
+    assert before is not None
+    await halt(indexer_pool, CHAIN, sentence)  # again, after somebody saw the chain in order
+    await clear_halt(indexer_pool, CHAIN, before)
+    shown = (await status(dsn))[1]["halted"]
+    assert shown["reason"] == sentence
+    await clear_halt(indexer_pool, CHAIN, datetime.fromisoformat(shown["since"]))
     assert (await status(dsn))[1]["halted"] is None
 
 
