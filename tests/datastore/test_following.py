@@ -40,6 +40,10 @@ async def states(pool: Pool) -> dict[str, str]:
     return {str(row["id"]): f"{row['state']} {row['chain_status']}" for row in rows}
 
 
+async def alarms(pool: Pool) -> list[str]:
+    return [row["kind"] for row in await pool.fetch("SELECT kind FROM alarm ORDER BY id")]
+
+
 async def send(pool: Pool, outcome: str | None = "accepted") -> int:
     """Claim the next waiting request, begin its attempt, and record an answer unless the worker dies before it."""
     await claims.list_workflows(pool, CHAIN, [WORKFLOW])
@@ -246,6 +250,44 @@ async def test_a_false_report_fails_the_request_and_a_late_true_one_still_execut
     await following.commit(indexer_pool, CHAIN, minted, RULES)
     assert await states(indexer_pool) == {"1": "executed finalized"}
     assert await indexer_pool.fetchval("SELECT kind FROM alarm") == "unexpected_mint"
+
+
+async def test_a_delivery_without_a_mint_is_for_a_person(
+    indexer_pool: Pool, invocator_pool: Pool, genesis: Block
+) -> None:
+    one, two = block(1), block(2)
+    asked = request("deposit-1", one)
+    await following.commit(indexer_pool, CHAIN, batch(one, on=genesis, requests=(asked,), final=1), RULES)
+    await send(invocator_pool)
+    reports = (report(two, execution_id=EXECUTION_IDS[0]),)
+    await following.commit(indexer_pool, CHAIN, batch(two, on=one, reports=reports), RULES)
+    row = await indexer_pool.fetchrow("SELECT state, state_reason FROM mint_request")
+    assert row is not None
+    assert tuple(row) == ("review", "delivered_without_mint")
+    assert await alarms(indexer_pool) == ["delivered_without_mint"]
+
+
+@pytest.mark.parametrize(
+    ("amounts", "told"), [((2 * ETHER,), ["mint_mismatch"]), ((ETHER, ETHER), ["double_mint", "mint_mismatch"])]
+)
+async def test_mints_that_are_not_the_one_of_the_request_are_alarmed_and_never_complete_it(
+    indexer_pool: Pool, invocator_pool: Pool, genesis: Block, amounts: tuple[int, ...], told: list[str]
+) -> None:
+    """Hard cases 90 and 92."""
+    one, two = block(1), block(2)
+    asked = request("deposit-1", one)
+    await following.commit(indexer_pool, CHAIN, batch(one, on=genesis, requests=(asked,), final=1), RULES)
+    await send(invocator_pool)
+    deliveries = list(enumerate(amounts))
+    mints = tuple(mint(two, of=asked, log_index=2 * n, tx=f"tx {n}", amount=amount) for n, amount in deliveries)
+    reports = tuple(
+        report(two, execution_id=EXECUTION_IDS[n], log_index=2 * n + 1, tx=f"tx {n}") for n, _ in deliveries
+    )
+    await following.commit(indexer_pool, CHAIN, batch(two, on=one, mints=mints, reports=reports), RULES)
+    assert await states(indexer_pool) == {"1": "executed finalized"}
+    await following.commit(indexer_pool, CHAIN, batch(block(3), on=two, final=2), RULES)
+    assert await states(indexer_pool) == {"1": "review finalized"}
+    assert await alarms(indexer_pool) == told
 
 
 async def test_a_request_older_than_the_first_trigger_block_is_recorded_but_held(

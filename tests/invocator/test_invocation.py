@@ -13,14 +13,27 @@ from datastore import claims, following, pinning
 from datastore.claims import Pacing
 from datastore.connection import Pool, Role, open_pool
 from datastore.identity import execution_id_candidates
-from datastore.rows import Basket, Block, LogRow, Request
+from datastore.rows import Basket, Block, Finality, LogRow, Request
 from indexer.policy import Policy
 from invocator.classification import Broadcast, HttpReply, NeverConnected, NoAnswer, Reply
 from invocator.dry_run import DryRun
 from invocator.invocation import SIMULATED_WORKFLOW, Invocator, Terms
 from invocator.preflight import Contracts
 from invocator.signing import Signer
-from tests.datastore.builders import ALICE, CHAIN, CONSUMER, RULES, TOKEN, batch, block, mint, pin_chain, request
+from tests.datastore.builders import (
+    ALICE,
+    CHAIN,
+    CONSUMER,
+    RULES,
+    TOKEN,
+    batch,
+    block,
+    mint,
+    pin_chain,
+    report,
+    request,
+    with_finality,
+)
 from tests.datastore.workers import let_pass, states
 
 KEY = "0xac0974bec39a17e36ba4a6b4d238ff944bacb478cbed5efcae784d7bf4f2ff80"  # the first well-known anvil key
@@ -76,9 +89,10 @@ class Chain:
     """What the contracts of every basket say."""
 
     contracts: Contracts | None = RIGHT
+    consumer: bytes = CONSUMER
 
     async def look_at(self, token: bytes, consumer: bytes) -> Contracts | None:
-        assert (token, consumer) == (TOKEN, CONSUMER)
+        assert (token, consumer) == (TOKEN, self.consumer)
         return self.contracts
 
 
@@ -252,6 +266,47 @@ async def test_a_basket_that_no_branch_announces_is_waited_for(make: Make, cre: 
     await run(make())
     assert await indexer_pool.fetchval("SELECT held_reason FROM mint_request") == "basket_not_canonical"
     assert cre.bodies == []
+
+
+async def test_what_the_chain_shows_as_reported_is_not_sent(ask: Ask, make: Make, cre: Cre, indexer_pool: Pool) -> None:
+    """After a failover that lost what we wrote, the chain still has it."""
+    one = await ask("d1")
+    nonce = await indexer_pool.fetchval("SELECT nonce FROM mint_request")
+    two = block(2)
+    reported = report(two, execution_id=execution_id_candidates(WORKFLOW_ID, nonce.hex)[1])
+    await following.commit(indexer_pool, CHAIN, batch(two, on=one, reports=(reported,), final=1), RULES)
+    await run(make())
+    row = await indexer_pool.fetchrow("SELECT state, state_reason FROM mint_request")
+    assert row is not None
+    assert (tuple(row), cre.bodies) == (("review", "already_reported"), [])
+
+
+async def test_what_is_frozen_for_another_consumer_than_the_basket_has_now_is_not_sent(
+    make: Make, cre: Cre, chain: Chain, indexer_pool: Pool
+) -> None:
+    genesis, one, other = await pin_chain(indexer_pool), block(1), block(1, fork="b", parent_fork="a")
+    trigger = Finality(finalized=-1, safe=-1, trigger=1, complete=-1)
+    first = replace(
+        with_finality(batch(one, on=genesis, requests=(asked_for("d1", one),)), trigger), baskets=(announced(one),)
+    )
+    await following.commit(indexer_pool, CHAIN, first, RULES)
+    cre.planned = [gateway_error(-32002, "rate limit exceeded", status=429)]
+    assert await make().tick()
+    assert (await states(indexer_pool), len(cre.bodies)) == (["confirmed"], 1)
+    # A reorg: another branch creates the basket with another consumer.
+    moved = replace(
+        with_finality(
+            batch(other, on=genesis, leaving=one, requests=(asked_for("d1", other)._replace(consumer=ALICE),)), trigger
+        ),
+        baskets=(announced(other)._replace(consumer=ALICE),),
+    )
+    await following.commit(indexer_pool, CHAIN, moved, RULES)
+    await let_pass(indexer_pool, 1, next_attempt_at=601)
+    chain.consumer = ALICE
+    await run(make())
+    row = await indexer_pool.fetchrow("SELECT state, state_reason FROM mint_request")
+    assert row is not None
+    assert (tuple(row), len(cre.bodies)) == (("review", "consumer_changed"), 1)
 
 
 # -- mode simulate ---------------------------------------------------------------------------------------------------
