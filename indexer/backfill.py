@@ -128,7 +128,7 @@ class Backfill:
             self._consumer_by_token = dict(await following.known_baskets(self._pool, chain_id, up_to=self.first - 1))
         known = self._consumer_by_token
         async with (
-            self._node.session(reaching=self.last) as session,
+            self._node.session(reaching=self.last, from_block=self._done + 1) as session,
             self._zone.reading(
                 session.node, self._sources, self._done, self.last, head=session.head, consumer_by_token=known
             ) as next_range,

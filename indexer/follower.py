@@ -126,7 +126,8 @@ class Follower:
         """
         position = await following.position(self._pool, self._sources.chain_id)
         try:
-            async with self._nodes.session(reaching=position.cursor.number) as session:
+            cursor = position.cursor.number
+            async with self._nodes.session(reaching=cursor, from_block=cursor + 1) as session:
                 self._node = session.node
                 try:
                     is_more = await self._follow(position, session.head)

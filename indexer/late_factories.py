@@ -92,7 +92,7 @@ class LateFactories:
 
     async def _fill(self, late: Pending, position: Position) -> bool:
         observation = await self._observation(late, up_to=late.filled_up_to)
-        async with self._node.session(reaching=position.finalized) as session:
+        async with self._node.session(reaching=position.finalized, from_block=late.filled_up_to + 1) as session:
             read = await self._zone.read(
                 session.node, self._sources, late.filled_up_to, position.finalized, head=session.head
             )

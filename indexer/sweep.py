@@ -183,8 +183,8 @@ class Examiner:
     async def _second_reading(
         self, position: Position, after: int, up_to: int, *, than: str, by_hand: bool
     ) -> _Reading | None:
-        """``None`` where there is one endpoint, or the other one has thrown these blocks away."""
-        if not self._node.is_several:
+        """``None`` where there is one endpoint, or the others have thrown these blocks away."""
+        if not self._node.has_another(than, from_block=after + 1):
             return None
         try:
             second = await self._read(position, after, up_to, than=than)
@@ -198,7 +198,7 @@ class Examiner:
 
     async def _read(self, position: Position, after: int, up_to: int, *, than: str | None) -> _Reading:
         known = dict(await following.known_baskets(self._pool, self._sources.chain_id, up_to=after))
-        async with self._node.second_opinion(than=than, reaching=up_to) as session:
+        async with self._node.second_opinion(than=than, reaching=up_to, from_block=after + 1) as session:
             read = await self._zone.read(session.node, self._sources, after, up_to, head=session.head)
             # The rows are read after the node: what is final does not change any more, except by a repair.
             stored = await sweeping.stored_range(self._pool, self._sources.chain_id, read.first, read.blocks[-1].number)
@@ -244,7 +244,7 @@ class Examiner:
         if len(numbers) > MOST_DIFFERING_BLOCKS:
             last = numbers[MOST_DIFFERING_BLOCKS] - 1
         rows = {(row.block_hash, row.log_index): row for row in reading.observed.logs}
-        async with self._node.second_opinion(than=reader, reaching=last) as session:
+        async with self._node.second_opinion(than=reader, reaching=last, from_block=first) as session:
             disputed = await _disputed(
                 session.node, [d for d in found if d.block_number <= last], rows, reading.hash_by_number
             )

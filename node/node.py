@@ -131,36 +131,42 @@ class Node:
         return self._member
 
     @asynccontextmanager
-    async def session(self, *, reaching: int = 0) -> AsyncIterator[Session]:
+    async def session(self, *, reaching: int = 0, from_block: int | None = None) -> AsyncIterator[Session]:
         """Ask one endpoint only: the best one whose head is not below block ``reaching``, if there is one.
 
         Begins with the question for the head.  An error that leaves the session is the endpoint's, and so is a
-        ``BlockUnknown`` if it happens again and again.
+        ``BlockUnknown`` if it happens again and again.  ``from_block`` is the oldest block that will be asked about,
+        where that may be thrown away by now (hard case 34).
 
         Raises:
             EndpointChanged: The endpoint failed and another is at hand; begin again at once.
             NodeUnavailable: No endpoint can be asked, or the last one failed.
         """
-        member, head = await self._pool.chosen(self._head_of, reaching=reaching)
-        with self._pool.session(member, caught_up=head.number >= reaching):
+        member, head = await self._pool.chosen(self._head_of, reaching=reaching, from_block=from_block)
+        with self._pool.session(member, caught_up=head.number >= reaching, from_block=from_block):
             yield Session(node=self._bound(member), head=head)
 
     @asynccontextmanager
-    async def second_opinion(self, *, than: str | None = None, reaching: int) -> AsyncIterator[Session]:
+    async def second_opinion(
+        self, *, than: str | None = None, reaching: int, from_block: int | None = None
+    ) -> AsyncIterator[Session]:
         """Ask one endpoint only, if possible another one ``than`` this, or than the one that answered last.
+
+        ``from_block`` as in ``session``.
 
         Raises:
             EndpointChanged: The endpoint failed and another is at hand; begin again.
             NodeUnavailable: No endpoint whose head is at least ``reaching`` can be asked.
         """
-        member, head = await self._pool.another(self._head_of, than=than or self._pool.asked, reaching=reaching)
-        with self._pool.session(member, caught_up=True):
+        member, head = await self._pool.another(
+            self._head_of, than=than or self._pool.asked, reaching=reaching, from_block=from_block
+        )
+        with self._pool.session(member, caught_up=True, from_block=from_block):
             yield Session(node=self._bound(member), head=head)
 
-    @property
-    def is_several(self) -> bool:
-        """Whether there is more than one endpoint."""
-        return len(self._pool.members) > 1
+    def has_another(self, than: str, *, from_block: int) -> bool:
+        """Whether there is another endpoint ``than`` this that may still have block ``from_block``."""
+        return any(member.name != than and member.keeps(from_block) for member in self._pool.members)
 
     def expect(self, identity: ChainIdentity) -> None:
         """From now on believe only endpoints that serve this chain."""

@@ -93,6 +93,7 @@ class Member:
         self.requests = 0
         self.failovers = 0
         self.finalized: int | None = None
+        self.keeps_from = 0  # what is known; what is thrown away does not come back
         self.stall_checked_at = float("-inf")
         self._budget = pool.new_budget()
         self._proven_connections = -1
@@ -143,6 +144,10 @@ class Member:
                     raise EndpointOfOtherChain(self.name, mismatch) from mismatch
                 self._proven_connections = connections
 
+    def keeps(self, number: int | None) -> bool:
+        """Whether it may still have this block; of the tip every endpoint has."""
+        return number is None or number >= self.keeps_from
+
     def doubt(self) -> None:
         """Prove the chain again before the next answer is believed."""
         self._proven_connections = -1
@@ -181,6 +186,8 @@ class Member:
         before = self.health
         try:
             yield
+        except HistoryPruned:
+            raise  # what is too old for one endpoint says nothing about its tip
         except NodeUnavailable as error:
             self._blame(error)
             raise
@@ -194,7 +201,7 @@ class Member:
         try:
             yield
         except (BlockUnknown, RangeRefused, CallReverted, HistoryPruned):
-            # Answers, though not what was hoped for; what is too old for one endpoint says nothing about its tip.
+            # Answers, though not what was hoped for.
             self.health = self.health.worked(self._pool.now())
             raise
         except NodeUnavailable as error:
@@ -214,6 +221,9 @@ class Member:
             except BlockUnknown:
                 # Once, the tip has moved.  Where it goes on, another endpoint may know (hard cases 21, 32).
                 self.health = self.health.did_not_know_a_block(self._pool.now(), self._pool.chance())
+                raise
+            except HistoryPruned:
+                self.health = self.health.worked(self._pool.now())
                 raise
             self.health = self.health.worked(self._pool.now())
             if caught_up:
@@ -351,17 +361,21 @@ class EndpointPool:
             return answer
         raise failure or self._nobody()
 
-    async def chosen(self, head_of: Callable[[Member], Awaitable[Header]], *, reaching: int) -> tuple[Member, Header]:
+    async def chosen(
+        self, head_of: Callable[[Member], Awaitable[Header]], *, reaching: int, from_block: int | None = None
+    ) -> tuple[Member, Header]:
         """The endpoint for a session, and its head: the best one whose head is not below block ``reaching``.
 
-        If all are below, it is the one with the highest head: a chain can become shorter.
+        If all are below, it is the one with the highest head: a chain can become shorter.  One that has thrown block
+        ``from_block`` away is only asked if all have.
 
         Raises:
             NodeUnavailable: None answers.
         """
         failure: NodeUnavailable | None = None
         answered: list[tuple[Member, Header]] = []
-        for member in self._candidates():
+        candidates = self._candidates()
+        for member in [each for each in candidates if each.keeps(from_block)] or candidates:
             try:
                 with member.blamed():
                     head = await head_of(member)
@@ -386,17 +400,23 @@ class EndpointPool:
         return None if self._asked is None else self._asked.name
 
     async def another(
-        self, head_of: Callable[[Member], Awaitable[Header]], *, than: str | None, reaching: int
+        self,
+        head_of: Callable[[Member], Awaitable[Header]],
+        *,
+        than: str | None,
+        reaching: int,
+        from_block: int | None = None,
     ) -> tuple[Member, Header]:
         """An endpoint whose head is not below block ``reaching``, if possible another one ``than`` this.
 
+        One that has thrown block ``from_block`` away is only asked if all have.
         Nothing is settled by it: whoever follows the chain stays with its own.
 
         Raises:
             NodeUnavailable: None answers, or none is as far.
         """
         failure: NodeUnavailable | None = None
-        for member in sorted(self._candidates(), key=lambda each: each.name == than):
+        for member in sorted(self._candidates(), key=lambda each: (not each.keeps(from_block), each.name == than)):
             try:
                 with member.blamed():
                     head = await head_of(member)
@@ -409,18 +429,23 @@ class EndpointPool:
         raise failure or self._nobody()
 
     @contextmanager
-    def session(self, member: Member, *, caught_up: bool) -> Iterator[None]:
-        """All that is asked inside goes to one endpoint.
+    def session(self, member: Member, *, caught_up: bool, from_block: int | None = None) -> Iterator[None]:
+        """All that is asked inside goes to one endpoint, and is about no block before ``from_block``.
 
         Raises:
-            EndpointChanged: It failed, and another one is at hand.
+            EndpointChanged: It failed, or has thrown the blocks away, and another one is at hand.
         """
         try:
             with member.judged_as_a_whole(caught_up=caught_up):
                 yield
         except NodeUnavailable as error:
+            if isinstance(error, HistoryPruned):
+                if from_block is None:
+                    raise
+                member.keeps_from = max(member.keeps_from, from_block + 1)
             if any(
-                other.health.is_alive or other.health.state is EndpointState.UNPROVEN for other in self._candidates()
+                other.keeps(from_block) and (other.health.is_alive or other.health.state is EndpointState.UNPROVEN)
+                for other in self._candidates()
             ):
                 raise EndpointChanged(error.endpoint, error.method, error.reason) from error
             raise

@@ -40,7 +40,8 @@ async def is_witnessed(node: Node, request: LogRow) -> bool | None:
     asked, witnesses = None, 0
     for _ in range(2):
         try:
-            async with node.second_opinion(than=asked, reaching=request.block_number) as session:
+            number = request.block_number
+            async with node.second_opinion(than=asked, reaching=number, from_block=number) as session:
                 if session.node.endpoint_name == asked:
                     break
                 asked = session.node.endpoint_name

@@ -23,6 +23,7 @@ from indexer.decoding import EventCatalog
 from indexer.follower import FinalityRule, Follower
 from indexer.observation import Sources
 from indexer.policy import Policy
+from indexer.sweep import Examiner, Sweep
 from node.endpoint import RpcEndpoint
 from node.errors import NodeUnavailable
 from node.health import EndpointState
@@ -77,6 +78,7 @@ class World:
     servers: tuple[RpcStandIn, ...]
     node: Node
     follower: Follower
+    sweep: Sweep
     pool: Pool
     now: list[float]
     kinds: Counter[Inconsistency]
@@ -193,11 +195,13 @@ async def following(
             start=Block(number=1, hash=first.hash, parent_hash=first.parent_hash, timestamp=0),
             first_trigger_block_number=0,
         )
+        sources = Sources(chain_id=CHAIN_ID, factory=FACTORY, forwarder=FORWARDER, catalog=CATALOG, secret=SECRET)
+        rules = Rules(policy=Policy(max_mint_wei=None), contest=True, first_trigger_block_number=0)
         follower = Follower(
             pool=indexer_pool,
             node=node,
-            sources=Sources(chain_id=CHAIN_ID, factory=FACTORY, forwarder=FORWARDER, catalog=CATALOG, secret=SECRET),
-            rules=Rules(policy=Policy(max_mint_wei=None), contest=True, first_trigger_block_number=0),
+            sources=sources,
+            rules=rules,
             trigger_finality=FinalityRule(tag="finalized"),
             complete_finality=FinalityRule(tag="finalized"),
             max_range_blocks=100,
@@ -205,7 +209,16 @@ async def following(
             most_unfinalized_blocks=most_unfinalized_blocks,
             clock=lambda: now[0],
         )
-        yield World(servers=servers, node=node, follower=follower, pool=indexer_pool, now=now, kinds=kinds)
+        examiner = Examiner(
+            pool=indexer_pool,
+            node=node,
+            sources=sources,
+            trigger_finality=FinalityRule(tag="finalized"),
+            complete_finality=FinalityRule(tag="finalized"),
+            max_range_blocks=100,
+        )
+        sweep = Sweep(pool=indexer_pool, chain_id=CHAIN_ID, examiner=examiner, rules=rules, clock=lambda: now[0])
+        yield World(servers=servers, node=node, follower=follower, sweep=sweep, pool=indexer_pool, now=now, kinds=kinds)
 
 
 BASE = mined(GENESIS, [BASKET], [NOISE], [NOISE], [request("one")])
@@ -506,6 +519,28 @@ async def test_a_stalled_finality_holds_the_index_in_sight_and_lets_it_go_on_aft
         assert w.follower.troubles() == ()
         assert await w.is_at(fork)
         assert await w.requests() == [("one", "finalized"), ("three", "finalized")]
+
+
+async def test_what_one_endpoint_has_thrown_away_is_read_and_swept_by_the_one_that_keeps_it(indexer_pool: Pool) -> None:
+    """Hard case 34: the preferred node is in order, and stays so; it has no old blocks."""
+
+    def pruned(params: list[Any], result: Any) -> Any:
+        if int(params[0].get("fromBlock", "0xff"), 16) <= 3:
+            raise RpcError(4444, "pruned history unavailable")
+        return result
+
+    chain = mined(BASE, [request("two")], [], [])
+    own = RpcStandIn(chain=chain, finalized=6, tampers={"eth_getLogs": pruned})
+    archive = RpcStandIn(chain=chain, finalized=6)
+    async with following(indexer_pool, own, archive) as w:
+        await w.follow()
+        assert await w.is_at(chain)
+        assert w.states == [EndpointState.ALIVE, EndpointState.ALIVE]
+        while await w.sweep.tick():
+            pass
+        assert await w.pool.fetchval("SELECT block_number FROM sweep") == 6
+        assert w.states == [EndpointState.ALIVE, EndpointState.ALIVE]
+        assert w.sweep.troubles() == ()
 
 
 async def test_a_chain_that_has_no_finalized_block_is_followed_without_a_bound(indexer_pool: Pool) -> None:

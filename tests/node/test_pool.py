@@ -530,6 +530,40 @@ async def test_a_question_outside_of_a_session_is_answered_by_the_first_endpoint
             await w.node.header_by_number(3)
 
 
+async def test_a_session_about_old_blocks_goes_to_an_endpoint_that_keeps_them() -> None:
+    """Hard case 34: one endpoint has thrown the history away, and is in order otherwise."""
+
+    def pruned(params: list[object], result: object) -> object:
+        if params[0] in {"0x2", "0x3"}:
+            raise RpcError(4444, "pruned history unavailable")
+        return result
+
+    first, second = pair()
+    first.tampers["eth_getBlockByNumber"] = pruned
+    async with world(first, second) as w:
+
+        async def asked_about(number: int) -> str:
+            async with w.node.session(from_block=number) as session:
+                assert (await session.node.header_by_number(number)).hash == CHAIN[number].hash
+                return session.node.endpoint_name
+
+        with pytest.raises(EndpointChanged, match="block 3 "):
+            await asked_about(3)
+        assert w.node.has_another("1", from_block=4)
+        assert not w.node.has_another("1", from_block=3)
+        assert [await asked_about(number) for number in (3, 2, 4)] == ["1", "1", "0"]
+        assert w.states == [ALIVE, ALIVE]
+        async with w.node.second_opinion(than="1", reaching=4, from_block=4) as session:
+            assert session.node.endpoint_name == "0"
+        async with w.node.second_opinion(than="1", reaching=4, from_block=3) as session:
+            assert session.node.endpoint_name == "1"
+        # None keeps them: that is what is told.
+        second.tampers["eth_getBlockByNumber"] = pruned
+        with pytest.raises(HistoryPruned, match="block 3 "):
+            await asked_about(3)
+        assert w.states == [ALIVE, ALIVE]
+
+
 async def test_a_block_that_is_unknown_is_an_answer_and_no_trouble() -> None:
     async with world(*pair()) as w:
         for _ in range(5):
