@@ -106,7 +106,7 @@ class LateFactories:
         kept = self._logs_above
         self._logs_above = {block.hash: kept[block.hash] for block in held if block.hash in kept}
         unread = [block.hash for block in held if block.hash not in kept]
-        async with self._node.session(reaching=position.cursor.number) as session:
+        async with self._node.session(reaching=position.cursor.number, from_block=position.finalized + 1) as session:
             for block_hash in unread[:BLOCKS_A_TICK]:
                 self._logs_above[block_hash] = await session.node.logs_in_block(block_hash, self._sources.filters())
         if len(unread) > BLOCKS_A_TICK:

@@ -67,10 +67,6 @@ class Examined:
     repair: Batch | None
     readers: tuple[str, str | None]
 
-    def covers(self, other: Examined) -> bool:
-        """Whether this tells of every difference that the other one tells of."""
-        return set(other.differences) <= set(self.differences)
-
     @property
     def sentence(self) -> str:
         """Who said what, for the alarm."""
@@ -150,14 +146,11 @@ class Examiner:
         if not telling:
             return Examined(first=first, last=last, differences=(), repair=None, readers=(reading.reader, None))
         examined = [await self._confirmed(position, each, first, last, by_hand=by_hand) for each in telling]
-        if len(examined) == 1:
-            return examined[0]
-        # Both tell of other differences.  One of them may have left out a part of what the other one tells.
-        believed = max(
-            (each for each in examined if each.repair is not None), key=lambda each: len(each.differences), default=None
-        )
-        if believed is not None and all(each.repair is None or believed.covers(each) for each in examined):
-            return believed
+        if len(readings) > 1 and not by_hand and any(each.readers[0] == each.readers[1] for each in examined):
+            # The other one, which just said otherwise, is gone: nobody is confirmed by himself then.
+            raise NoSecondReading(f"endpoint {examined[0].readers[1]} is the only one that still answers")
+        if (settled := believed(examined)) is not None:
+            return settled
         both = tuple(dict.fromkeys(difference for each in telling for difference in each.found))
         return Examined(
             first=first, last=last, differences=both, repair=None, readers=(telling[0].reader, telling[1].reader)
@@ -174,7 +167,8 @@ class Examiner:
         position = await following.position(self._pool, self._sources.chain_id)
         asked = None
         for _ in range(2):
-            async with self._node.second_opinion(than=asked, reaching=position.finalized) as session:
+            final = max(position.finalized, 0)
+            async with self._node.second_opinion(than=asked, reaching=final, from_block=final) as session:
                 if session.node.endpoint_name == asked:
                     break
                 asked = session.node.endpoint_name
@@ -307,6 +301,21 @@ def _first_to_settle(one: _Reading, other: _Reading) -> tuple[list[_Reading], in
     if any(difference.block_number < apart for difference in one.found):
         return [one.up_to(apart - 1)], apart - 1
     return [one.up_to(apart), other.up_to(apart)], apart
+
+
+def believed(examined: Sequence[Examined]) -> Examined | None:
+    """Of what came of each reading of one block that tells of differences, that which counts; ``None`` for neither.
+
+    One that was confirmed may still have left out a part of what another one tells, so it must tell of all that was
+    confirmed.
+    """
+    if len(examined) == 1:
+        return examined[0]
+    confirmed = [each for each in examined if each.repair is not None]
+    most = max(confirmed, key=lambda each: len(each.differences), default=None)
+    if most is None or any(not set(each.differences) <= set(most.differences) for each in confirmed):
+        return None
+    return most
 
 
 def _height(rule: FinalityRule, position: Position) -> int:

@@ -93,7 +93,7 @@ class Member:
         self.requests = 0
         self.failovers = 0
         self.finalized: int | None = None
-        self.keeps_from = 0  # what is known; what is thrown away does not come back
+        self._keeps_from = 0  # what is known; what is thrown away does not come back
         self.stall_checked_at = float("-inf")
         self._budget = pool.new_budget()
         self._proven_connections = -1
@@ -146,7 +146,13 @@ class Member:
 
     def keeps(self, number: int | None) -> bool:
         """Whether it may still have this block; of the tip every endpoint has."""
-        return number is None or number >= self.keeps_from
+        return number is None or number >= self._keeps_from
+
+    def has_thrown_away(self, number: int) -> None:
+        """It says that it does not keep this block any more; so it has none before it."""
+        if not self._keeps_from:  # once: where its history begins is found out block by block
+            log.warning("endpoint.history_pruned", endpoint=self.name, block=number)
+        self._keeps_from = max(self._keeps_from, number + 1)
 
     def doubt(self) -> None:
         """Prove the chain again before the next answer is believed."""
@@ -442,7 +448,7 @@ class EndpointPool:
             if isinstance(error, HistoryPruned):
                 if from_block is None:
                     raise
-                member.keeps_from = max(member.keeps_from, from_block + 1)
+                member.has_thrown_away(from_block)
             if any(
                 other.keeps(from_block) and (other.health.is_alive or other.health.state is EndpointState.UNPROVEN)
                 for other in self._candidates()

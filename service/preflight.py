@@ -37,10 +37,9 @@ async def is_witnessed(node: Node, request: LogRow) -> bool | None:
 
     One of them may be the one that the row is from; both are not.  ``None`` while nobody can say.
     """
-    asked, witnesses = None, 0
+    asked, witnesses, number = None, 0, request.block_number
     for _ in range(2):
         try:
-            number = request.block_number
             async with node.second_opinion(than=asked, reaching=number, from_block=number) as session:
                 if session.node.endpoint_name == asked:
                     break

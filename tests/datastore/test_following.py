@@ -10,7 +10,7 @@ from datastore.connection import Pool
 from datastore.errors import CursorMoved, FinalityViolated
 from datastore.judgement import Refused
 from datastore.lifecycle import State
-from datastore.rows import Block, BlockRef, Finality
+from datastore.rows import Block, BlockRef, Finality, Request
 from tests.datastore.builders import (
     ALICE,
     BOB,
@@ -68,6 +68,14 @@ async def send(pool: Pool, outcome: str | None = "accepted") -> int:
         answered = Answered(outcome=outcome, http_status=200, sentence=None, answer=None, deadline_seconds=2400)
         await claims.record_answer(pool, CHAIN, claimed, FROZEN, number, answered)
     return claimed.request_id
+
+
+async def asked_and_sent(indexer_pool: Pool, invocator_pool: Pool, genesis: Block, at: Block) -> Request:
+    """A request in this block, which is final, for which CRE has answered ACCEPTED."""
+    asked = request("deposit-1", at)
+    await following.commit(indexer_pool, CHAIN, batch(at, on=genesis, requests=(asked,), final=at.number), RULES)
+    await send(invocator_pool)
+    return asked
 
 
 @pytest.fixture
@@ -223,9 +231,7 @@ async def test_a_mint_forged_earlier_in_the_delivering_transaction_is_not_the_pr
     indexer_pool: Pool, invocator_pool: Pool, genesis: Block
 ) -> None:
     one, two = block(1), block(2)
-    asked = request("deposit-1", one)
-    await following.commit(indexer_pool, CHAIN, batch(one, on=genesis, requests=(asked,), final=1), RULES)
-    await send(invocator_pool)
+    asked = await asked_and_sent(indexer_pool, invocator_pool, genesis, one)
     mints = (mint(two, of=asked, log_index=0), mint(two, of=asked, log_index=3))
     reports = (report(two, execution_id=EXECUTION_IDS[0], log_index=4),)
     await following.commit(indexer_pool, CHAIN, batch(two, on=one, mints=mints, reports=reports), RULES)
@@ -238,9 +244,7 @@ async def test_a_false_report_fails_the_request_and_a_late_true_one_still_execut
 ) -> None:
     """Hard case 79."""
     one, two, three = block(1), block(2), block(3)
-    asked = request("deposit-1", one)
-    await following.commit(indexer_pool, CHAIN, batch(one, on=genesis, requests=(asked,), final=1), RULES)
-    await send(invocator_pool)
+    asked = await asked_and_sent(indexer_pool, invocator_pool, genesis, one)
     refused = (report(two, execution_id=EXECUTION_IDS[0], result=False),)
     await following.commit(indexer_pool, CHAIN, batch(two, on=one, reports=refused), RULES)
     assert await states(indexer_pool) == {"1": "failed finalized"}
@@ -256,9 +260,7 @@ async def test_a_delivery_without_a_mint_is_for_a_person(
     indexer_pool: Pool, invocator_pool: Pool, genesis: Block
 ) -> None:
     one, two = block(1), block(2)
-    asked = request("deposit-1", one)
-    await following.commit(indexer_pool, CHAIN, batch(one, on=genesis, requests=(asked,), final=1), RULES)
-    await send(invocator_pool)
+    await asked_and_sent(indexer_pool, invocator_pool, genesis, one)
     reports = (report(two, execution_id=EXECUTION_IDS[0]),)
     await following.commit(indexer_pool, CHAIN, batch(two, on=one, reports=reports), RULES)
     row = await indexer_pool.fetchrow("SELECT state, state_reason FROM mint_request")
@@ -275,9 +277,7 @@ async def test_mints_that_are_not_the_one_of_the_request_are_alarmed_and_never_c
 ) -> None:
     """Hard cases 90 and 92."""
     one, two = block(1), block(2)
-    asked = request("deposit-1", one)
-    await following.commit(indexer_pool, CHAIN, batch(one, on=genesis, requests=(asked,), final=1), RULES)
-    await send(invocator_pool)
+    asked = await asked_and_sent(indexer_pool, invocator_pool, genesis, one)
     deliveries = list(enumerate(amounts))
     mints = tuple(mint(two, of=asked, log_index=2 * n, tx=f"tx {n}", amount=amount) for n, amount in deliveries)
     reports = tuple(

@@ -3,19 +3,21 @@
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from itertools import count
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import pytest
 
 from datastore import pinning
 from datastore.connection import Pool
 from datastore.errors import FinalityViolated
-from datastore.rows import Kind
+from datastore.rows import Difference, Kind
+from indexer.sweep import Examined, NoSecondReading, believed
 from node.errors import NodeUnavailable
 from tests.chain_model.chain import ChangeRole, CreateBasket, Transaction, digest, token_address
 from tests.chain_model.faults import Fault
 from tests.chain_model.scenes import Scene, ask, create, hiding, history, scene
 from tests.chain_model.world import CHAIN_ID, World
+from tests.datastore.builders import batch, block
 
 Make: TypeAlias = Callable[[World, int], Awaitable[Scene]]
 
@@ -239,8 +241,8 @@ async def test_of_readings_that_tell_of_other_differences_one_is_believed_if_the
 ) -> None:
     world = World()
     world.mine([create("basket")])
-    for block, asked in enumerate((4, 3)):
-        world.mine([ask(f"bank-{block}-{number}") for number in range(asked)])
+    for place, asked in enumerate((4, 3)):
+        world.mine([ask(f"bank-{place}-{number}") for number in range(asked)])
     world.become_final(100, 0)
     made = await make(world, 2)
     liar = made.world.endpoints[0]
@@ -255,6 +257,52 @@ async def test_of_readings_that_tell_of_other_differences_one_is_believed_if_the
     assert sorted((each.kind, each.log_index) for each in examined.differences) == told
     assert (examined.repair is None) == (fault is Fault.LOGS_MISSING_IN_RECEIPTS_TOO)
     assert (examined.last, set(examined.readers)) == (2, {"0", "1"})
+
+
+async def test_who_contradicted_another_is_not_confirmed_by_himself_once_that_one_is_gone(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two endpoints may agree, one alone may add; but not what the other one has just denied."""
+    made = await make(history(), 2)
+    first, second = made.world.endpoints
+    first.fail(Fault.LOGS_CUT_AT_A_CAP, times=None, seed=1)
+    await made.daemon.follow()
+    examiner, read = made.daemon.examiner, made.daemon.examiner._read
+
+    async def read_and_leave(*args: Any, than: str | None) -> Any:
+        reading = await read(*args, than=than)
+        if than is not None:  # the second reading is done
+            first.fail(Fault.SERVER_ERROR, times=None, seed=1)
+        return reading
+
+    monkeypatch.setattr(examiner, "_read", read_and_leave)  # between two of its lines
+    with pytest.raises(NoSecondReading, match="endpoint 1 is the only one that still answers"):
+        await examiner.examine(0, made.world.finalized)
+    assert second.asked["eth_getBlockReceipts"] > 0
+
+
+def looked(*log_indices: int, confirmed: bool = True) -> Examined:
+    differences = tuple(
+        Difference(kind=Kind.MISSING, event="MintRequested", block_number=7, block_hash=b"7", log_index=log_index)
+        for log_index in log_indices
+    )
+    repair = batch(block(1), on=block(0)) if confirmed else None
+    return Examined(first=1, last=7, differences=differences, repair=repair, readers=("0", "1"))
+
+
+@pytest.mark.parametrize(
+    ("examined", "place"),
+    [
+        ([looked(1, confirmed=False)], 0),
+        ([looked(1), looked(1, 2)], 1),
+        ([looked(1, 2), looked(1)], 0),
+        ([looked(1), looked(2, 3, confirmed=False)], 0),
+        ([looked(1), looked(2)], None),  # each left out what the other one tells
+        ([looked(1, confirmed=False), looked(2, confirmed=False)], None),
+    ],
+)
+def test_a_reading_counts_if_it_tells_of_all_that_was_confirmed(examined: list[Examined], place: int | None) -> None:
+    assert believed(examined) is (None if place is None else examined[place])
 
 
 async def test_a_single_endpoint_may_add_what_it_left_out_but_take_nothing_away(make: Make) -> None:
