@@ -202,6 +202,26 @@ CREATE TABLE basket_pause (
 COMMENT ON TABLE basket_pause IS
     'Baskets that nothing is sent for until a person resumes them.  By token, not columns of basket: a reorg or a repair replaces that row, and neither may end a pause.';
 
+CREATE TABLE basket_standing (
+    chain_id bigint NOT NULL REFERENCES chain,
+    stablecoin address NOT NULL,
+    completed_at timestamptz,
+    allowed boolean,
+    allowed_at timestamptz,
+    allowed_reason text,
+    served boolean NOT NULL GENERATED ALWAYS AS (coalesce(allowed, completed_at IS NOT NULL)) STORED,
+    PRIMARY KEY (chain_id, stablecoin),
+    CONSTRAINT basket_standing_says_something CHECK (num_nonnulls(completed_at, allowed) > 0),
+    CONSTRAINT basket_standing_is_allowed_or_not_with_a_reason CHECK (num_nulls(allowed, allowed_at, allowed_reason) IN (0, 3))
+);
+COMMENT ON TABLE basket_standing IS
+    'Baskets that completed a mint, or that a person ruled on; every other basket has no row.  By token, as basket_pause is.';
+COMMENT ON COLUMN basket_standing.completed_at IS 'Its first completed mint.  Only the trigger of mint_request writes it, and nothing takes it back.';
+COMMENT ON COLUMN basket_standing.allowed IS 'What a person ruled; NULL: no person did, and a completed mint decides.';
+COMMENT ON COLUMN basket_standing.served IS 'Served baskets have at least half of the slots, and the larger half of the places in flight.';
+CREATE INDEX basket_standing_served ON basket_standing (chain_id) WHERE served;
+CREATE INDEX basket_standing_allowed ON basket_standing (chain_id, stablecoin) WHERE allowed;
+
 CREATE TABLE reorg (
     id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     chain_id bigint NOT NULL REFERENCES chain,
@@ -363,10 +383,12 @@ CREATE TABLE operator_action (
     at timestamptz NOT NULL DEFAULT clock_timestamp(),
     CONSTRAINT operator_action_is_known CHECK (action IN (
         'retry', 'new_generation', 'hold', 'release', 'cancel', 'resolve', 'pause', 'resume', 'quarantine', 'pause_basket',
-        'resume_basket'
+        'resume_basket', 'allow_basket', 'disallow_basket'
     )),
     CONSTRAINT operator_action_is_about_a_request_or_the_chain CHECK (
-        (action IN ('pause', 'resume', 'quarantine', 'pause_basket', 'resume_basket')) = (request_id IS NULL)
+        (
+            action IN ('pause', 'resume', 'quarantine', 'pause_basket', 'resume_basket', 'allow_basket', 'disallow_basket')
+        ) = (request_id IS NULL)
     )
 );
 COMMENT ON TABLE operator_action IS 'Append-only: what a person did, why, on what evidence, and what was so before and after.';
@@ -481,6 +503,14 @@ BEGIN
     FROM old_rows o
     JOIN new_rows n ON n.id = o.id
     WHERE o.state <> n.state;
+    -- A subselect, for it finds one row by the key also without nested loops.
+    INSERT INTO basket_standing AS b (chain_id, stablecoin, completed_at)
+    SELECT DISTINCT n.chain_id, n.stablecoin, clock_timestamp()
+    FROM new_rows n
+    WHERE n.state = 'completed' AND (
+        SELECT s.completed_at FROM basket_standing s WHERE s.chain_id = n.chain_id AND s.stablecoin = n.stablecoin
+    ) IS NULL
+    ON CONFLICT (chain_id, stablecoin) DO UPDATE SET completed_at = coalesce(b.completed_at, excluded.completed_at);
     RETURN NULL;
 END
 $$;
@@ -639,6 +669,17 @@ CREATE TABLE requester_turn (
 );
 COMMENT ON TABLE requester_turn IS 'Fairness inside a basket: the requester that was served longest ago is served next.';
 
+CREATE TABLE workflow_turn (
+    chain_id bigint NOT NULL,
+    workflow_id hash NOT NULL,
+    was_served boolean NOT NULL,
+    taken_at timestamptz NOT NULL,
+    PRIMARY KEY (chain_id, workflow_id),
+    FOREIGN KEY (chain_id, workflow_id) REFERENCES workflow
+);
+COMMENT ON TABLE workflow_turn IS
+    'Fairness between served baskets and the others: a workflow''s next send is for the kind that its latest one was not for.';
+
 CREATE TABLE frozen_request (
     request_id bigint NOT NULL REFERENCES mint_request,
     generation integer NOT NULL,
@@ -747,8 +788,9 @@ GRANT UPDATE (
     next_attempt_at, deadline_at
 ) ON mint_request TO bskt_indexer;
 
-GRANT INSERT ON workflow, workflow_slot, trigger_gate, basket_turn, requester_turn, frozen_request, execution_id, attempt, alarm TO bskt_invocator;
-GRANT UPDATE ON workflow_slot, trigger_gate, basket_turn, requester_turn TO bskt_invocator;
+GRANT INSERT ON workflow, workflow_slot, trigger_gate, basket_turn, requester_turn, workflow_turn, frozen_request, execution_id, attempt,
+    alarm TO bskt_invocator;
+GRANT UPDATE ON workflow_slot, trigger_gate, basket_turn, requester_turn, workflow_turn TO bskt_invocator;
 GRANT UPDATE (answered_at, outcome, http_status, sentence, answer, simulated_tx_hash) ON attempt TO bskt_invocator;
 GRANT UPDATE (decimals) ON basket TO bskt_invocator;
 GRANT UPDATE (request_id, proof) ON mint_execution TO bskt_invocator;
@@ -759,6 +801,8 @@ GRANT UPDATE (
 
 GRANT INSERT ON operator_action, alarm, basket_pause TO bskt_operator;
 GRANT DELETE ON basket_pause TO bskt_operator;
+GRANT INSERT (chain_id, stablecoin, allowed, allowed_at, allowed_reason) ON basket_standing TO bskt_operator;
+GRANT UPDATE (allowed, allowed_at, allowed_reason) ON basket_standing TO bskt_operator;
 GRANT UPDATE (paused_reason) ON basket_pause TO bskt_indexer, bskt_invocator, bskt_operator;  -- to lock it
 GRANT UPDATE (paused_at, paused_reason, quarantined_at, quarantined_reason, quarantined_until) ON control TO bskt_operator;
 GRANT UPDATE (

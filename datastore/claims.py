@@ -17,6 +17,7 @@ from uuid import UUID
 
 import asyncpg
 
+from datastore import basket_standings
 from datastore.alarms import AlarmKind, raise_alarm, raise_alarms, raise_hourly
 from datastore.basket_pauses import hold_requests
 from datastore.connection import Connection, Pool, translated, unit
@@ -74,6 +75,7 @@ class Order:
     basket_is_canonical: bool
     block_timestamp: int
     frozen: Frozen | None
+    basket_is_served: bool = False
     # Where a send went that a restore lost (datastore.quarantine): the bytes are made again for this workflow only.
     found_workflow_id: bytes | None = None
 
@@ -96,7 +98,9 @@ class Pacing:
 
     ``max_in_flight`` counts undelivered requests over all workflows, and so do ``requester_max_in_flight`` and
     ``basket_max_in_flight`` those of one requester and of one basket: what CRE drops silently stays in flight until its
-    deadline, so nobody alone may fill all places.  ``daily_cap_wei`` is the most that is sent in one UTC day of the
+    deadline, so nobody alone may fill all places.  ``unserved_max_in_flight`` counts those of all baskets that are not
+    served, and holds once some basket is.  With ``only_allowed``, nothing is first sent but for baskets that a person
+    allowed.  ``daily_cap_wei`` is the most that is sent in one UTC day of the
     database's clock, each request counted on the day of its first send.
     """
 
@@ -105,6 +109,8 @@ class Pacing:
     max_in_flight: int
     requester_max_in_flight: int | None = None
     basket_max_in_flight: int | None = None
+    unserved_max_in_flight: int | None = None
+    only_allowed: bool = False
     daily_cap_wei: int | None = None
 
 
@@ -132,20 +138,33 @@ FROM control c LEFT JOIN trigger_gate g USING (chain_id)
 WHERE c.chain_id = $1
 """
 
-# Fair: the basket that has waited longest first, in it the requester that has waited longest, of whom the oldest request;
-# then everybody's second ones.  Whoever waits does so since it was last served, or since its oldest request was recorded
-# if that was later: a new name is no way to the front (hard case 117).  The flows (basket and requester) are found by
-# jumping from one to the next in the index, so that ten thousand requests of one requester cost no more than one.
+# Fair: served baskets and the others in turns, as long as both wait; of each kind, the basket that has waited longest
+# first, in it the requester that has waited longest, of whom the oldest request; then everybody's second ones.  Whoever
+# waits does so since it was last served, or since its oldest request was recorded if that was later: a new name is no way
+# to the front.  The flows (basket and requester) are found by jumping from one to the next in the index, so that ten
+# thousand requests of one requester cost no more than one; among allowed baskets only, the others' flows cost nothing.
 # $1 chain, $2 limit, $3 whether the whole queue is wanted, also what may only be tried again later, $4 most in flight of one
-# requester and $5 of one basket, or NULL
+# requester, $5 of one basket and $6 of all that are not served, or NULL, $7 whether only allowed baskets are sent for
 _WAITING: Final = """
 WITH RECURSIVE flow AS (
     (
         SELECT r.stablecoin, r.requester FROM mint_request r
-        WHERE r.chain_id = $1 AND r.state = 'confirmed' AND r.held_at IS NULL AND r.chain_status <> 'orphaned'
+        WHERE NOT $7::boolean
+          AND r.chain_id = $1 AND r.state = 'confirmed' AND r.held_at IS NULL AND r.chain_status <> 'orphaned'
         ORDER BY r.stablecoin, r.requester
         LIMIT 1
     )
+    UNION ALL
+    SELECT n.stablecoin, n.requester
+    FROM basket_standing s
+    CROSS JOIN LATERAL (
+        SELECT r.stablecoin, r.requester FROM mint_request r
+        WHERE r.chain_id = $1 AND r.stablecoin = s.stablecoin
+          AND r.state = 'confirmed' AND r.held_at IS NULL AND r.chain_status <> 'orphaned'
+        ORDER BY r.requester
+        LIMIT 1
+    ) n
+    WHERE $7 AND s.chain_id = $1 AND s.allowed
     UNION ALL
     SELECT n.stablecoin, n.requester
     FROM flow f
@@ -156,14 +175,16 @@ WITH RECURSIVE flow AS (
         ORDER BY r.stablecoin, r.requester
         LIMIT 1
     ) n
+    WHERE NOT $7 OR n.stablecoin = f.stablecoin
 ),
 under_way AS (
-    SELECT requester, stablecoin FROM mint_request
-    WHERE chain_id = $1 AND state IN ('in_doubt', 'accepted') AND deadline_at > statement_timestamp()
+    SELECT r.requester, r.stablecoin, coalesce(s.served, false) AS is_served
+    FROM mint_request r LEFT JOIN basket_standing s USING (chain_id, stablecoin)
+    WHERE r.chain_id = $1 AND r.state IN ('in_doubt', 'accepted') AND r.deadline_at > statement_timestamp()
 ),
 turn AS (
     SELECT
-        o.id, o.block_number, o.log_index, f.stablecoin,
+        o.id, o.block_number, o.log_index, f.stablecoin, coalesce(s.served, false) AS is_served,
         greatest(b.last_claim_at, min(o.recorded_at) OVER (PARTITION BY f.stablecoin)) AS basket_since,
         greatest(q.last_claim_at, min(o.recorded_at) OVER (PARTITION BY f.stablecoin, f.requester)) AS requester_since,
         row_number() OVER (PARTITION BY f.stablecoin, f.requester ORDER BY o.block_number, o.log_index) AS nth
@@ -178,26 +199,37 @@ turn AS (
     ) o
     LEFT JOIN basket_turn b ON b.chain_id = $1 AND b.stablecoin = f.stablecoin
     LEFT JOIN requester_turn q ON q.chain_id = $1 AND q.stablecoin = f.stablecoin AND q.requester = f.requester
+    LEFT JOIN basket_standing s ON s.chain_id = $1 AND s.stablecoin = f.stablecoin
     WHERE ($4::integer IS NULL OR (SELECT count(*) FROM under_way u WHERE u.requester = f.requester) < $4)
       AND ($5::integer IS NULL OR (SELECT count(*) FROM under_way u WHERE u.stablecoin = f.stablecoin) < $5)
-)
-SELECT p.id
-FROM (
+      AND (
+          $6::integer IS NULL OR s.served OR (SELECT count(*) FROM under_way u WHERE NOT u.is_served) < $6
+          OR NOT EXISTS (SELECT FROM basket_standing a WHERE a.chain_id = $1 AND a.served)
+      )
+),
+placed AS (
     SELECT
-        t.id, t.block_number, t.log_index, t.basket_since,
+        t.id, t.block_number, t.log_index, t.basket_since, t.is_served,
         row_number() OVER (
             PARTITION BY t.stablecoin ORDER BY t.nth, t.requester_since, t.block_number, t.log_index
         ) AS place
     FROM turn t
-) p
-ORDER BY p.place, p.basket_since, p.block_number, p.log_index
+)
+SELECT p.id
+FROM placed p
+ORDER BY
+    row_number() OVER (PARTITION BY p.is_served ORDER BY p.place, p.basket_since, p.block_number, p.log_index),
+    p.is_served = coalesce((SELECT w.was_served FROM workflow_turn w WHERE w.chain_id = $1 ORDER BY w.taken_at DESC LIMIT 1), false)
 LIMIT $2
 """
 
-# $1 chain
+# $1 chain, $2 whether only allowed baskets are sent for
 _EVERY_WAITING: Final = """
-SELECT id, generation FROM mint_request
+SELECT id, generation FROM mint_request r
 WHERE chain_id = $1 AND state = 'confirmed' AND held_at IS NULL AND chain_status <> 'orphaned'
+  AND (NOT $2::boolean OR EXISTS (
+      SELECT FROM basket_standing s WHERE s.chain_id = r.chain_id AND s.stablecoin = r.stablecoin AND s.allowed
+  ))
 ORDER BY block_number, log_index
 """
 
@@ -207,6 +239,9 @@ SELECT
     r.id, r.state, r.claim_no, r.generation, r.nonce, r.stablecoin, r.consumer, r.beneficiary, r.amount, r.expected_reference,
     r.block_timestamp, b.symbol, b.decimals, b.stablecoin IS NOT NULL AS basket_is_canonical,
     f.mode, f.workflow_id, f.receiver, f.gateway, f.signer, f.body,
+    EXISTS (
+        SELECT FROM basket_standing s WHERE s.chain_id = r.chain_id AND s.stablecoin = r.stablecoin AND s.served
+    ) AS basket_is_served,
     (
         SELECT x.found_workflow_id FROM execution_id x
         WHERE x.request_id = r.id AND x.generation = r.generation AND x.source = 'found'
@@ -269,6 +304,9 @@ SELECT
     r.id, r.state, r.claim_no, r.generation, r.nonce, r.stablecoin, r.consumer, r.beneficiary, r.amount, r.expected_reference,
     r.block_timestamp, b.symbol, b.decimals, b.stablecoin IS NOT NULL AS basket_is_canonical,
     f.mode, f.workflow_id, f.receiver, f.gateway, f.signer, f.body,
+    EXISTS (
+        SELECT FROM basket_standing s WHERE s.chain_id = r.chain_id AND s.stablecoin = r.stablecoin AND s.served
+    ) AS basket_is_served,
     (
         SELECT x.found_workflow_id FROM execution_id x
         WHERE x.request_id = r.id AND x.generation = r.generation AND x.source = 'found'
@@ -581,24 +619,44 @@ async def _room(connection: Connection, chain_id: int, pacing: Pacing) -> int:
 async def waiting(pool: Pool, chain_id: int, *, limit: int, pacing: Pacing | None = None) -> list[Order]:
     """Requests that wait for a claim, in the order of fairness; nothing is locked.
 
-    With ``pacing``, those of a requester or a basket that has its share in flight are left out.
+    With ``pacing``, those are left out that it does not let through now, for their requester, their basket, or all
+    baskets that are not served have their share in flight.
     """
-    shares = (None, None) if pacing is None else (pacing.requester_max_in_flight, pacing.basket_max_in_flight)
+    shares: tuple[int | None, int | None, int | None, bool] = (None, None, None, False)
+    if pacing is not None:
+        shares = (
+            pacing.requester_max_in_flight,
+            pacing.basket_max_in_flight,
+            pacing.unserved_max_in_flight,
+            pacing.only_allowed,
+        )
     async with translated(), pool.acquire() as connection:
         rows = await connection.fetch(_WAITING, chain_id, limit, False, *shares)
         return await _orders(connection, [row["id"] for row in rows])
 
 
-async def queue(pool: Pool, chain_id: int) -> list[int]:
-    """The ids of all requests that wait for a claim, in the order in which they will be taken if nobody else comes."""
+async def queue(pool: Pool, chain_id: int, *, only_allowed: bool = False) -> list[int]:
+    """The ids of all requests that wait for a claim, in the order in which they will be taken if nobody else comes.
+
+    Of a pool of workflows each takes its own turns, so that the order is then an estimate.
+    """
     async with unit(pool) as connection:
-        return [row["id"] for row in await connection.fetch(_WAITING, chain_id, None, True, None, None)]
+        rows = await connection.fetch(_WAITING, chain_id, None, True, None, None, None, only_allowed)
+    return [row["id"] for row in rows]
 
 
-async def waiting_orders(pool: Pool, chain_id: int, *, besides: Collection[tuple[int, int]], limit: int) -> list[Order]:
+async def last_turns(pool: Pool, chain_id: int) -> dict[bytes, bool]:
+    """By workflow, whether its latest attempt was for a served basket; one that had none is missing."""
+    async with unit(pool) as connection:
+        return await basket_standings.last_turns(connection, chain_id)
+
+
+async def waiting_orders(
+    pool: Pool, chain_id: int, *, besides: Collection[tuple[int, int]], limit: int, only_allowed: bool = False
+) -> list[Order]:
     """Requests that wait for a claim, oldest first, but those whose ``(id, generation)`` is in ``besides``."""
     async with unit(pool) as connection:
-        rows = await connection.fetch(_EVERY_WAITING, chain_id)
+        rows = await connection.fetch(_EVERY_WAITING, chain_id, only_allowed)
         others = [row["id"] for row in rows if (row["id"], row["generation"]) not in besides]
         return await _orders(connection, others[:limit])
 
@@ -797,6 +855,7 @@ async def begin_attempt(
             _TAKE_SLOT, chain_id, frozen.workflow_id, timedelta(seconds=pacing.seconds_per_trigger), pacing.burst
         ):
             return None
+        await basket_standings.take_turn(connection, chain_id, frozen.workflow_id, order.request_id)
         (attempt,) = await connection.fetch(
             _INSERT_ATTEMPT, order.request_id, order.generation, order.claim_no, worker_id, jti
         )
@@ -823,7 +882,13 @@ async def _has_room(connection: Connection, chain_id: int, order: Order, pacing:
         (others["of_requester"], pacing.requester_max_in_flight),
         (others["of_basket"], pacing.basket_max_in_flight),
     )
-    return all(limit is None or number < limit for number, limit in limits)
+    if not all(limit is None or number < limit for number, limit in limits):
+        return False
+    basket = await basket_standings.standing_of(connection, chain_id, order.request_id)
+    # A first send only: what may have been sent is settled in any case.
+    if pacing.only_allowed and not basket.is_allowed and order.state is State.CLAIMED:
+        return False
+    return basket.leaves_room(pacing.unserved_max_in_flight)
 
 
 async def _exceeds_daily_cap(connection: Connection, chain_id: int, order: Order, pacing: Pacing) -> bool:
@@ -1089,6 +1154,7 @@ def _order(row: asyncpg.Record) -> Order:
         basket_is_canonical=row["basket_is_canonical"],
         block_timestamp=row["block_timestamp"],
         frozen=_frozen(row),
+        basket_is_served=row["basket_is_served"],
         found_workflow_id=row["found_workflow_id"],
     )
 

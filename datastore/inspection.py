@@ -35,9 +35,12 @@ SELECT
         SELECT min(o.id) FROM mint_request o
         WHERE o.bank_reference = r.bank_reference AND o.holds_reference AND o.id <> r.id
     ) AS rival_id,
-    u.requester_in_flight, u.basket_in_flight
+    u.requester_in_flight, u.basket_in_flight, u.unserved_in_flight,
+    coalesce(s.served, false) AS basket_is_served, coalesce(s.allowed, false) AS basket_is_allowed,
+    EXISTS (SELECT FROM basket_standing e WHERE e.chain_id = r.chain_id AND e.served) AS are_served_baskets
 FROM mint_request r
 LEFT JOIN basket b ON b.chain_id = r.chain_id AND b.stablecoin = r.stablecoin AND b.canonical
+LEFT JOIN basket_standing s ON s.chain_id = r.chain_id AND s.stablecoin = r.stablecoin
 LEFT JOIN frozen_request f ON f.request_id = r.id AND f.generation = r.generation
 CROSS JOIN LATERAL (
     SELECT count(*) AS attempts, min(started_at) AS first_attempt_at FROM attempt WHERE request_id = r.id
@@ -54,8 +57,9 @@ CROSS JOIN LATERAL (
 CROSS JOIN LATERAL (
     SELECT
         count(*) FILTER (WHERE o.requester = r.requester) AS requester_in_flight,
-        count(*) FILTER (WHERE o.stablecoin = r.stablecoin) AS basket_in_flight
-    FROM mint_request o
+        count(*) FILTER (WHERE o.stablecoin = r.stablecoin) AS basket_in_flight,
+        count(*) FILTER (WHERE NOT coalesce(e.served, false)) AS unserved_in_flight
+    FROM mint_request o LEFT JOIN basket_standing e USING (chain_id, stablecoin)
     WHERE o.chain_id = r.chain_id AND o.state IN ('in_doubt', 'accepted') AND o.deadline_at > clock_timestamp()
 ) u
 WHERE r.chain_id = $1
@@ -166,7 +170,8 @@ ORDER BY at
 _BASKETS: Final = """
 SELECT
     b.stablecoin, b.consumer, b.creator, b.admin, b.name, b.symbol, b.name_raw, b.symbol_raw, b.decimals, b.block_number,
-    b.block_hash, b.canonical, p.paused_at, p.paused_reason,
+    b.block_hash, b.canonical, p.paused_at, p.paused_reason, coalesce(s.served, false) AS served, s.completed_at, s.allowed,
+    s.allowed_at, s.allowed_reason,
     (
         SELECT coalesce(jsonb_object_agg(s.state, s.requests), '{}') FROM (
             SELECT state, count(*) AS requests FROM mint_request r
@@ -180,6 +185,7 @@ SELECT
     ) AS minted
 FROM basket b
 LEFT JOIN basket_pause p ON p.chain_id = b.chain_id AND p.stablecoin = b.stablecoin
+LEFT JOIN basket_standing s ON s.chain_id = b.chain_id AND s.stablecoin = b.stablecoin
 WHERE b.chain_id = $1 AND (b.canonical OR $2)
   AND ($3::bytea IS NULL OR b.stablecoin = $3 OR b.consumer = $3)
   AND ($4::text IS NULL OR b.symbol = $4)
@@ -281,6 +287,10 @@ class Request:
     rival_id: int | None
     requester_in_flight: int = 0
     basket_in_flight: int = 0
+    unserved_in_flight: int = 0
+    basket_is_served: bool = False
+    basket_is_allowed: bool = False
+    are_served_baskets: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -402,7 +412,11 @@ class History:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BasketView:
-    """A basket, its requests by state, and what its proven mints on the current branch add up to (wei)."""
+    """A basket, its requests by state, and what its proven mints on the current branch add up to (wei).
+
+    ``completed_at`` is the time of its first completed mint, ``allowed`` what a person ruled, with the reason; ``None``
+    without.
+    """
 
     stablecoin: bytes
     consumer: bytes
@@ -418,6 +432,11 @@ class BasketView:
     canonical: bool
     paused_at: datetime | None
     paused_reason: str | None
+    served: bool
+    completed_at: datetime | None
+    allowed: bool | None
+    allowed_at: datetime | None
+    allowed_reason: str | None
     requests: dict[str, int]
     minted: int
 
@@ -507,10 +526,12 @@ async def find(pool: Pool, chain_id: int, *, request_id: int | None, nonce: UUID
     return [row["id"] for row in rows]
 
 
-async def queue_positions(pool: Pool, chain_id: int, ids: Sequence[int]) -> dict[int, int]:
-    """Which of ``ids`` wait for a claim, and as the how manyth, from 1 on."""
+async def queue_positions(
+    pool: Pool, chain_id: int, ids: Sequence[int], *, only_allowed: bool = False
+) -> dict[int, int]:
+    """Which of ``ids`` wait for a claim, and as the how manyth, from 1 on; of allowed baskets only, if only those count."""
     wanted = set(ids)
-    queue = await claims.queue(pool, chain_id)
+    queue = await claims.queue(pool, chain_id, only_allowed=only_allowed)
     return {request_id: place for place, request_id in enumerate(queue, start=1) if request_id in wanted}
 
 

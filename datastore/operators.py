@@ -17,7 +17,7 @@ from typing import Final, TypeAlias, assert_never
 
 import asyncpg
 
-from datastore import basket_pauses, quarantine
+from datastore import basket_pauses, basket_standings, quarantine
 from datastore.basket_pauses import HELD_BY_PAUSE
 from datastore.claims import HELD_FOR_NOW
 from datastore.connection import Connection, Pool, unit
@@ -160,6 +160,7 @@ _RESUME: Final = "UPDATE control SET paused_at = NULL, paused_reason = NULL WHER
 _BASKET: Final = """
 SELECT
     '0x' || encode(b.stablecoin, 'hex') AS stablecoin, b.symbol, p.paused_at, p.paused_reason,
+    s.completed_at, s.allowed, s.allowed_at, s.allowed_reason, coalesce(s.served, false) AS served,
     (
         SELECT count(*) FROM alarm a
         WHERE a.chain_id = b.chain_id AND a.kind = 'basket_role_changed' AND a.at >= p.paused_at
@@ -171,6 +172,7 @@ SELECT
     ) AS held_requests
 FROM basket b
 LEFT JOIN basket_pause p ON p.chain_id = b.chain_id AND p.stablecoin = b.stablecoin
+LEFT JOIN basket_standing s ON s.chain_id = b.chain_id AND s.stablecoin = b.stablecoin
 WHERE b.chain_id = $1 AND b.stablecoin = $2 AND b.canonical
 """
 
@@ -196,10 +198,12 @@ class Switch(StrEnum):
 
 
 class BasketSwitch(StrEnum):
-    """What stops or starts one basket."""
+    """What stops or starts one basket, or gives it its part of the slots."""
 
     PAUSE = "pause_basket"
     RESUME = "resume_basket"
+    ALLOW = "allow_basket"
+    DISALLOW = "disallow_basket"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -566,13 +570,13 @@ async def turn_basket(
     dry_run: bool = False,
     confirmed: Will | None = None,
 ) -> Answer:
-    """Pause one basket and hold its open requests, or resume it and release exactly those that were held for it.
+    """Pause one basket and hold its open requests, or release exactly those; or rule whether the basket is served.
 
     Args:
         pool: The operator's.
         chain_id: The chain.
         stablecoin: The basket's token.
-        switch: Which of the two.
+        switch: Which of them.
         person: Who does it, and why.
         dry_run: Judge only; nothing is written.
         confirmed: What the person was shown and said yes to; if it is not what would happen now, nothing is done.
@@ -594,6 +598,10 @@ async def turn_basket(
                 await basket_pauses.hold_requests(connection, chain_id)
             case BasketSwitch.RESUME:
                 await basket_pauses.resume(connection, chain_id, stablecoin)
+            case BasketSwitch.ALLOW | BasketSwitch.DISALLOW:
+                await basket_standings.rule(
+                    connection, chain_id, stablecoin, allowed=switch is BasketSwitch.ALLOW, reason=str(person)
+                )
             case _:
                 assert_never(switch)
         after = _switches(await _basket(connection, chain_id, stablecoin))
@@ -636,4 +644,23 @@ def _judge_basket(switch: BasketSwitch, basket: asyncpg.Record) -> Verdict:
                 sentence=f"{name} is no longer paused ({basket['paused_reason']}), and what was held for that is released.  "
                 f"Changes of its token's roles since it was paused: {basket['role_changes']}."
             )
+        case BasketSwitch.ALLOW | BasketSwitch.DISALLOW:
+            return _judge_ruling(switch, basket, name)
     assert_never(switch)
+
+
+def _judge_ruling(switch: BasketSwitch, basket: asyncpg.Record, name: str) -> Verdict:
+    is_allowing = switch is BasketSwitch.ALLOW
+    if basket["allowed"] is is_allowing:
+        ruled = "allowed" if is_allowing else "disallowed"
+        return AlreadySo(sentence=f"{name} is {ruled} already ({basket['allowed_reason']}).")
+    if is_allowing:
+        paused = f"It is paused ({basket['paused_reason']}): nothing is sent for it."
+        return Will(
+            sentence=f"{name} is allowed: it is served, and sent for with BSKT_SERVED_BASKETS=listed too.",
+            warnings=() if basket["paused_at"] is None else (paused,),
+        )
+    return Will(
+        sentence=f"{name} is disallowed: it is not served, whatever it completed.  It shares half of the slots with all "
+        "baskets that are not served; with BSKT_SERVED_BASKETS=listed, no further request of it is sent."
+    )

@@ -31,13 +31,18 @@ class DryRun:
         workflow_ids: tuple[bytes, ...],
         currency: str,
         show: Callable[[str], None],
+        only_allowed: bool = False,
     ) -> None:
-        """Begin; ``show`` gets one line of JSON a request, with the very body that a gateway would get."""
+        """Begin; ``show`` gets one line of JSON a request, with the very body that a gateway would get.
+
+        With ``only_allowed``, only requests of baskets that a person allowed are shown.
+        """
         self._pool = pool
         self._chain_id = chain_id
         self._workflow_ids = workflow_ids
         self._currency = currency
         self._show = show
+        self._only_allowed = only_allowed
         self._shown: set[tuple[int, int]] = set()
 
     async def tick(self) -> bool:
@@ -46,7 +51,13 @@ class DryRun:
         Raises:
             DatastoreUnavailable: Call again.
         """
-        orders = await claims.waiting_orders(self._pool, self._chain_id, besides=self._shown, limit=SHOWN_AT_ONCE)
+        orders = await claims.waiting_orders(
+            self._pool,
+            self._chain_id,
+            besides=self._shown,
+            limit=SHOWN_AT_ONCE,
+            only_allowed=self._only_allowed,
+        )
         for order in orders:
             self._show(orjson.dumps(self._described(order)).decode())
             self._shown.add((order.request_id, order.generation))

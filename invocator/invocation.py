@@ -33,7 +33,7 @@ from invocator.classification import (
 from invocator.payload import MintOrder, OrderRefused, request_body
 from invocator.preflight import WORKFLOW_DECIMALS, Contracts, Go, Never, NotNow, judge, judge_witnesses
 from invocator.signing import Signer, signed_token
-from invocator.workflow_pool import RESEND_MARGIN_SECONDS, resend_seconds, workflow_of
+from invocator.workflow_pool import RESEND_MARGIN_SECONDS, in_turns, resend_seconds, workflow_of
 
 log = structlog.get_logger(__name__)
 
@@ -53,6 +53,10 @@ _RETIRED: Final = ("workflow_retired", "It is frozen, or was sent, for a workflo
 
 LOOKED_AT: Final = 50
 """How many waiting requests a tick looks at to find one whose workflow is free."""
+CLAIMS_BEFORE_THE_OTHER_KIND: Final = 20
+"""How many claims in a row may end without a send before the other kind of baskets (served, or not) has its tries.
+
+What pre-flight refuses takes no slot, and so no turn: without this, thousands of such requests would be tried first."""
 _NOTHING_SWEPT: Final = Swept(leases=0, deadlines=0, doubts=0, resends=0, holds=0)
 _ANSWER_BYTES_KEPT: Final = 4_096
 _CLOCK_ROUNDING_SECONDS: Final = 5.0
@@ -147,6 +151,7 @@ class Invocator:
         self._worker_id = uuid4()
         self._clock_offset_seconds = 0.0
         self._refused: Code | None = None
+        self._claims_without_a_send = 0
 
     async def tick(self) -> bool:
         """Sweep, then make at most one attempt; ``True`` if there may be more to do at once.
@@ -178,7 +183,12 @@ class Invocator:
         if not free:
             return False
         waiting_orders = await claims.waiting(self._pool, self._chain_id, limit=LOOKED_AT, pacing=terms.pacing)
-        for waiting in await self._sendable(waiting_orders):
+        candidates = [
+            (order, self._workflow_of(order), order.basket_is_served) for order in await self._sendable(waiting_orders)
+        ]
+        gives_way = self._claims_without_a_send // CLAIMS_BEFORE_THE_OTHER_KIND % 2 == 1
+        last_turns = await claims.last_turns(self._pool, self._chain_id)
+        for waiting in in_turns(candidates, last_turns, gives_way=gives_way):
             if self._workflow_of(waiting) in free and await self._work(waiting.request_id):
                 return True
         return False
@@ -244,6 +254,7 @@ class Invocator:
         self._reached("invocator.after_claim")
         if order is None:
             return False
+        self._claims_without_a_send += 1
         if self._why_unsendable(order) is not None:  # frozen by another one since it was looked at
             return not await claims.give_back(self._pool, order, reason="given_back")
         if not await self._passes_preflight(order):
@@ -350,6 +361,7 @@ class Invocator:
         )
         if attempt_no is None:
             return False
+        self._claims_without_a_send = 0
         self._reached("invocator.after_attempt")
         reply = _without(token, await self._gateway.post(frozen.body, token, terms.timeout_seconds))
         self._reached("invocator.after_answer")

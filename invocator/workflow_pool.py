@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from hashlib import sha256
-from typing import Final
+from typing import Final, TypeVar
 from uuid import UUID
+
+T = TypeVar("T")
 
 RESEND_MARGIN_SECONDS: Final = 5.0
 """From the client's time-out to the next attempt: enough to record that nothing was heard."""
@@ -18,6 +21,25 @@ def workflow_of(nonce: UUID, workflow_ids: Sequence[bytes]) -> bytes:
     The same again after a lost database, and only the requests of a workflow that leaves the pool choose anew.
     """
     return max(workflow_ids, key=lambda workflow_id: sha256(nonce.bytes + workflow_id).digest())
+
+
+def in_turns(
+    candidates: Iterable[tuple[T, bytes, bool]], last_turns: Mapping[bytes, bool], *, gives_way: bool = False
+) -> list[T]:
+    """The candidates, so that of each workflow served baskets and the others alternate.
+
+    Each is a thing, its workflow, and whether its basket is served; the order of each kind stays.  ``last_turns`` says
+    by workflow whether its latest send was for a served basket.  Turns over all workflows would give two that are free
+    alternately to one kind each, and starve the requests of the other kind there.  With ``gives_way``, the other kind
+    than the due one is first.
+    """
+    before = Counter[tuple[bytes, bool]]()
+    ranked: list[tuple[int, bool, T]] = []
+    for candidate, workflow_id, is_served in candidates:
+        had_the_last_turn = is_served == last_turns.get(workflow_id, False)
+        ranked.append((before[workflow_id, is_served], had_the_last_turn is not gives_way, candidate))
+        before[workflow_id, is_served] += 1
+    return [candidate for _, _, candidate in sorted(ranked, key=lambda each: each[:2])]
 
 
 def resend_seconds(

@@ -23,6 +23,9 @@ from datastore.reference import reference_text
 from datastore.status import Attention, Snapshot
 from service.settings import Finality, Settings
 
+NOT_ALLOWED: Final = "basket_not_allowed"
+"""Why a request waits whose basket no person allowed, where only allowed ones are sent for.  No row holds it."""
+
 LAGGING_SECONDS: Final = 60.0
 """An index that is further behind the head than this is lagging: a few blocks of the slowest chains."""
 
@@ -45,6 +48,8 @@ class Standing:
     max_in_flight: int
     requester_share: int
     basket_share: int
+    unserved_share: int
+    only_allowed: bool
     give_up: timedelta
     stopped: str | None
     halted: str | None
@@ -148,6 +153,7 @@ HOLDS: Final = {
     "before_first_trigger_block": "its block is below BSKT_TRIGGER_FROM_BLOCK: history is not minted again by itself",
     "backfill": "it was found by `bskt backfill`, or belongs to a factory that was added later",
     "basket_paused": "its basket is paused (`bskt baskets show` says why)",
+    NOT_ALLOWED: "its basket is not allowed, and only allowed ones are sent for (BSKT_SERVED_BASKETS=listed)",
     # These end by themselves.
     "daily_cap": "the daily cap (BSKT_DAILY_CAP_TOKENS) is reached",
     "amount_above_cap": "it asks for more than BSKT_MAX_MINT_TOKENS or a whole day of BSKT_DAILY_CAP_TOKENS allows",
@@ -332,6 +338,8 @@ def standing(
         max_in_flight=settings.cre_max_in_flight,
         requester_share=settings.requester_share,
         basket_share=settings.basket_share,
+        unserved_share=settings.unserved_share,
+        only_allowed=settings.only_allowed,
         give_up=timedelta(seconds=settings.give_up_seconds),
         stopped=_stopped(snapshot, attention),
         halted=snapshot.halted,
@@ -408,8 +416,16 @@ def explain(request: Request, standing: Standing) -> Explanation:
         label=label(request, standing),
         why=why,
         next=following,
-        commands=_commands(request, standing.facts.get(request.id)),
+        commands=_commands(request, held_reason(request, standing), standing.facts.get(request.id)),
     )
+
+
+def held_reason(request: Request, standing: Standing) -> str | None:
+    """The code of what keeps a request from being claimed; ``None`` if nothing does."""
+    waits_for_its_basket = standing.only_allowed and not request.basket_is_allowed
+    if request.held_at is None and request.state is State.CONFIRMED and waits_for_its_basket:
+        return NOT_ALLOWED
+    return request.held_reason
 
 
 def hold(reason: str | None) -> str:
@@ -424,12 +440,14 @@ def reason(code: str | None, detail: str | None = None) -> str:
     return REASONS.get(code or "", f"{code or 'No reason was recorded'}.")
 
 
-def _commands(request: Request, facts: Facts | None) -> tuple[str, ...]:
+def _commands(request: Request, held: str | None, facts: Facts | None) -> tuple[str, ...]:
     verbs: Sequence[str] = ()
     if request.state is State.REVIEW:
         verbs = _REVIEW_COMMANDS.get(request.state_reason or "", ("retry", "cancel", "resolve"))
     elif request.state is State.FAILED:
         verbs = ("retry",)
+    elif held == NOT_ALLOWED:
+        return (f"bskt baskets allow 0x{request.stablecoin.hex()} --reason …",)
     elif request.held_at is not None and request.state in {State.SEEN, State.CONFIRMED, State.IN_DOUBT}:
         if request.held_reason == HELD_BY_PAUSE:
             return (f"bskt baskets resume 0x{request.stablecoin.hex()} --reason …",)
@@ -462,6 +480,9 @@ def _seen(request: Request, standing: Standing) -> _Said:
 
 
 def _confirmed(request: Request, standing: Standing) -> _Said:
+    if held_reason(request, standing) == NOT_ALLOWED:
+        why = f"It is final enough, and waits: {hold(NOT_ALLOWED)}."
+        return why, "Nothing is sent until a person allows the basket."
     why = "It is final enough and allowed, and waits for a minting slot."
     place = standing.queue.get(request.id)
     if place is not None:
@@ -482,6 +503,15 @@ def _confirmed(request: Request, standing: Standing) -> _Said:
         following = (
             f"{request.basket_in_flight} requests of its basket are undelivered and no more than "
             f"{standing.basket_share} may be (BSKT_BASKET_MAX_IN_FLIGHT): others go first."
+        )
+    elif (
+        request.are_served_baskets
+        and not request.basket_is_served
+        and request.unserved_in_flight >= standing.unserved_share
+    ):
+        following = (
+            f"{request.unserved_in_flight} requests of baskets that are not served are undelivered and no more than "
+            f"{standing.unserved_share} may be (half of BSKT_CRE_MAX_IN_FLIGHT): served baskets go first."
         )
     elif request.next_attempt_at is not None and request.next_attempt_at > standing.now:
         following = f"CRE had no room for it; it is tried again from {moment(request.next_attempt_at)} on."
@@ -565,7 +595,7 @@ def _dropped(request: Request, _: Standing) -> _Said:
 
 def _review(request: Request, standing: Standing) -> _Said:
     following = "Nothing by itself: a person decides.  A proven mint is recorded whatever happens."
-    if request.id in standing.facts and not _commands(request, standing.facts[request.id]):
+    if request.id in standing.facts and not _commands(request, None, standing.facts[request.id]):
         following = (
             "Nothing that a person could do is safe now: a mint with its reference is on chain and nobody can say whose"
             " it is, or is not final, or another request holds the reference.  A proven mint is recorded."

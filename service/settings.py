@@ -364,6 +364,11 @@ class Settings(BaseModel):
         le=10_000,
         description="of them, those of one basket; default: four fifths of BSKT_CRE_MAX_IN_FLIGHT, at least 1",
     )
+    served_baskets: Literal["all", "listed"] = Field(
+        default="all",
+        description="which baskets are sent for: all, served ones (a mint completed, or `bskt baskets allow`) and the"
+        " others in turns; or only those listed by `bskt baskets allow`",
+    )
     cre_timeout_seconds: float = Field(
         default=90, ge=1, le=280, description="longest wait for the gateway's answer, seconds; a token lives 300"
     )
@@ -429,6 +434,19 @@ class Settings(BaseModel):
     def basket_share(self) -> int:
         """How many undelivered requests one basket may have at a time."""
         return self.basket_max_in_flight or max(1, self.cre_max_in_flight * 4 // 5)
+
+    @property
+    def unserved_share(self) -> int:
+        """How many undelivered requests all baskets that are not served may have at a time, once some basket is served.
+
+        Half, rounded down, and at least 1: served baskets keep the larger half.
+        """
+        return max(1, self.cre_max_in_flight // 2)
+
+    @property
+    def only_allowed(self) -> bool:
+        """Whether nothing is first sent but for baskets that a person allowed."""
+        return self.served_baskets == "listed"
 
     def secret_texts(self) -> tuple[str, ...]:
         """Every text that no log line may hold."""

@@ -16,7 +16,7 @@ from eth_utils.address import to_checksum_address
 from datastore.inspection import BasketView, History, Reorg, Request
 from datastore.reference import reference_text
 from datastore.status import Alarm, Attention, Group, Snapshot
-from service.explanation import REASONS, Standing, amount, block_time, explain, hold
+from service.explanation import REASONS, Standing, amount, block_time, explain, held_reason, hold
 from service.story import Happening
 
 Shape: TypeAlias = dict[str, object]
@@ -150,7 +150,7 @@ def request(request: Request, standing: Standing) -> Shape:
         "why": explanation.why,
         "next": explanation.next,
         "commands": list(explanation.commands),
-        "held": _switch(request.held_reason, request.held_at),
+        "held": _switch(held_reason(request, standing), request.held_at or request.state_changed_at),
         "sent": request.sent,
         "attempts": request.attempts,
         "basket": {"symbol": request.symbol, "stablecoin": request.stablecoin, "consumer": request.consumer},
@@ -222,6 +222,11 @@ def basket(view: BasketView) -> Shape:
         "block_hash": view.block_hash,
         "canonical": view.canonical,
         "paused": _switch(view.paused_reason, view.paused_at),
+        "served": view.served,
+        "completed_at": view.completed_at,
+        "allowed": None
+        if view.allowed is None
+        else {"allowed": view.allowed, "reason": view.allowed_reason, "since": view.allowed_at},
         "requests": view.requests,
         "minted": str(view.minted),
         "minted_tokens": amount(view.minted, view.decimals),

@@ -535,7 +535,12 @@ def _invocation(
     chain_id = _present(settings.chain_id)
     if settings.cre_mode == "dry-run":
         return DryRun(
-            pool=pool, chain_id=chain_id, workflow_ids=settings.cre_workflow, currency=settings.currency, show=show
+            pool=pool,
+            chain_id=chain_id,
+            workflow_ids=settings.cre_workflow,
+            currency=settings.currency,
+            show=show,
+            only_allowed=settings.only_allowed,
         ).tick
     simulated = settings.cre_mode == "simulate"
     daily_cap, max_mint = settings.daily_cap_tokens, settings.max_mint_tokens
@@ -551,6 +556,8 @@ def _invocation(
             max_in_flight=settings.cre_max_in_flight,
             requester_max_in_flight=settings.requester_share,
             basket_max_in_flight=settings.basket_share,
+            unserved_max_in_flight=settings.unserved_share,
+            only_allowed=settings.only_allowed,
             daily_cap_wei=None if daily_cap is None else wei(daily_cap),
         ),
         timeout_seconds=SIMULATION_SECONDS if simulated else settings.cre_timeout_seconds,

@@ -39,6 +39,7 @@ async def list_(console: Console, *, orphaned: bool) -> None:
             "token": "stablecoin",
             "block": lambda row: row["block_number"] if row["canonical"] else f"{row['block_number']} (orphaned)",
             "paused": "paused.reason",
+            "served": _served,
             "requests": lambda row: sum(count for _, count in _counts(row)),
             "minted": "minted_tokens",
         },
@@ -67,6 +68,7 @@ async def show(console: Console, *, basket: str) -> None:
             "decimals": lambda row: row["decimals"] if row["decimals"] is not None else "not read yet",
             "block": "block_number",
             "paused": lambda row: row["paused"] or "no",
+            "served": _served,
             "requests": lambda row: [f"{count} {state}" for state, count in _counts(row)] or "none",
             "minted": "minted_tokens",
         },
@@ -103,6 +105,14 @@ async def find_one(pool: Pool, chain_id: int, name: str) -> BasketView:
         addresses = ", ".join(f"0x{each.stablecoin.hex()}" for each in found)
         raise Refused(f"{len(found)} baskets have the symbol {name!r}: {addresses}; name one by address", Exit.USAGE)
     return found[0]
+
+
+def _served(row: Mapping[str, Json]) -> str:
+    """Whether a basket is served, and why."""
+    ruled = row["allowed"]
+    if isinstance(ruled, dict):
+        return f"{'yes, allowed' if ruled['allowed'] else 'no, disallowed'} ({ruled['reason']})"
+    return f"yes, a mint completed at {row['completed_at']}" if row["served"] else "no, no mint completed yet"
 
 
 def _counts(row: Mapping[str, Json]) -> list[tuple[str, int]]:

@@ -1,4 +1,4 @@
-"""What people do: ``bskt requests retry|hold|release|cancel|resolve``, ``bskt [baskets] pause|resume``, ``quarantine``.
+"""What people do: to requests, to baskets, and to everything at once.
 
 Each first says what will happen and asks, where a person sits at the terminal; then does exactly that, or nothing.
 """
@@ -260,6 +260,28 @@ async def resume_basket(console: Console, /, *, basket: str, **person: Any) -> N
     from datastore.operators import BasketSwitch
 
     await _turn_basket(console, basket, BasketSwitch.RESUME, **person)
+
+
+@baskets.command("allow")
+@click.argument("basket")
+@_by_a_person
+@asynchronous
+async def allow_basket(console: Console, /, *, basket: str, **person: Any) -> None:
+    """Serve one basket: served baskets share at least half of the slots."""
+    from datastore.operators import BasketSwitch
+
+    await _turn_basket(console, basket, BasketSwitch.ALLOW, **person)
+
+
+@baskets.command("disallow")
+@click.argument("basket")
+@_by_a_person
+@asynchronous
+async def disallow_basket(console: Console, /, *, basket: str, **person: Any) -> None:
+    """Serve one basket no longer, whatever it completed; `pause` stops what is sent for it."""
+    from datastore.operators import BasketSwitch
+
+    await _turn_basket(console, basket, BasketSwitch.DISALLOW, **person)
 
 
 async def _turn_basket(

@@ -178,7 +178,11 @@ async def _standing(console: Console, pool: Pool, chain_id: int, found: Sequence
         raise Refused("the chain is not pinned yet", Exit.NOT_READY)
     attention = await status.attention(pool, chain_id)
     waiting = [each.id for each in found if each.state is State.CONFIRMED]
-    positions = await inspection.queue_positions(pool, chain_id, waiting) if waiting else {}
+    positions = {}
+    if waiting:
+        positions = await inspection.queue_positions(
+            pool, chain_id, waiting, only_allowed=console.settings.only_allowed
+        )
     for_a_person = [each.id for each in found if each.state in {State.REVIEW, State.FAILED}]
     horizon = horizon_of(console.settings, tip=snapshot.indexed, finalized=snapshot.finalized, safe=snapshot.safe)
     facts = await inspection.facts(pool, for_a_person, horizon) if for_a_person else {}

@@ -9,7 +9,7 @@ from uuid import uuid4
 import asyncpg
 import pytest
 
-from datastore import claims
+from datastore import basket_standings, claims
 from datastore.connection import Pool
 from tests.datastore.builders import CHAIN, block, request
 from tests.datastore.workers import confirmed
@@ -21,9 +21,11 @@ REASONS = list(claims.HELD_FOR_NOW)
 
 # Each statement and its arguments.
 HOT: dict[str, tuple[str, list[object]]] = {
-    "waiting": (claims._WAITING, [CHAIN, 50, False, 3, 4]),
+    "waiting": (claims._WAITING, [CHAIN, 50, False, 3, 4, 2, False]),
+    "waiting, only allowed": (claims._WAITING, [CHAIN, 50, False, 3, 4, 2, True]),
     "gate": (claims._GATE, [CHAIN]),
     "in flight": (claims._OTHERS_IN_FLIGHT, [CHAIN, 1]),
+    "standing": (basket_standings._STANDING, [CHAIN, 1]),
     "due": (claims._DUE, [CHAIN, 50]),
     "leases": (claims._OVERDUE_LEASES, [CHAIN]),
     "deadlines": (claims._OVERDUE_DEADLINES, [CHAIN]),
@@ -122,6 +124,44 @@ async def test_hot_statements_read_partial_indexes_and_cost_the_same_after_a_lon
         assert used <= FRUGAL, (name, used)
         # A deeper index costs a block or two a look-up; a look at history would cost thousands.
         assert buffers(plan) <= 2 * before[name] + 20, (name, before[name], buffers(plan))
+
+
+# Baskets of one waiting request each, as a replica would apply them, without triggers.  $1 first, $2 last number
+HOSTILE = """
+INSERT INTO mint_request (
+    chain_id, identity, nonce, emitter, tx_hash, block_hash, block_number, block_timestamp, log_index, chain_status,
+    stablecoin, consumer, requester, beneficiary, amount, bank_reference, expected_reference, state, holds_reference
+)
+SELECT
+    chain_id, sha256(('hi' || n)::bytea), gen_random_uuid(), emitter, tx_hash, sha256(('hb' || n)::bytea), n, 0, 0,
+    'finalized', substr(sha256(('h' || n)::bytea), 1, 20), consumer, requester, beneficiary, amount,
+    sha256(('hr' || n)::bytea), sha256(('hr' || n)::bytea), 'confirmed', true
+FROM generate_series($1::bigint, $2::bigint) n
+CROSS JOIN (SELECT * FROM mint_request ORDER BY id LIMIT 1) one
+"""
+BLOCKS_A_HOSTILE_BASKET = 8
+"""What a look at the queue reads for each: twice down an index of three levels, and its row."""
+
+
+async def test_a_hostile_basket_costs_a_look_a_few_blocks_and_nothing_where_only_listed_ones_are_sent_for(
+    owner: Any,
+) -> None:
+    await owner.execute(
+        "INSERT INTO basket_standing (chain_id, stablecoin, allowed, allowed_at, allowed_reason)"
+        " SELECT DISTINCT chain_id, stablecoin, true, now(), 'a test' FROM mint_request"
+    )
+    costs: dict[int, tuple[int, int]] = {}
+    for known, hostile in ((0, 0), (0, 1_000), (1_000, 10_000)):
+        await owner.execute(HOSTILE, known + 1, hostile)
+        await owner.execute("VACUUM ANALYZE mint_request")
+        every, listed = [
+            await explained(owner, claims._WAITING, [CHAIN, 50, False, 3, 4, 2, only_allowed])
+            for only_allowed in (False, True)
+        ]
+        costs[hostile] = buffers(every), buffers(listed)
+    for hostile in (1_000, 10_000):
+        assert costs[hostile][0] - costs[0][0] <= BLOCKS_A_HOSTILE_BASKET * hostile
+    assert costs[10_000][1] <= costs[1_000][1] + 20
 
 
 async def test_the_day_s_sum_reads_the_attempts_of_the_day_only(owner: Any) -> None:

@@ -312,7 +312,7 @@ async def test_what_is_past_its_deadline_counts_for_nobody_s_share(
     one = block(1)
     await confirmed(indexer_pool, *(request(f"d{n}", one, log_index=n) for n in range(3)))
     await list_both(worker)
-    share = {"requester_max_in_flight": 1, "basket_max_in_flight": 1}
+    share: dict[str, Any] = {"requester_max_in_flight": 1, "basket_max_in_flight": 1}
     worker.pacing = Pacing(seconds_per_trigger=0, burst=1, max_in_flight=1, **share)
     await worker.send(1)
     second = await worker.claim(2)

@@ -8,20 +8,25 @@ from uuid import uuid4
 
 import orjson
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from datastore import claims, following, pinning
+from datastore import claims, following, operators, pinning
 from datastore.claims import Pacing
 from datastore.connection import Pool, Role, open_pool
 from datastore.identity import execution_id_candidates
+from datastore.operators import BasketSwitch, Person
 from datastore.rows import Basket, Block, Finality, LogRow, Request
 from indexer.policy import Policy
 from invocator.classification import Broadcast, HttpReply, NeverConnected, NoAnswer, Reply
 from invocator.dry_run import DryRun
-from invocator.invocation import SIMULATED_WORKFLOW, Invocator, Terms
+from invocator.invocation import CLAIMS_BEFORE_THE_OTHER_KIND, SIMULATED_WORKFLOW, Invocator, Terms
 from invocator.preflight import Contracts
 from invocator.signing import Signer
+from invocator.workflow_pool import in_turns
 from tests.datastore.builders import (
     ALICE,
+    BOB,
     CHAIN,
     CONSUMER,
     RULES,
@@ -655,3 +660,115 @@ async def test_a_token_that_the_gateway_repeats_is_neither_stored_nor_shown(
     assert "malformed ***" in told
     assert token not in told
     assert token.split(".")[2][:20] not in told
+
+
+# -- served baskets and the others -----------------------------------------------------------------------------------
+
+OTHER_TOKEN = b"\x71" * 20
+SECOND_WORKFLOW = bytes(range(1, 33))
+
+
+async def asked_in_two_baskets(indexer: Pool, dsn: str, *, served: int, others: int) -> None:
+    """Requests of a served basket and of one that is not, all confirmed; the others' are older."""
+    genesis, one = await pin_chain(indexer), block(1)
+    theirs = [request(f"o{n}", one, log_index=n + 1, stablecoin=OTHER_TOKEN) for n in range(others)]
+    ours = [request(f"s{n}", one, log_index=others + n + 1, requester=BOB) for n in range(served)]
+    baskets = announced(one), announced(one)._replace(stablecoin=OTHER_TOKEN, log_index=others + served + 1)
+    made = replace(batch(one, on=genesis, requests=(*theirs, *ours), final=1), baskets=baskets)
+    await following.commit(indexer, CHAIN, made, RULES)
+    async with await open_pool(dsn, Role.OPERATOR) as pool:
+        await operators.turn_basket(pool, CHAIN, TOKEN, BasketSwitch.ALLOW, Person(name="alice", reason="ours"))
+
+
+async def sent_tokens(pool: Pool) -> list[tuple[bytes, bytes]]:
+    """By attempt, the workflow and whose request it was."""
+    rows = await pool.fetch(
+        "SELECT f.workflow_id, r.stablecoin FROM attempt a JOIN mint_request r ON r.id = a.request_id"
+        " JOIN frozen_request f USING (request_id) ORDER BY a.started_at"
+    )
+    return [(row["workflow_id"], row["stablecoin"]) for row in rows]
+
+
+async def test_of_two_workflows_that_are_free_alternately_each_serves_both_kinds(
+    dsn: str, indexer_pool: Pool, invocator_pool: Pool, cre: Cre
+) -> None:
+    await asked_in_two_baskets(indexer_pool, dsn, served=30, others=30)
+
+    async def look_at(token: bytes, _: bytes) -> Contracts:
+        return replace(RIGHT, stablecoin=token)
+
+    workflows = (WORKFLOW_ID, SECOND_WORKFLOW)
+    paced = replace(TERMS.pacing, seconds_per_trigger=60)
+    invocator = Invocator(
+        pool=invocator_pool,
+        chain_id=CHAIN,
+        gateway=cre,
+        signer=SIGNER,
+        terms=replace(TERMS, workflow_ids=workflows, pacing=paced),
+        clock=lambda: 1_700_000_000.0,
+        look_at=look_at,
+    )
+    await claims.list_workflows(invocator_pool, CHAIN, workflows)
+    for number in range(16):
+        # Only one of them is free, the other one the next time.
+        await invocator_pool.execute(
+            """
+            INSERT INTO workflow_slot SELECT $1, w, now() + CASE WHEN w = $3 THEN '0 s' ELSE '1 hour' END::interval
+            FROM unnest($2::bytea[]) w
+            ON CONFLICT (chain_id, workflow_id) DO UPDATE SET earliest_next_at = excluded.earliest_next_at
+            """,
+            CHAIN,
+            list(workflows),
+            workflows[number % 2],
+        )
+        assert await invocator.tick()
+    sent = await sent_tokens(indexer_pool)
+    for workflow in workflows:
+        assert [token for on, token in sent if on == workflow] == [TOKEN, OTHER_TOKEN] * 4
+
+
+async def test_thousands_that_pre_flight_refuses_keep_no_served_basket_waiting(
+    dsn: str, indexer_pool: Pool, invocator_pool: Pool, cre: Cre
+) -> None:
+    """They take no slot and so no turn: without a bound, each of them would be tried before the served one."""
+    await asked_in_two_baskets(indexer_pool, dsn, served=2, others=100)
+    looks: list[bytes] = []
+
+    async def look_at(token: bytes, _: bytes) -> Contracts:
+        looks.append(token)
+        return replace(RIGHT, stablecoin=token, is_minter=token == TOKEN)
+
+    invocator = Invocator(
+        pool=invocator_pool,
+        chain_id=CHAIN,
+        gateway=cre,
+        signer=SIGNER,
+        terms=TERMS,
+        clock=lambda: 1_700_000_000.0,
+        look_at=look_at,
+    )
+    while len(cre.bodies) < 2:
+        assert await invocator.tick()
+    assert looks == [TOKEN, *[OTHER_TOKEN] * CLAIMS_BEFORE_THE_OTHER_KIND, TOKEN]
+    assert [token for _, token in await sent_tokens(indexer_pool)] == [TOKEN, TOKEN]
+
+
+@given(
+    st.lists(st.tuples(st.integers(), st.sampled_from([b"a", b"b", b"c"]), st.booleans())),
+    st.dictionaries(st.sampled_from([b"a", b"b"]), st.booleans()),
+    st.booleans(),
+)
+def test_in_turns_loses_nothing_keeps_each_kind_s_order_and_alternates_on_each_workflow(
+    candidates: list[tuple[int, bytes, bool]], last_turns: dict[bytes, bool], gives_way: bool
+) -> None:
+    numbered = [((n, *each), each[1], each[2]) for n, each in enumerate(candidates)]
+    found = in_turns(numbered, last_turns, gives_way=gives_way)
+    assert sorted(found) == [each for each, _, _ in numbered]
+    for workflow in (b"a", b"b", b"c"):
+        kinds = [is_served for _, _, on, is_served in found if on == workflow]
+        due = (not last_turns.get(workflow, False)) is not gives_way
+        both = 2 * min(kinds.count(True), kinds.count(False))
+        assert kinds[:both] == [due, not due] * (both // 2)
+        for kind in (True, False):
+            places = [n for n, _, on, is_served in found if (on, is_served) == (workflow, kind)]
+            assert places == sorted(places)

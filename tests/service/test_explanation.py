@@ -42,6 +42,8 @@ STANDING = Standing(
     max_in_flight=5,
     requester_share=3,
     basket_share=4,
+    unserved_share=2,
+    only_allowed=False,
     give_up=timedelta(days=1),
     stopped=None,
     halted=None,
