@@ -142,7 +142,7 @@ _ACTIONS: Final = """
 SELECT action, operator || ': ' || reason AS sentence, at FROM operator_action WHERE request_id = $1 ORDER BY id
 """
 _ALARMS_OF: Final = "SELECT kind, sentence, at FROM alarm WHERE request_id = $1 ORDER BY id"
-# What paused and resumed its basket while that concerned it: since the last resume before it was recorded, and until it
+# What paused, resumed, allowed and disallowed its basket while that concerned it: since the last resume before it was recorded, and until it
 # ended.  $1 request
 _PAUSES_OF: Final = """
 WITH request AS (
@@ -156,7 +156,9 @@ WITH request AS (
     UNION ALL
     SELECT o.action, o.operator || ': ' || o.reason, o.at
     FROM request r
-    JOIN operator_action o ON o.chain_id = r.chain_id AND o.action IN ('pause_basket', 'resume_basket')
+    JOIN operator_action o ON o.chain_id = r.chain_id AND o.action IN (
+        'pause_basket', 'resume_basket', 'allow_basket', 'disallow_basket'
+    )
         AND o.before ->> 'stablecoin' = '0x' || r.token
 )
 SELECT what, sentence, at
@@ -215,6 +217,9 @@ FROM chain WHERE chain_id = $1
 _SERVER: Final = """
 SELECT current_setting('server_version') AS version, pg_is_in_recovery() AS is_standby, clock_timestamp() AS now
 """
+
+# $1 chain
+_ALLOWED_BASKETS: Final = "SELECT count(*) FROM basket_standing WHERE chain_id = $1 AND allowed"
 
 # $1 chain, $2 signer
 _LAST_WORD_ON: Final = """
@@ -594,6 +599,12 @@ async def baskets(
     async with unit(pool) as connection:
         rows = await connection.fetch(_BASKETS, chain_id, orphaned, address, symbol)
     return [BasketView(**{**row, "requests": _counts(row["requests"]), "minted": int(row["minted"])}) for row in rows]
+
+
+async def allowed_baskets(pool: Pool, chain_id: int) -> int:
+    """How many baskets of a chain are allowed."""
+    async with unit(pool) as connection:
+        return int(await connection.fetchval(_ALLOWED_BASKETS, chain_id))
 
 
 async def reorgs(pool: Pool, chain_id: int, *, limit: int) -> list[Reorg]:

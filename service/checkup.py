@@ -209,6 +209,12 @@ async def _look_at_stored(findings: Findings, settings: Settings, pool: Pool) ->
         ):
             if now_set is not None and now_set != pinned:
                 findings.error("database", f"It follows another {name}: 0x{pinned.hex()}.", f"check {name}")
+        if settings.only_allowed and not await inspection.allowed_baskets(pool, chain_id):
+            findings.warn(
+                "database",
+                "Nothing is sent: BSKT_SERVED_BASKETS=listed, and no basket is allowed.",
+                "bskt baskets allow TOKEN --reason …",
+            )
     signer = _signer(settings)
     return Stored(
         pin=pin,

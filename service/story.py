@@ -22,7 +22,12 @@ class Happening:
     sentence: str
 
 
-_BY_A_PERSON: Final = {"pause_basket": "Its basket is paused", "resume_basket": "Its basket is resumed"}
+_BY_A_PERSON: Final = {
+    "pause_basket": "Its basket is paused",
+    "resume_basket": "Its basket is resumed",
+    "allow_basket": "Its basket is allowed",
+    "disallow_basket": "Its basket is disallowed",
+}
 
 
 class _Order(IntEnum):

@@ -58,6 +58,23 @@ async def test_a_sound_database_gives_no_finding(dsn: str, indexer_pool: Pool) -
     assert [each["severity"] for each in found["signer"]] == ["ok", "note"]
 
 
+async def test_a_list_of_allowed_baskets_that_is_empty_is_found(dsn: str, indexer_pool: Pool) -> None:
+    await pin(indexer_pool)
+    _, found = await check(dsn, BSKT_SERVED_BASKETS="listed")
+    (warning,) = [each for each in found["database"] if each["severity"] == "warning"]
+    assert warning["remedy"] == "bskt baskets allow TOKEN --reason …"
+    owner = await asyncpg.connect(dsn)
+    await owner.execute(
+        "INSERT INTO basket_standing (chain_id, stablecoin, allowed, allowed_at, allowed_reason)"
+        " VALUES ($1, $2, true, now(), 'a test')",
+        CHAIN,
+        bytes(20),
+    )
+    await owner.close()
+    _, found = await check(dsn, BSKT_SERVED_BASKETS="listed")
+    assert [each["severity"] for each in found["database"]] == ["ok"]
+
+
 async def test_a_node_and_a_gateway_that_do_not_answer_are_findings_without_their_secrets(dsn: str) -> None:
     answer, found = await check(dsn)
     assert answer.code == Exit.FINDINGS

@@ -15,6 +15,7 @@ from indexer.policy import Policy
 from invocator import preflight as preflight_module
 from service.explanation import (
     HOLDS,
+    NOT_ALLOWED,
     REASONS,
     Standing,
     amount,
@@ -22,6 +23,7 @@ from service.explanation import (
     confirmations,
     expected_times,
     explain,
+    held_reason,
     hold,
     label,
     reason,
@@ -262,3 +264,33 @@ def test_values_are_said_as_people_say_them() -> None:
     assert amount(1_500_000, 6) == "1.5"
     assert block_time(2**63) is None
     assert block_time(None) is None
+
+
+WAITING = replace(REQUEST, state=State.CONFIRMED, state_reason="allowed")
+
+
+def test_a_basket_that_is_not_allowed_is_the_reason_that_people_see_where_only_listed_ones_are_sent_for() -> None:
+    listed = replace(STANDING, only_allowed=True)
+    explanation = explain(WAITING, listed)
+    assert "its basket is not allowed" in explanation.why
+    assert explanation.next == "Nothing is sent until a person allows the basket."
+    assert explanation.commands == (f"bskt baskets allow 0x{bytes(20).hex()} --reason …",)
+    assert held_reason(WAITING, listed) == NOT_ALLOWED
+    allowed = replace(WAITING, basket_is_allowed=True, basket_is_served=True)
+    for request, standing in ((allowed, listed), (WAITING, STANDING)):
+        assert held_reason(request, standing) is None
+        assert explain(request, standing).next == "A worker claims it, freezes its bytes and sends it."
+    held = replace(WAITING, held_at=NOW, held_reason="operator")
+    assert (held_reason(held, listed), "a person holds it" in explain(held, listed).why) == ("operator", True)
+    assert held_reason(replace(WAITING, state=State.IN_DOUBT), listed) is None
+
+
+def test_a_full_share_of_the_baskets_that_are_not_served_is_told_only_while_it_counts() -> None:
+    full = replace(WAITING, unserved_in_flight=2, are_served_baskets=True)
+    assert "2 requests of baskets that are not served are undelivered" in explain(full, STANDING).next
+    for request in (
+        replace(full, unserved_in_flight=1),
+        replace(full, are_served_baskets=False),
+        replace(full, basket_is_served=True),
+    ):
+        assert explain(request, STANDING).next == "A worker claims it, freezes its bytes and sends it."

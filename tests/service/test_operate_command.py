@@ -317,3 +317,38 @@ async def test_json_lines_hold_one_object(chain: Chain, dsn: str) -> None:
     answer = await bskt(dsn, "--output", "jsonl", "requests", "hold", "1", *WHO)
     assert json.loads(answer.stdout)["outcome"] == "done"
     assert answer.stdout.count("\n") == 1
+
+
+async def test_a_person_serves_a_basket_and_it_shows_why(chain: Chain, dsn: str) -> None:
+    await confirmed(chain, "DEP-1")
+    token = "0x" + TOKEN.hex()
+
+    async def read(*command: str, **environment: str) -> Any:
+        return (await bskt(dsn, "--output", "json", *command, **environment)).json
+
+    listed = {"BSKT_SERVED_BASKETS": "listed"}
+    waits = await read("requests", "show", "1", **listed)
+    assert (waits["held"]["reason"], waits["queue"]) == ("basket_not_allowed", None)
+    assert waits["commands"] == [f"bskt baskets allow {token} --reason …"]
+    assert (await read("requests", "show", "1"))["held"] is None
+    assert "no, no mint completed yet" in (await bskt(dsn, "baskets", "list")).stdout
+
+    told = await read("baskets", "allow", "AUD", *WHO, "--dry-run")
+    assert (told["outcome"], (await written(chain.indexer))["actions"]) == ("would be done", [])
+    done = await read("baskets", "allow", "AUD", *WHO)
+    assert (done["basket"], done["outcome"], done["sentence"]) == (token, "done", told["sentence"])
+    assert (await read("baskets", "allow", "AUD", *WHO))["outcome"] == "already so"
+    (shown,) = await read("baskets", "list")
+    assert (shown["served"], shown["allowed"]["allowed"], shown["completed_at"]) == (True, True, None)
+    assert "yes, allowed (alice: ticket 7)" in (await bskt(dsn, "baskets", "show", "AUD")).stdout
+    assert (await read("requests", "show", "1", **listed))["queue"]["position"] == 1
+
+    await read("baskets", "disallow", "AUD", *WHO)
+    assert "no, disallowed (alice: ticket 7)" in (await bskt(dsn, "baskets", "list")).stdout
+    assert (await read("requests", "show", "1", **listed))["held"]["reason"] == "basket_not_allowed"
+    story = await read("requests", "timeline", "1")
+    assert [each["sentence"] for each in story if each["source"] == "operator"] == [
+        "Its basket is allowed, by alice: ticket 7",
+        "Its basket is disallowed, by alice: ticket 7",
+    ]
+    assert (await written(chain.indexer))["actions"] == ["allow_basket by alice", "disallow_basket by alice"]
