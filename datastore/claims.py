@@ -100,8 +100,8 @@ class Pacing:
     ``basket_max_in_flight`` those of one requester and of one basket: what CRE drops silently stays in flight until its
     deadline, so nobody alone may fill all places.  ``unserved_max_in_flight`` counts those of all baskets that are not
     served, and holds once some basket is.  With ``only_allowed``, nothing is first sent but for baskets that a person
-    allowed.  ``daily_cap_wei`` is the most that is sent in one UTC day of the
-    database's clock, each request counted on the day of its first send.
+    allowed.  ``daily_cap_wei`` is the most that is sent in one UTC day of the database's clock, each request counted on
+    the day of its first send.
     """
 
     seconds_per_trigger: float

@@ -142,8 +142,8 @@ _ACTIONS: Final = """
 SELECT action, operator || ': ' || reason AS sentence, at FROM operator_action WHERE request_id = $1 ORDER BY id
 """
 _ALARMS_OF: Final = "SELECT kind, sentence, at FROM alarm WHERE request_id = $1 ORDER BY id"
-# What paused, resumed, allowed and disallowed its basket while that concerned it: since the last resume before it was recorded, and until it
-# ended.  $1 request
+# What paused, resumed, allowed and disallowed its basket while that concerned it: since the last resume before it was
+# recorded, and until it ended.  $1 request
 _PAUSES_OF: Final = """
 WITH request AS (
     SELECT chain_id, encode(stablecoin, 'hex') AS token, recorded_at,

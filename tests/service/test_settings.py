@@ -175,6 +175,13 @@ def test_short_hex_is_no_instance_secret_however_long_its_text() -> None:
     assert "it has 16 bytes" in refusal({"BSKT_INSTANCE_SECRET": "ab" * 16})
 
 
+@pytest.mark.parametrize(("places", "share"), [(1, 1), (2, 1), (3, 1), (5, 2), (6, 3)])
+def test_baskets_that_are_not_served_have_the_smaller_half_of_the_places_and_at_least_one(
+    places: int, share: int
+) -> None:
+    assert read({"BSKT_CRE_MAX_IN_FLIGHT": str(places)}).unserved_share == share
+
+
 def test_what_a_command_needs_is_named_when_it_is_missing() -> None:
     with pytest.raises(SettingsError) as chain:
         read({}).require_chain()
