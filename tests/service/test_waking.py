@@ -19,7 +19,10 @@ async def test_the_invocator_is_woken_by_its_own_chain_only(dsn: str) -> None:
     speaker = await asyncpg.connect(dsn)
     async with asyncio.TaskGroup() as tasks:
         ear = tasks.create_task(hear())
-        listening = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'bskt_listener' AND query LIKE 'LISTEN%' AND state = 'idle'"
+        listening = (
+            "SELECT count(*) FROM pg_stat_activity "
+            "WHERE application_name = 'bskt_listener' AND query LIKE 'LISTEN%' AND state = 'idle'"
+        )
         while await speaker.fetchval(f"{listening} AND datname = current_database()") == 0:
             pass
         await speaker.execute("SELECT pg_notify($1, '1')", CONFIRMED_CHANNEL)
