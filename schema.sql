@@ -505,11 +505,13 @@ BEGIN
     WHERE o.state <> n.state;
     -- A subselect, for it finds one row by the key also without nested loops.
     INSERT INTO basket_standing AS b (chain_id, stablecoin, completed_at)
-    SELECT DISTINCT n.chain_id, n.stablecoin, clock_timestamp()
+    SELECT n.chain_id, n.stablecoin, min(n.state_changed_at)
     FROM new_rows n
     WHERE n.state = 'completed' AND (
         SELECT s.completed_at FROM basket_standing s WHERE s.chain_id = n.chain_id AND s.stablecoin = n.stablecoin
     ) IS NULL
+    GROUP BY n.chain_id, n.stablecoin
+    ORDER BY n.chain_id, n.stablecoin
     ON CONFLICT (chain_id, stablecoin) DO UPDATE SET completed_at = coalesce(b.completed_at, excluded.completed_at);
     RETURN NULL;
 END

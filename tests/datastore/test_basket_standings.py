@@ -122,6 +122,20 @@ async def test_a_second_completed_mint_leaves_the_first_one_s_time(
     await owner.close()
 
 
+async def test_many_mints_of_many_baskets_complete_in_one_commit(dsn: str, indexer_pool: Pool, worker: Worker) -> None:
+    await ready(indexer_pool, worker, [of_basket(token(n % 2), f"d{n}", log_index=n) for n in range(6)])
+    owner = await asyncpg.connect(dsn)
+    await owner.execute("SET ROLE bskt_indexer")
+    await owner.execute("UPDATE mint_request SET state = 'executed'")
+    await owner.execute("UPDATE mint_request SET state = 'completed', state_changed_at = clock_timestamp()")
+    rows = await owner.fetch(
+        "SELECT b.completed_at = (SELECT min(r.state_changed_at) FROM mint_request r WHERE r.stablecoin = b.stablecoin)"
+        " FROM basket_standing b"
+    )
+    assert [tuple(row) for row in rows] == [(True,), (True,)]
+    await owner.close()
+
+
 async def test_a_person_allows_and_disallows_a_basket_and_each_is_recorded(
     indexer_pool: Pool, worker: Worker, operator_pool: Pool
 ) -> None:
