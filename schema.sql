@@ -142,7 +142,8 @@ CREATE TABLE block (
     parent_hash hash,
     timestamp bigint NOT NULL,
     canonical boolean NOT NULL DEFAULT true,
-    PRIMARY KEY (chain_id, hash)
+    PRIMARY KEY (chain_id, hash),
+    CONSTRAINT block_has_a_time_unless_it_is_the_first CHECK (timestamp > 0 OR number = 0)
 );
 COMMENT ON TABLE block IS
     'Every block of the window that is not final, empty or not; below it the last block of each range and each block with a log.';
@@ -245,7 +246,7 @@ COMMENT ON TABLE sweep IS 'Up to which final block the rows were compared a seco
 CREATE TABLE sweep_difference (
     id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     chain_id bigint NOT NULL REFERENCES chain,
-    kind text NOT NULL CONSTRAINT sweep_difference_kind_is_known CHECK (kind IN ('missing', 'extra', 'different')),
+    kind text NOT NULL CONSTRAINT sweep_difference_kind_is_known CHECK (kind IN ('missing', 'extra', 'different', 'mistimed')),
     event text NOT NULL,
     block_number bigint NOT NULL,
     block_hash hash NOT NULL,
@@ -256,7 +257,8 @@ CREATE TABLE sweep_difference (
 );
 COMMENT ON TABLE sweep_difference IS 'Append-only: each row of a final block that was not what the chain says.';
 COMMENT ON COLUMN sweep_difference.stored IS 'The raw row as it was, also where it was discarded.';
-COMMENT ON COLUMN sweep_difference.repaired IS 'False where two endpoints said different things: a person must look.';
+COMMENT ON COLUMN sweep_difference.kind IS 'Of the last one, the header of the block has another time than its requests.';
+COMMENT ON COLUMN sweep_difference.repaired IS 'False where endpoints disagree, or one cannot prove what it leaves out: a person must look.';
 
 -- ------------------------------------------------------------------------------------------------------------------
 -- The request
@@ -780,7 +782,7 @@ GRANT UPDATE (block_number, block_hash, finalized_number, safe_number, head_numb
 GRANT UPDATE (
     halted_at, halted_reason, quarantined_at, quarantined_reason, quarantined_until, server_identifier, server_timeline
 ) ON control TO bskt_indexer;
-GRANT UPDATE (canonical, parent_hash) ON block TO bskt_indexer;
+GRANT UPDATE (canonical, parent_hash, timestamp) ON block TO bskt_indexer;
 GRANT UPDATE (canonical) ON log, basket, mint_execution, report TO bskt_indexer;
 GRANT UPDATE (undecodable) ON log TO bskt_indexer;
 GRANT UPDATE (request_id, proof) ON mint_execution TO bskt_indexer;

@@ -14,7 +14,7 @@ _CHAIN: Final = 31337
 _FILL: Final = """
 SET session_replication_role = replica;
 INSERT INTO block (chain_id, hash, number, timestamp)
-SELECT {chain}, sha256(('block' || g)::bytea), g - {blocks} - 1, g FROM generate_series(0, {blocks} - 1) g;
+SELECT {chain}, sha256(('block' || g)::bytea), g - {blocks} - 1, g + 1 FROM generate_series(0, {blocks} - 1) g;
 INSERT INTO log (chain_id, block_hash, log_index, block_number, tx_hash, tx_index, address, topics, data, event)
 SELECT {chain}, sha256(('block' || g / 10)::bytea), g % 10, g / 10 - {blocks} - 1, sha256(('tx' || g / 10)::bytea), 0,
     substr(sha256(('token' || g % 50)::bytea), 1, 20), sha256('a') || sha256('b') || sha256(g::text::bytea) || sha256('d'),

@@ -50,7 +50,7 @@ PIN: Final = Pin(
     forwarder_address=bytes(20),
     secret_check=b"bench",
 )
-START: Final = Block(number=1, hash=bytes(32), parent_hash=bytes(32), timestamp=0)
+START: Final = Block(number=1, hash=bytes(32), parent_hash=bytes(32), timestamp=1)
 WORST_GROWTH: Final = 1.5
 PACING: Final = Pacing(seconds_per_trigger=0, burst=1, max_in_flight=1_000_000_000)
 

@@ -168,6 +168,7 @@ class Kind(StrEnum):
     MISSING = "missing"
     EXTRA = "extra"
     DIFFERENT = "different"
+    MISTIMED = "mistimed"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,7 +176,8 @@ class Difference:
     """One thing in which the rows of a final block are not what the chain says.
 
     ``event`` is what the log says, or ``block`` for the block itself.  Of a block, ``block_hash`` is the one that is
-    stored and ``log_index`` is ``None``.  ``stored`` is the raw row where there is one.
+    stored and ``log_index`` is ``None``.  ``stored`` is the raw row where there is one.  A block that is ``MISTIMED`` is
+    on the chain, and a request in it has another time than the block's header.
     """
 
     kind: Kind
@@ -188,9 +190,12 @@ class Difference:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredRange:
-    """The canonical rows of some blocks, by the place of the log that they came from; of a request, identity and consumer."""
+    """The canonical rows of some blocks, by the place of the log that they came from.
+
+    Of a request: identity, consumer and block time.
+    """
 
     hash_by_number: Mapping[int, bytes] = field(default_factory=dict)
     logs: Mapping[Place, LogRow] = field(default_factory=dict)
     decoded: frozenset[Place] = frozenset()
-    requests: Mapping[Place, tuple[bytes, bytes]] = field(default_factory=dict)
+    requests: Mapping[Place, tuple[bytes, bytes, int]] = field(default_factory=dict)

@@ -6,7 +6,8 @@ a crash neither forgets a difference nor repairs it twice.
 A repair uses the ways that rows have anyway.  What is missing is recorded as any range is, by the key that the chain
 gives.  What is not on the chain is orphaned, and its request with it: a request that was never sent is dropped, one that
 was sent goes to a person.  A raw row is never rewritten: one that holds another content than the chain is discarded, with
-all of it kept in ``sweep_difference``, and recorded anew.
+all of it kept in ``sweep_difference``, and recorded anew.  A wrong block time is put right where it stands; a request that
+was frozen with it keeps its bytes, for one id must always be sent with the same ones.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ _BLOCKS: Final = "SELECT number, hash FROM block WHERE chain_id = $1 AND canonic
 _LOGS: Final = """
 SELECT
     l.block_number, l.block_hash, l.log_index, l.tx_hash, l.tx_index, l.address, l.topics, l.data, l.event, l.undecodable,
-    r.identity, r.consumer,
+    r.identity, r.consumer, r.block_timestamp,
     EXISTS (
         SELECT FROM basket b
         WHERE b.chain_id = l.chain_id AND b.block_hash = l.block_hash AND b.log_index = l.log_index AND b.canonical
@@ -105,6 +106,15 @@ RETURNING t.id
 """
 # $1 chain, $2 block hashes
 _LOSE_BLOCKS: Final = "UPDATE block SET canonical = false WHERE chain_id = $1 AND canonical AND hash = ANY($2::bytea[])"
+# $1 chain, $2 block hashes, $3 the blocks' times
+_RIGHT_BLOCK_TIMES: Final = """
+UPDATE block t SET timestamp = n.timestamp FROM unnest($2::bytea[], $3::bigint[]) AS n (hash, timestamp)
+WHERE t.chain_id = $1 AND t.hash = n.hash
+"""
+_RIGHT_REQUEST_TIMES: Final = """
+UPDATE mint_request t SET block_timestamp = n.timestamp FROM unnest($2::bytea[], $3::bigint[]) AS n (hash, timestamp)
+WHERE t.chain_id = $1 AND t.block_hash = n.hash AND t.block_timestamp <> n.timestamp
+"""
 _DISCARD: Final = """
 SELECT discard_log($1, n.block_hash, n.log_index) FROM unnest($2::bytea[], $3::integer[]) AS n (block_hash, log_index)
 """
@@ -154,7 +164,9 @@ async def stored_range(pool: Pool, chain_id: int, first: int, last: int) -> Stor
         logs={(row["block_hash"], row["log_index"]): LogRow(**{name: row[name] for name in names}) for row in rows},
         decoded=frozenset((row["block_hash"], row["log_index"]) for row in rows if row["decoded"]),
         requests={
-            (row["block_hash"], row["log_index"]): (row["identity"], row["consumer"]) for row in rows if row["identity"]
+            (row["block_hash"], row["log_index"]): (row["identity"], row["consumer"], row["block_timestamp"])
+            for row in rows
+            if row["identity"]
         },
     )
 
@@ -231,7 +243,13 @@ async def _repaired(
     connection: Connection, chain_id: int, differences: Sequence[Difference], repair: Batch, rules: Rules
 ) -> Committed:
     committed = Committed(cursor=repair.expected)
-    wrong = [difference for difference in differences if difference.kind is not Kind.MISSING]
+    mistimed = {difference.block_hash for difference in differences if difference.kind is Kind.MISTIMED}
+    times = [(block.hash, block.timestamp) for block in repair.blocks if block.hash in mistimed]
+    if times:
+        hashes, timestamps = zip(*times, strict=True)
+        await connection.execute(_RIGHT_BLOCK_TIMES, chain_id, hashes, timestamps)
+        await connection.execute(_RIGHT_REQUEST_TIMES, chain_id, hashes, timestamps)
+    wrong = [difference for difference in differences if difference.kind in {Kind.EXTRA, Kind.DIFFERENT}]
     places = [d for d in wrong if d.log_index is not None]
     keys = ([d.block_hash for d in places], [d.log_index for d in places])
     await connection.execute(_LOSE_BLOCKS, chain_id, [d.block_hash for d in wrong if d.log_index is None])

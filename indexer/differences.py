@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from enum import Enum, auto
 
 from datastore.rows import Difference, Kind, LogRow, Place, StoredRange
 from indexer.observation import Observed
@@ -10,6 +11,33 @@ from node.blocks import Log
 
 BLOCK = "block"
 """``Difference.event`` of a block itself."""
+
+
+class Word(Enum):
+    """What an endpoint says about the differences of one block, whichever endpoint's answer they were found with."""
+
+    CONFIRMS = auto()
+    DENIES = auto()
+    PROVES_NOTHING = auto()
+    """It cannot show that its receipts are all of the block's."""
+    IS_SILENT = auto()
+    """It cannot be asked."""
+
+
+def is_settled(words: Collection[Word], *, takes: bool, by_hand: bool) -> bool:
+    """Whether the rows of a block may be changed to what these endpoints say.
+
+    Something is added if an endpoint proves it and none proves otherwise.  Something is taken only if every endpoint
+    that keeps the block proves that it is not there, and there are two of them, or a person asked for it.
+
+    Args:
+        words: Of each endpoint.
+        takes: Whether a row would be taken or rewritten.
+        by_hand: Whether a person asked.
+    """
+    if takes:
+        return all(word is Word.CONFIRMS for word in words) and len(words) >= (1 if by_hand else 2)
+    return Word.CONFIRMS in words and Word.DENIES not in words
 
 
 def compare(stored: StoredRange, told_hash_by_number: Mapping[int, bytes], observed: Observed) -> list[Difference]:
@@ -26,11 +54,11 @@ def compare(stored: StoredRange, told_hash_by_number: Mapping[int, bytes], obser
         if told_hash_by_number[number] != block_hash
     ]
     found += _logs(stored, {(row.block_hash, row.log_index): row for row in observed.logs}, _meant(observed))
-    return sorted(found, key=_order)
+    return sorted(dict.fromkeys(found), key=_order)  # the requests of a block have one time
 
 
 def _logs(
-    stored: StoredRange, told: Mapping[Place, LogRow], meant: Mapping[Place, tuple[bytes, bytes] | None]
+    stored: StoredRange, told: Mapping[Place, LogRow], meant: Mapping[Place, tuple[bytes, bytes, int] | None]
 ) -> Iterator[Difference]:
     for place, row in stored.logs.items():
         if place not in told:
@@ -39,9 +67,7 @@ def _logs(
             yield _difference(Kind.DIFFERENT, row, stored=row)
         elif place in meant:
             # The raw row is right; what was made of it may still not be there, or be another's.
-            is_there = stored.requests.get(place) == meant[place] if meant[place] else place in stored.decoded
-            if not is_there:
-                yield _difference(Kind.MISSING, row)
+            yield from _meaning(stored, row, meant[place])
         elif row.undecodable is None and told[place].undecodable is not None:
             # The raw row is right, but never meant what was made of it: a basket was made up, or was there already.
             yield _difference(Kind.DIFFERENT, row, stored=row)
@@ -50,14 +76,25 @@ def _logs(
             yield _difference(Kind.MISSING, row)
 
 
-def _meant(observed: Observed) -> dict[Place, tuple[bytes, bytes] | None]:
-    """Where something was decoded; for a request, its identity and consumer."""
-    meant: dict[Place, tuple[bytes, bytes] | None] = {}
+def _meaning(stored: StoredRange, row: LogRow, meant: tuple[bytes, bytes, int] | None) -> Iterator[Difference]:
+    place = (row.block_hash, row.log_index)
+    request = stored.requests.get(place)
+    is_there = place in stored.decoded if meant is None else request is not None and request[:2] == meant[:2]
+    if not is_there:
+        yield _difference(Kind.MISSING, row)
+    elif request != meant:
+        yield Difference(kind=Kind.MISTIMED, event=BLOCK, block_number=row.block_number, block_hash=row.block_hash)
+
+
+def _meant(observed: Observed) -> dict[Place, tuple[bytes, bytes, int] | None]:
+    """Where something was decoded; for a request, its identity, consumer and block time."""
+    meant: dict[Place, tuple[bytes, bytes, int] | None] = {}
     meant |= {(basket.block_hash, basket.log_index): None for basket in observed.baskets}
     meant |= {(mint.block_hash, mint.log_index): None for mint in observed.mints}
     meant |= {(report.block_hash, report.log_index): None for report in observed.reports}
     return meant | {
-        (request.block_hash, request.log_index): (request.identity, request.consumer) for request in observed.requests
+        (request.block_hash, request.log_index): (request.identity, request.consumer, request.block_timestamp)
+        for request in observed.requests
     }
 
 
@@ -84,9 +121,9 @@ def _order(difference: Difference) -> tuple[int, int]:
 def is_confirmed(
     difference: Difference,
     told_logs: Mapping[Place, LogRow],
-    told_hash: bytes,
+    told_block: tuple[bytes, int | None],
     *,
-    second_hash: bytes,
+    second_block: tuple[bytes, int],
     second_logs: Sequence[Log],
 ) -> bool:
     """Whether a second reading of the block says the same about it as the first.
@@ -94,12 +131,14 @@ def is_confirmed(
     Args:
         difference: Between the rows and the first reading.
         told_logs: The first reading's, of known origin.
-        told_hash: The hash of the block in the first reading.
-        second_hash: The hash of the block in the second reading.
-        second_logs: Everything that the block holds by the second reading; of ``second_hash``.
+        told_block: Hash and time of the block in the first reading; the time only where a log of interest is in it.
+        second_block: Hash and time of the block in the second reading.
+        second_logs: Everything that the block holds by the second reading, if that has the same hash.
     """
-    if second_hash != told_hash:
+    if second_block[0] != told_block[0]:
         return False
+    if difference.kind is Kind.MISTIMED:
+        return second_block == told_block
     if difference.log_index is None:
         return True
     place = (difference.block_hash, difference.log_index)

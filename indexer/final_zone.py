@@ -113,7 +113,7 @@ class FinalZone:
                 self._size = self._size.refused()
             else:
                 self._size = self._size.answered(blocks=last - first + 1, logs=len(answer.logs))
-                return await _whole(node, answer, answer.logs)
+                return await _whole(node, sources, answer, answer.logs)
 
     @asynccontextmanager
     async def reading(
@@ -190,7 +190,7 @@ class FinalZone:
                     self._is_tuned = True
                     ask()
                     logs = answer.logs if answer.baskets is None else await _with_born(node, sources, answer, known)
-                    read = await _whole(node, replace(answer, headers=answer.headers | told_with), logs)
+                    read = await _whole(node, sources, replace(answer, headers=answer.headers | told_with), logs)
                 except RangeRefused:
                     self._size, self._is_tuned = self._size.refused(), False
                     await drop()
@@ -272,10 +272,16 @@ async def _logs(
         return await node.logs_in_block(headers[first].hash, filters)
 
 
-async def _whole(node: Node, answer: _Answer, logs: Sequence[Log]) -> FinalRange:
-    """The answer with the time of each of its blocks."""
-    headers = answer.headers
-    missing = sorted({entry.block_number for entry in logs if entry.block_timestamp is None} - set(headers))
+async def _whole(node: Node, sources: Sources, answer: _Answer, logs: Sequence[Log]) -> FinalRange:
+    """The answer with the time of each of its blocks: of one with a request by its header, for the payload says it.
+
+    A stranger's request costs its block's header, too: at most one a block, asked in one batch for the range.
+    """
+    headers, requests = answer.headers, sources.catalog.mint_requested_topics0
+    missing = sorted(
+        {log.block_number for log in logs if log.block_timestamp is None or (log.topics and log.topics[0] in requests)}
+        - set(headers)
+    )
     if missing:
         headers = {**headers, **await node.headers_by_number(missing)}
     return FinalRange(
@@ -322,24 +328,28 @@ def _blocks(known: Mapping[int, Header], logs: Sequence[Log], last: int) -> list
     """The blocks to store, checked against their logs."""
     blocks: dict[int, Block] = {}
     for entry in logs:
-        if entry.block_number in blocks:
-            continue  # its logs name one hash: the answer was checked for that
-        header = known.get(entry.block_number)
-        if header is None:
-            blocks[entry.block_number] = Block(
-                number=entry.block_number,
-                hash=entry.block_hash,
-                parent_hash=None,
-                timestamp=entry.block_timestamp or 0,  # known: who does not tell it was asked for the header
-            )
-        elif header.hash == entry.block_hash:
-            blocks[entry.block_number] = stored(header)
-        else:
-            raise contradiction(f"a log of block {entry.block_number} names another block hash than its header")
+        block = blocks.get(entry.block_number)  # its logs name one hash: the answer was checked for that
+        if block is None:
+            block = blocks[entry.block_number] = _block_of(entry, known.get(entry.block_number))
+        if entry.block_timestamp not in {None, block.timestamp}:
+            raise contradiction(f"a log of block {entry.block_number} names another time", Inconsistency.BLOCK_TIME)
     blocks[last] = stored(known[last])
     if len({block.hash for block in blocks.values()}) < len(blocks):
         raise contradiction("one hash is told of blocks at two heights")
     return [blocks[number] for number in sorted(blocks)]
+
+
+def _block_of(entry: Log, header: Header | None) -> Block:
+    if header is None:
+        return Block(
+            number=entry.block_number,
+            hash=entry.block_hash,
+            parent_hash=None,
+            timestamp=entry.block_timestamp or 0,  # never 0: for a log that names no time the header was asked for
+        )
+    if header.hash != entry.block_hash:
+        raise contradiction(f"a log of block {entry.block_number} names another block hash than its header")
+    return stored(header)
 
 
 def stored(header: Header) -> Block:
@@ -347,6 +357,6 @@ def stored(header: Header) -> Block:
     return Block(number=header.number, hash=header.hash, parent_hash=header.parent_hash, timestamp=header.timestamp)
 
 
-def contradiction(reason: str) -> NodeAnswerInvalid:
+def contradiction(reason: str, kind: Inconsistency = Inconsistency.OTHER_BLOCK) -> NodeAnswerInvalid:
     """Several answers that cannot all be true."""
-    return NodeAnswerInvalid("node", "several answers", reason, kind=Inconsistency.OTHER_BLOCK)
+    return NodeAnswerInvalid("node", "several answers", reason, kind=kind)

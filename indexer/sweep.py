@@ -1,23 +1,26 @@
-"""Read what is final a second time, and make the rows right where they are not (design §5, hard case 19).
+"""Read what is final a second time, and make the rows right where they are not (ADRs 5 and 11).
 
 A node may give an answer that is short, or of another block, and look in order: near the head a bloom may tell, in the
 final zone nothing does.  So each final block is read again and compared with the rows, from two endpoints where there
-are several: which of them the rows are from nobody knows by now, but not from both.  A difference is believed only if
-one more reading, by the receipts of the block itself and from another endpoint where there is one, says the same.  Then
-the rows are repaired; where the readings differ, the rows stay as they are and a person is told.  An endpoint that is
-alone may add to the rows, but what it told us once and denies now is not taken from them: that needs two endpoints, or
-a person.
+are several: which of them the rows are from is not known any more, but not from both.
 
-A request that is found late was final before it was found: it is judged at once, as any other, and held where the start
-was told to hold blocks of its age.
+A difference is settled by the receipts of the block itself, from every endpoint that keeps it.  An absence is proven,
+never taken from an answer: receipts count only where they are those of all transactions of the header and explain its
+bloom.  What is missing is added if one endpoint proves it and none disproves it.  What the rows have too much is taken
+from them only if every endpoint proves that it is not there, and there are two.  So one that shows the row has a veto,
+and one that cannot prove what it leaves out has one, too.  Otherwise the rows stay as they are, and an alarm says why.
+
+A request that is found late was final before it was found: it is judged at once, as any other, and held where the
+settings say to hold blocks of its age.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime
+from typing import Final
 
 import structlog
 
@@ -25,8 +28,8 @@ from datastore import factories, following, pinning, sweeping
 from datastore.connection import Pool
 from datastore.errors import CursorMoved, FinalityViolated
 from datastore.following import Position, Rules
-from datastore.rows import Batch, Block, Difference, Finality, Kind, LogRow, Place
-from indexer.differences import compare, is_confirmed, of_places
+from datastore.rows import Batch, Block, Difference, Finality, Kind
+from indexer.differences import Word, compare, is_confirmed, is_settled, of_places
 from indexer.final_zone import FinalRange, FinalZone
 from indexer.follower import BLOCKS_A_COMMIT, MOST_UNFINALIZED_BLOCKS, FinalityRule, Reached, report
 from indexer.observation import Observation, Observed, Sources
@@ -39,6 +42,8 @@ log = structlog.get_logger(__name__)
 
 MOST_DIFFERING_BLOCKS = 32
 """Looked at again in one go; a range with more of them is cut before the next one."""
+
+_PROVEN: Final = frozenset({Word.CONFIRMS, Word.DENIES})
 
 
 class NoSecondReading(Exception):
@@ -57,30 +62,38 @@ class SourcesUnsettled(Exception):
 class Examined:
     """The blocks from ``first`` to ``last``, read and compared with the rows.
 
-    ``repair`` is what the chain says of every difference; ``None`` where the readings do not agree on one.  ``readers``
-    are the names of the endpoints that told of the differences and that was asked about them.
+    ``repair`` is what the chain says of every difference; ``None`` where that is not settled.  ``readers`` are the
+    endpoints whose answers differ from the rows, ``words`` what each endpoint says to the last block that differs.
     """
 
     first: int
     last: int
     differences: tuple[Difference, ...]
     repair: Batch | None
-    readers: tuple[str, str | None]
+    readers: tuple[str, ...] = ()
+    words: Mapping[str, Word] = field(default_factory=dict)
+
+    def saying(self, word: Word) -> tuple[str, ...]:
+        """The names of the endpoints that say this."""
+        return tuple(sorted(name for name, said in self.words.items() if said is word))
 
     @property
     def sentence(self) -> str:
-        """Who said what, for the alarm."""
-        first, second = self.readers
+        """Which endpoint said what, for the alarm."""
+        said = f"Endpoint {' and '.join(self.readers)} says so"
         if self.repair is not None:
-            return f"Endpoints {first} and {second} agree; the rows were repaired."
-        if first == second:
-            return (
-                f"Endpoint {first} said otherwise before, and there is no other to ask; the rows stay as they are.  "
-                f"Add an endpoint to BSKT_RPC_URL, then run `bskt verify --blocks {self.first}:{self.last} --repair`."
-            )
+            return f"{said}, endpoint {', '.join(self.saying(Word.CONFIRMS))} proves it; the rows were repaired."
+        if denying := self.saying(Word.DENIES):
+            said += f"; endpoint {', '.join(denying)} does not"
+        if unproven := self.saying(Word.PROVES_NOTHING):
+            said += f"; endpoint {', '.join(unproven)} cannot prove that it gives all receipts"
+        if silent := self.saying(Word.IS_SILENT):
+            said += f"; endpoint {', '.join(silent)} cannot be asked"
+        if len(self.words) == 1 and not (denying or unproven):
+            said += " and said otherwise before, and there is no other to ask"
         return (
-            f"Endpoint {first} says so, endpoint {second} does not; the rows stay as they are.  Take the one that "
-            f"is wrong out of BSKT_RPC_URL, then run `bskt verify --blocks {self.first}:{self.last} --repair`."
+            f"{said}; the rows stay as they are.  Leave only endpoints that keep these blocks in BSKT_RPC_URL, "
+            f"then run `bskt verify --blocks {self.first}:{self.last} --repair`."
         )
 
 
@@ -144,16 +157,21 @@ class Examiner:
             readings, last = _first_to_settle(reading, second)
         first, telling = after + 1, [each for each in readings if each.found]
         if not telling:
-            return Examined(first=first, last=last, differences=(), repair=None, readers=(reading.reader, None))
-        examined = [await self._confirmed(position, each, first, last, by_hand=by_hand) for each in telling]
-        if len(readings) > 1 and not by_hand and any(each.readers[0] == each.readers[1] for each in examined):
-            # The other one, which just said otherwise, is gone: nobody is confirmed by himself then.
-            raise NoSecondReading(f"endpoint {examined[0].readers[1]} is the only one that still answers")
+            return Examined(first=first, last=last, differences=(), repair=None)
+        examined = [await self._weighed(position, each, first, last, by_hand=by_hand) for each in telling]
+        silent = {name for each in examined for name in each.saying(Word.IS_SILENT)}
+        if not by_hand and any(each.reader in silent for each in readings):
+            # It may have said otherwise a moment ago: its silence confirms nothing.
+            raise NoSecondReading("an endpoint that was read cannot be asked about the differences any more")
         if (settled := believed(examined)) is not None:
             return settled
-        both = tuple(dict.fromkeys(difference for each in telling for difference in each.found))
         return Examined(
-            first=first, last=last, differences=both, repair=None, readers=(telling[0].reader, telling[1].reader)
+            first=first,
+            last=last,
+            differences=tuple(dict.fromkeys(difference for each in telling for difference in each.found)),
+            repair=None,
+            readers=tuple(each.reader for each in telling),
+            words={name: word for each in examined for name, word in each.words.items() if word is not Word.CONFIRMS},
         )
 
     async def require_final(self) -> None:
@@ -230,26 +248,24 @@ class Examiner:
                 "nothing was changed"
             )
 
-    async def _confirmed(
+    async def _weighed(
         self, position: Position, reading: _Reading, first: int, last: int, *, by_hand: bool
     ) -> Examined:
-        found, reader = reading.found, reading.reader
-        numbers = sorted({difference.block_number for difference in found})
+        """The differences of a reading, up to the first block about which the endpoints do not settle them."""
+        numbers = sorted({difference.block_number for difference in reading.found})
         if len(numbers) > MOST_DIFFERING_BLOCKS:
             last = numbers[MOST_DIFFERING_BLOCKS] - 1
-        rows = {(row.block_hash, row.log_index): row for row in reading.observed.logs}
-        async with self._node.second_opinion(than=reader, reaching=last, from_block=first) as session:
-            disputed = await _disputed(
-                session.node, [d for d in found if d.block_number <= last], rows, reading.hash_by_number
-            )
-            second = session.node.endpoint_name
-        if second == reader and not by_hand:
-            taken = [d.block_number for d in found if d.kind is not Kind.MISSING and d.block_number <= last]
-            disputed = min([*taken, *([] if disputed is None else [disputed])], default=None)
-        if disputed is not None and disputed > first:
-            last = disputed - 1  # what is before it is beyond dispute; the next look begins with it
-        elif disputed is not None:
-            last = disputed
+        found = reading.up_to(last).found
+        words = await self._words(reading, found, last)
+        taken = {difference.block_number for difference in found if difference.kind is not Kind.MISSING}
+        said = {d.block_number: {name: word[d.block_number] for name, word in words.items()} for d in found}
+        unsettled = (
+            number for number in said if not is_settled(said[number].values(), takes=number in taken, by_hand=by_hand)
+        )
+        disputed = min(unsettled, default=None)
+        if disputed is not None:
+            # What is before it is beyond dispute; the next look begins with it.
+            last = disputed - 1 if disputed > first else disputed
         differences = tuple(difference for difference in found if difference.block_number <= last)
         is_repairable = disputed is None or last < disputed
         batch = self._batch(position, reading.read.blocks, of_places(reading.observed, differences), differences)
@@ -258,8 +274,30 @@ class Examiner:
             last=last,
             differences=differences,
             repair=batch if differences and is_repairable else None,
-            readers=(reader, second),
+            readers=(reading.reader,),
+            words=said.get(max((d.block_number for d in differences), default=disputed or last), {}),
         )
+
+    async def _words(self, reading: _Reading, found: Sequence[Difference], last: int) -> dict[str, dict[int, Word]]:
+        """What each endpoint that keeps these blocks says to the differences of each, by receipts and header.
+
+        The reader itself is asked last, and not where only something is added and another one can prove or refute that.
+        """
+        numbers = sorted({difference.block_number for difference in found})
+        takes = any(difference.kind is not Kind.MISSING for difference in found)
+        words: dict[str, dict[int, Word]] = {}
+        names = dict.fromkeys((*self._node.keepers(numbers[0]), reading.reader)) if numbers else ()
+        for name in sorted(names, key=lambda each: each == reading.reader):
+            proven = [all(word[number] in _PROVEN for number in numbers) for word in words.values()]
+            if name == reading.reader and not takes and any(proven):
+                break
+            async with self._node.opinion_of(name, reaching=last, from_block=numbers[0]) as session:
+                words[name] = (
+                    dict.fromkeys(numbers, Word.IS_SILENT)
+                    if session is None
+                    else {number: word async for number, word in _said(session.node, reading, found, numbers)}
+                )
+        return words
 
     def _batch(
         self, position: Position, blocks: Iterable[Block], observed: Observed, differences: Sequence[Difference]
@@ -330,24 +368,32 @@ async def _hashes(node: Node, read: FinalRange, stored: Mapping[int, bytes]) -> 
     return {number: known[number] for number in stored}
 
 
-async def _disputed(
-    node: Node, differences: Sequence[Difference], told: Mapping[Place, LogRow], told_hashes: Mapping[int, bytes]
-) -> int | None:
-    """The first block about which this node does not confirm a difference; ``None`` if it confirms them all."""
-    numbers = sorted({difference.block_number for difference in differences})
+async def _said(
+    node: Node, reading: _Reading, found: Sequence[Difference], numbers: Sequence[int]
+) -> AsyncIterator[tuple[int, Word]]:
+    """What one endpoint says to the differences of each block."""
+    told_logs = {(row.block_hash, row.log_index): row for row in reading.observed.logs}
+    times = reading.read.timestamp_by_block()
     headers = await node.headers_by_number(numbers)
     for number in numbers:
-        second_hash = headers[number].hash
-        logs: list[Log] = []
-        if second_hash == told_hashes[number]:
-            logs = [entry for receipt in await node.receipts(second_hash) for entry in receipt.logs]
-        if not all(
-            is_confirmed(difference, told, told_hashes[number], second_hash=second_hash, second_logs=logs)
+        header, differences = headers[number], [d for d in found if d.block_number == number]
+        logs: Sequence[Log] | None = ()
+        if header.hash == reading.hash_by_number[number] and any(d.log_index is not None for d in differences):
+            logs = await node.proven_logs(header)
+        if logs is None:
+            yield number, Word.PROVES_NOTHING
+            continue
+        is_so = all(
+            is_confirmed(
+                difference,
+                told_logs,
+                (reading.hash_by_number[number], times.get(number)),
+                second_block=(header.hash, header.timestamp),
+                second_logs=logs,
+            )
             for difference in differences
-            if difference.block_number == number
-        ):
-            return number
-    return None
+        )
+        yield number, Word.CONFIRMS if is_so else Word.DENIES
 
 
 class Sweep:

@@ -31,6 +31,8 @@ _INDEX_LIMIT: Final = 2**31  # Postgres's integer
 _QUANTITY_CHARACTERS: Final = len("0x") + 16
 _HASH_CHARACTERS: Final = len("0x") + 2 * HASH_BYTES
 _PLACE: Final = itemgetter(0, 1)
+_ROOT_OF_NOTHING: Final = "0x56e81f171bcc55a6ff8345e692c0f86e5b48e01b996cadc001622fb5e363b421"
+"""Of an empty trie: the Keccak-256 hash of the RLP of the empty string."""
 
 
 class Malformed(ValueError):
@@ -45,7 +47,7 @@ class Malformed(ValueError):
 class Header:
     """A mined block without its transactions.
 
-    ``raw_tx_hashes`` are the hashes of these as the node wrote them, if it did: few of them are ever looked at.
+    ``raw_tx_hashes`` are the hashes of these as the node wrote them, ``None`` if it did not: few are ever looked at.
     """
 
     number: int
@@ -53,7 +55,7 @@ class Header:
     parent_hash: bytes
     timestamp: int
     logs_bloom: bytes
-    raw_tx_hashes: Sequence[str] = field(default=(), repr=False, compare=False)
+    raw_tx_hashes: Sequence[str] | None = field(default=None, repr=False, compare=False)
 
 
 class Log(NamedTuple):
@@ -213,23 +215,26 @@ def parse_octets(value: object) -> bytes:
 
 
 def parse_header(value: object) -> Header:
-    """One block as ``eth_getBlockBy…`` gives it; a pending one (no hash) is malformed.
+    """One block as ``eth_getBlockBy…`` gives it; a pending one (no hash) is malformed, as is a time of 0 after block 0.
 
     Raises:
         Malformed: It is something else.
     """
     block = _object("block", value)
     try:
-        return Header(
+        header = Header(
             number=parse_quantity(block["number"]),
             hash=parse_hash(block["hash"]),
             parent_hash=parse_hash(block["parentHash"]),
             timestamp=parse_quantity(block["timestamp"]),
             logs_bloom=_octets_of_length(block["logsBloom"], BLOOM_BYTES),
-            raw_tx_hashes=_strings(block.get("transactions")),
+            raw_tx_hashes=_listed_transactions(block),
         )
     except (KeyError, TypeError) as error:
         raise _malformed("block", value) from error
+    if header.number and not header.timestamp:
+        raise Malformed(f"block {header.number} has the time 0", Inconsistency.BLOCK_TIME)
+    return header
 
 
 def parse_transaction_hashes(value: object) -> tuple[bytes, ...]:
@@ -247,6 +252,8 @@ def parse_transaction_hashes(value: object) -> tuple[bytes, ...]:
 
 def parse_log(value: object) -> Log:
     """One log of a mined block; one that is pending or was removed is malformed (hard case 18).
+
+    A time of 0 is none: geth writes it in receipts for "not known" (ethereum/go-ethereum#32334).
 
     Raises:
         Malformed: It is something else.
@@ -266,7 +273,7 @@ def parse_log(value: object) -> Log:
             parse_address(entry["address"]),
             tuple(map(parse_hash, topics)),
             parse_octets(entry["data"]),
-            None if timestamp is None else parse_quantity(timestamp),
+            None if timestamp is None else parse_quantity(timestamp) or None,
         )
     except (KeyError, TypeError) as error:  # TypeError: an array or object where a string belongs cannot be looked up
         raise _malformed("log", value) from error
@@ -338,7 +345,7 @@ def require_block(items: Iterable[Log | Receipt], block_hash: bytes) -> None:
 
 
 def require_header(items: Iterable[Log], header: Header) -> None:
-    """Check that all are from the block of that header, and from its transactions (hard cases 1, 20).
+    """Check that all are from the block of that header, of its time, and from its transactions (hard cases 1, 20).
 
     A log under another transaction's hash would be another request, and another mint.
 
@@ -350,7 +357,12 @@ def require_header(items: Iterable[Log], header: Header) -> None:
             raise Malformed(
                 f"a log of block {header.number} says that it is of block {log.block_number}", Inconsistency.OTHER_BLOCK
             )
-        listed = [tx_hash.lower() for tx_hash in header.raw_tx_hashes[log.tx_index : log.tx_index + 1]]
+        if log.block_timestamp not in {None, header.timestamp}:
+            raise Malformed(
+                f"a log of block {header.number} says that its time is {log.block_timestamp}, not {header.timestamp}",
+                Inconsistency.BLOCK_TIME,
+            )
+        listed = [tx_hash.lower() for tx_hash in (header.raw_tx_hashes or ())[log.tx_index : log.tx_index + 1]]
         if header.raw_tx_hashes and listed != [to_hex(log.tx_hash)]:
             raise Malformed(
                 f"transaction {log.tx_index} of block {header.number} is not {to_hex(log.tx_hash)}",
@@ -401,7 +413,7 @@ def in_block_order(receipts: Iterable[Receipt]) -> tuple[Receipt, ...]:
     """
     ordered = tuple(sorted(receipts, key=attrgetter("tx_index")))
     if [receipt.tx_index for receipt in ordered] != list(range(len(ordered))):
-        raise Malformed("receipts that do not number the transactions of a block")
+        raise Malformed("receipts that do not number the transactions of a block", Inconsistency.RECEIPTS_MISSING)
     in_chain_order(log for receipt in ordered for log in receipt.logs)
     return ordered
 
@@ -425,9 +437,15 @@ def _array(what: str, value: object) -> Sequence[object]:
     return value
 
 
-def _strings(value: object) -> Sequence[str]:
-    """A list of texts; nothing where it is something else."""
-    return value if isinstance(value, list) and all(isinstance(entry, str) for entry in value) else ()
+def _listed_transactions(block: Mapping[str, object]) -> Sequence[str] | None:
+    """The hashes of a block's transactions; ``None`` where they are not listed.
+
+    A list that is empty against the root of the transactions' trie was left out, too.
+    """
+    listed, root = block.get("transactions"), block.get("transactionsRoot", _ROOT_OF_NOTHING)
+    if not isinstance(listed, list) or not all(isinstance(entry, str) for entry in listed):
+        return None
+    return listed if listed or root == _ROOT_OF_NOTHING else None
 
 
 def _malformed(what: str, value: object) -> Malformed:

@@ -19,6 +19,7 @@ BLOCKS_TO_PROVE: Final = 3
 """Blocks with logs whose bloom was exactly that of all their logs."""
 
 _BLOOM_BITS: Final = 8 * BLOOM_BYTES
+_FULL: Final = b"\xff" * BLOOM_BYTES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +63,16 @@ def bloom_admits(bloom: bytes, wanted: LogFilter) -> bool:
 def bloom_admits_log(bloom: bytes, log: Log) -> bool:
     """Whether a block with this bloom may have this log."""
     return all(bloom_contains(bloom, value) for value in (log.address, *log.topics))
+
+
+def bloom_is_explained(bloom: bytes, logs: Iterable[Log]) -> bool:
+    """Whether these logs set every bit of a block's bloom, so that none of it speaks for a log that is not among them.
+
+    A full bloom speaks for nothing.  That logs set more bits than the block's bloom has is no lack of logs: those of
+    some chains' system transactions are not in it.
+    """
+    unexplained = int.from_bytes(bloom) & ~int.from_bytes(bloom_of(logs))
+    return not unexplained or bloom == _FULL
 
 
 def bloom_of(logs: Iterable[Log]) -> bytes:

@@ -19,6 +19,8 @@ class Inconsistency(StrEnum):
     DUPLICATE_LOGS = "duplicate_logs"
     UNSORTED_LOGS = "unsorted_logs"
     FINALITY_ABOVE_HEAD = "finality_above_head"
+    RECEIPTS_MISSING = "receipts_missing"
+    BLOCK_TIME = "block_time"
 
     LOGS_MISSING = "logs_missing"
     BLOOM_MISMATCH = "bloom_mismatch"

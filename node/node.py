@@ -32,6 +32,7 @@ from node.blocks import (
     to_hex,
 )
 from node.bloom import bloom_admits, bloom_admits_log, bloom_of
+from node.completeness import all_logs
 from node.endpoint import GET_LOGS, RpcEndpoint
 from node.errors import (
     BlockUnknown,
@@ -164,9 +165,29 @@ class Node:
         with self._pool.session(member, caught_up=True, from_block=from_block):
             yield Session(node=self._bound(member), head=head)
 
+    @asynccontextmanager
+    async def opinion_of(self, name: str, *, reaching: int, from_block: int) -> AsyncIterator[Session | None]:
+        """Ask this endpoint only; ``None`` if it cannot be asked now, or its head is below ``reaching``.
+
+        Raises:
+            EndpointChanged: The endpoint failed and another is at hand; begin again.
+            NodeUnavailable: It failed, and there is no other.
+        """
+        found = await self._pool.named(self._head_of, name, reaching=reaching)
+        if found is None:
+            yield None
+            return
+        member, head = found
+        with self._pool.session(member, caught_up=True, from_block=from_block):
+            yield Session(node=self._bound(member), head=head)
+
+    def keepers(self, from_block: int) -> tuple[str, ...]:
+        """The names of the endpoints that may still have block ``from_block``, whether they can be asked or not."""
+        return tuple(member.name for member in self._pool.members if member.keeps(from_block))
+
     def has_another(self, than: str, *, from_block: int) -> bool:
         """Whether there is another endpoint ``than`` this that may still have block ``from_block``."""
-        return any(member.name != than and member.keeps(from_block) for member in self._pool.members)
+        return any(name != than for name in self.keepers(from_block))
 
     def expect(self, identity: ChainIdentity) -> None:
         """From now on believe only endpoints that serve this chain."""
@@ -369,7 +390,7 @@ class Node:
             with _about(block_hash):
                 answers = await self._log_answers({"blockHash": to_hex(block_hash)}, filters)
         except RangeRefused:
-            return _matching(filters, await self._logs_of_receipts(block_hash))
+            return _matching(filters, await self._logs_of_receipts(await self.header_by_hash(block_hash)))
         with self._believing(GET_LOGS):
             require_block((log for logs in answers for log in logs), block_hash)
             return merge_logs(answers)
@@ -419,7 +440,7 @@ class Node:
             return await self.logs_in_block(header.hash, filters)
         if all(any(each.matches(log) for log in logs) for each in admitted):
             return logs
-        settled = _matching(asked, await self._logs_of_receipts(header.hash))
+        settled = _matching(asked, await self._logs_of_receipts(header))
         if not _are_same(settled, logs):
             self._endpoint.caught(Inconsistency.LOGS_MISSING)
         return settled
@@ -431,7 +452,7 @@ class Node:
             if everything:
                 self._endpoint.bloom = self._endpoint.bloom.agreed()
             return everything
-        settled = await self._logs_of_receipts(header.hash)
+        settled = await self._logs_of_receipts(header, by_bloom=False)
         differ = not _are_same(_matching(filters, settled), _matching(filters, everything))
         if bloom_of(settled) == header.logs_bloom:
             if differ:
@@ -443,8 +464,27 @@ class Node:
             raise self._invalid(GET_LOGS, "logs, receipts and bloom tell three stories", Inconsistency.LOGS_MISSING)
         return everything
 
-    async def _logs_of_receipts(self, block_hash: bytes) -> tuple[Log, ...]:
-        return tuple(log for receipt in await self.receipts(block_hash) for log in receipt.logs)
+    @_asked_of_one
+    async def proven_logs(self, header: Header) -> tuple[Log, ...] | None:
+        """All logs of a block that is long mined; ``None`` where the endpoint cannot prove that these are all.
+
+        Nothing follows from what it leaves out then.  That is counted, but no failure: it says nothing about the tip.
+        """
+        try:
+            return await self._logs_of_receipts(header)
+        except NodeAnswerInvalid as error:
+            if error.kind is not Inconsistency.RECEIPTS_MISSING:
+                raise
+        except BlockUnknown:
+            pass  # null for a block whose header it has just given
+        self._endpoint.caught(Inconsistency.RECEIPTS_MISSING)
+        return None
+
+    async def _logs_of_receipts(self, header: Header, *, by_bloom: bool = True) -> tuple[Log, ...]:
+        """All logs of a block, proven by its header; ``by_bloom`` where its bloom is not what is on trial."""
+        receipts = await self.receipts(header.hash)
+        with self._believing("eth_getBlockReceipts"):
+            return all_logs(receipts, header, by_bloom=by_bloom and not self._endpoint.bloom.was_caught)
 
     @_asked_of_one
     async def logs_in_range(self, first: int, last: int, filters: Sequence[LogFilter]) -> tuple[Log, ...]:

@@ -434,6 +434,26 @@ class EndpointPool:
             failure = EndpointLags(member.name, "eth_getBlockByNumber", f"its head is {head.number}, not {reaching}")
         raise failure or self._nobody()
 
+    async def named(
+        self, head_of: Callable[[Member], Awaitable[Header]], name: str, *, reaching: int
+    ) -> tuple[Member, Header] | None:
+        """The endpoint of this name and its head; ``None`` if it rests, fails, or is not that far.
+
+        Its budget is not looked at: this goes on with what was begun.
+        """
+        healths = [member.health for member in self.members]
+        member = next(
+            (self.members[place] for place in order(healths, self.now()) if self.members[place].name == name), None
+        )
+        if member is None:
+            return None
+        try:
+            with member.blamed():
+                head = await head_of(member)
+        except NodeUnavailable:
+            return None
+        return (member, head) if head.number >= reaching else None
+
     @contextmanager
     def session(self, member: Member, *, caught_up: bool, from_block: int | None = None) -> Iterator[None]:
         """All that is asked inside goes to one endpoint, and is about no block before ``from_block``.

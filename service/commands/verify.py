@@ -21,11 +21,15 @@ Progress: TypeAlias = Callable[[int, int], None]
 
 @dataclass(slots=True, kw_only=True)
 class Verified:
-    """What a verification found; ``rows`` has a line for each difference, as people and programs see it."""
+    """What a verification found; ``rows`` has a line for each difference, as people and programs see it.
+
+    ``unsettled`` are sentences about those that no one may repair.
+    """
 
     first: int
     last: int
     rows: list[dict[str, object]] = field(default_factory=list)
+    unsettled: list[str] = field(default_factory=list)
 
     @property
     def is_equal(self) -> bool:
@@ -40,8 +44,10 @@ class Verified:
 async def verify(console: Console, *, blocks: str, repair: bool) -> Exit:
     """Compare the rows of the blocks A:B with the chain, up to the last block that is both indexed and final.
 
-    Prints each difference: missing (the chain has it, the rows do not), extra (the rows have it, the chain does not) or
-    different.  Exit code 4 if any is left, 0 if the rows are what the chain says.
+    Prints each difference: missing (the chain has it, the rows do not), extra (the rows have it, the chain does not),
+    different, or mistimed (a request has another time than its block).  A row is taken away only if every endpoint
+    proves that it is not on the chain; one that cannot prove what it leaves out is named.  Exit code 4 if any
+    difference is left, 0 if the rows are what the chain says.
     """
     from datastore.errors import FinalityViolated
     from indexer.sweep import SourcesUnsettled
@@ -62,6 +68,8 @@ async def verify(console: Console, *, blocks: str, repair: bool) -> Exit:
         raise Refused(f"not ready: {error}; run the same command again", Exit.NOT_READY) from error
     columns = ("outcome", "kind", "event", "block_number", "log_index", "block_hash")
     console.rows(found.rows, {name: name for name in columns})
+    for sentence in dict.fromkeys(found.unsettled):
+        console.message(sentence)
     console.message(
         f"blocks {found.first} to {found.last}: "
         + (f"{len(found.rows)} differences" if found.rows else "the rows are what the chain says")
@@ -116,16 +124,22 @@ async def run(
                     sentence=examined.sentence,
                 )
             found.rows += _rows(examined, repair=repair)
+            if examined.differences and examined.repair is None:
+                found.unsettled.append(examined.sentence)
             done = examined.last
             progress(done - found.first + 1, found.last - found.first + 1)
     return found
 
 
 def _rows(examined: Examined, *, repair: bool) -> list[dict[str, object]]:
-    disputed, confirmed = "endpoints disagree", "repaired" if repair else "confirmed"
+    from indexer.differences import Word
+
+    outcome = "repaired" if repair else "confirmed"
+    if examined.repair is None:
+        outcome = "not proven" if examined.saying(Word.PROVES_NOTHING) else "endpoints disagree"
     return [
         {
-            "outcome": disputed if examined.repair is None else confirmed,
+            "outcome": outcome,
             "kind": difference.kind.value,
             "event": difference.event,
             "block_number": difference.block_number,

@@ -29,6 +29,9 @@ class Fault(StrEnum):
     LOGS_OF_A_FORK = "logs_of_a_fork"
     LOGS_WITH_OTHER_CONTENT = "logs_with_other_content"
     LOGS_REMOVED = "logs_removed"
+    LOGS_OF_TIME_ZERO = "logs_of_time_zero"
+    HISTORY_EMPTY = "history_empty"
+    RECEIPTS_CUT = "receipts_cut"
     RANGE_REFUSED = "range_refused"
     # Blocks
     HEAD_STALE = "head_stale"
@@ -67,6 +70,7 @@ SILENT: Final = frozenset(
         Fault.LOGS_CUT_AT_A_CAP,
         Fault.LOGS_OF_A_FORK,
         Fault.LOGS_WITH_OTHER_CONTENT,
+        Fault.HISTORY_EMPTY,
         Fault.HEAD_STALE,
         Fault.BLOOM_EMPTY,
     }
@@ -235,6 +239,36 @@ def _logs_removed(question: Question) -> Answer:
     return [log | {"removed": True} for log in logs if isinstance(log, dict)] if logs else UNTOUCHED
 
 
+def _logs_of_time_zero(question: Question) -> Answer:
+    """As geth writes "not known"; the header knows."""
+    answer = question.honest()
+    untimed = _untimed(answer)
+    return UNTOUCHED if untimed == answer else untimed
+
+
+def _untimed(value: Json) -> Json:
+    if isinstance(value, list):
+        return [_untimed(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if "logs" in value:
+        return value | {"logs": _untimed(value["logs"])}
+    return value | {"blockTimestamp": "0x0"}
+
+
+def _history_empty(question: Question) -> Answer:
+    """What was never synced, or thrown away, is answered as if nothing had happened; the headers are there."""
+    answer = question.honest()
+    if not answer:
+        return UNTOUCHED
+    return [] if isinstance(answer, list) else None
+
+
+def _receipts_cut(question: Question) -> Answer:
+    receipts = _list(question.honest())
+    return receipts[: question.dice.randrange(len(receipts))] if receipts else UNTOUCHED
+
+
 def _range_refused(question: Question) -> Answer:
     filters = question.params[0]
     if not isinstance(filters, dict):
@@ -399,6 +433,9 @@ _TWISTS: Final[Mapping[Fault, tuple[frozenset[str], Twist]]] = {
     Fault.LOGS_OF_A_FORK: (_LOG_ANSWERS, _logs_of_a_fork),
     Fault.LOGS_WITH_OTHER_CONTENT: (_LOG_ANSWERS, _logs_with_other_content),
     Fault.LOGS_REMOVED: (_LOG_ANSWERS, _logs_removed),
+    Fault.LOGS_OF_TIME_ZERO: (_LOG_ANSWERS | _RECEIPT_ANSWERS, _logs_of_time_zero),
+    Fault.HISTORY_EMPTY: (_LOG_ANSWERS | _RECEIPT_ANSWERS, _history_empty),
+    Fault.RECEIPTS_CUT: (_RECEIPT_ANSWERS, _receipts_cut),
     Fault.RANGE_REFUSED: (_LOG_ANSWERS, _range_refused),
     Fault.HEAD_STALE: (_ALL, _head_stale),
     Fault.HEAD_STEPS_BACK: (_BLOCK_ANSWERS, _head_steps_back),

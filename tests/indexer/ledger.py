@@ -43,11 +43,15 @@ def _word(address: bytes) -> bytes:
 
 @dataclass(kw_only=True)
 class Ledger:
-    """Blocks 1 to ``height``; ``logs`` by block number, as (address, topics, data)."""
+    """Blocks 1 to ``height``; ``logs`` by block number, as (address, topics, data).
+
+    ``log_times`` is what the logs of a block say of its time; the others say nothing.
+    """
 
     height: int
     most_logs: int = 10**9
     logs: dict[int, list[tuple[bytes, list[bytes], bytes]]] = field(default_factory=dict)
+    log_times: dict[int, int] = field(default_factory=dict)
     asked: Counter[str] = field(default_factory=Counter)
     ranges: list[tuple[int, int]] = field(default_factory=list)
     sent_logs: int = 0
@@ -97,6 +101,7 @@ class Ledger:
                 "transactionIndex": hex(index),
                 "logIndex": hex(index),
                 "removed": False,
+                "blockTimestamp": hex(self.log_times[number]) if number in self.log_times else None,
             }
             for number in numbers
             for index, (address, topics, data) in enumerate(self.logs.get(number, []))
@@ -108,6 +113,9 @@ class Ledger:
         answer: dict[str, object] = {"jsonrpc": "2.0", "id": question["id"]}
         if question["method"] == "eth_getBlockByNumber":
             return answer | {"result": self._header(int(question["params"][0], 16))}
+        if question["method"] == "eth_getBlockByHash":
+            numbers = [n for n in range(self.height + 1) if "0x" + self.block_hash(n).hex() == question["params"][0]]
+            return answer | {"result": self._header(numbers[0])}
         logs = self._logs(question["params"][0])
         if len(logs) > self.most_logs:
             return answer | {"error": {"code": -32005, "message": "query returned more than 10000 results"}}

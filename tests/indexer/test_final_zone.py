@@ -7,6 +7,8 @@ from contextlib import asynccontextmanager
 import pytest
 
 from indexer.final_zone import FinalZone, Next, ObservedRange, overlapped
+from node.errors import NodeAnswerInvalid
+from node.inconsistency import Inconsistency
 from node.node import Node
 from tests.indexer.ledger import SOURCES, Ledger, consumer, token
 
@@ -80,6 +82,33 @@ async def test_the_time_of_a_block_comes_from_its_header_where_logs_do_not_tell_
     assert [(block.number, block.timestamp - 1_700_000_000) for block in only.read.blocks] == [
         (n, n) for n in range(1, 6)
     ]
+
+
+@pytest.mark.parametrize("told", [0, 1_700_000_002], ids=["zero", "the right one"])
+async def test_a_block_with_a_request_takes_the_time_of_its_header_whatever_its_logs_say(told: int) -> None:
+    ledger = busy_ledger(5)
+    ledger.log_times = {2: told, 3: 0}
+    (only,) = await read_all(ledger)
+    times = [request.block_timestamp for request in only.observation.observed.requests]
+    assert times == [1_700_000_000 + number for number in (2, 3, 4, 5)]
+    assert {block.number for block in only.read.blocks if block.parent_hash} == {1, 2, 3, 4, 5}
+
+
+async def test_a_block_without_a_request_takes_the_time_that_its_logs_tell_and_never_zero() -> None:
+    ledger = Ledger(height=4, log_times={2: 1_700_000_002, 3: 0})
+    for number in (2, 3):
+        ledger.basket(number, number)
+    (only,) = await read_all(ledger)
+    times = {block.number: (block.timestamp - 1_700_000_000, block.parent_hash is None) for block in only.read.blocks}
+    assert times == {2: (2, True), 3: (3, False), 4: (4, False)}
+
+
+async def test_a_log_that_tells_another_time_than_the_header_of_its_block_is_the_fault_of_the_endpoint() -> None:
+    ledger = busy_ledger(5)
+    ledger.log_times = {3: 1_700_000_004}
+    with pytest.raises(NodeAnswerInvalid) as caught:
+        await read_all(ledger)
+    assert caught.value.kind is Inconsistency.BLOCK_TIME
 
 
 async def test_nothing_is_asked_for_before_there_is_room() -> None:

@@ -10,8 +10,8 @@ from datastore import status
 from datastore.connection import Pool, Role, open_pool
 from node.health import EndpointState
 from node.inconsistency import Inconsistency
-from tests.indexer.test_follower_endpoints import BASE, NOISE, World, following, request
-from tests.node.rpc_stand_in import CHAIN_ID, Chain, RpcStandIn, StandInBlock, mined, refused, to_hex
+from tests.indexer.test_follower_endpoints import BASE, BASKET, NOISE, World, following, request
+from tests.node.rpc_stand_in import BLOCK_SECONDS, CHAIN_ID, Chain, RpcStandIn, StandInBlock, mined, refused, to_hex
 
 
 async def rows_are(world: World, chain: Chain) -> bool:
@@ -54,14 +54,16 @@ async def test_an_index_that_no_row_can_hold_is_an_invalid_answer(
 
 
 async def test_one_hash_at_two_final_heights_is_left_for_another_endpoint(indexer_pool: Pool) -> None:
-    """The logs tell the time, so that no header of theirs is asked for."""
-    chain = mined(BASE, [request("two")], [NOISE], [NOISE])
+    """The logs tell the time, and no request is among them, so that no header of theirs is asked for."""
+    chain = mined(BASE, [request("two")], [BASKET], [BASKET], [NOISE], [NOISE])
 
     def mix_up(_: list[Any], logs: Any) -> Any:
-        timed = [log | {"blockTimestamp": hex(1_700_000_000)} for log in logs]
-        return [log | {"blockHash": to_hex(chain[5].hash)} if log["blockNumber"] == "0x4" else log for log in timed]
+        timed = [
+            log | {"blockTimestamp": hex(1_700_000_000 + BLOCK_SECONDS * int(log["blockNumber"], 16))} for log in logs
+        ]
+        return [log | {"blockHash": to_hex(chain[7].hash)} if log["blockNumber"] == "0x6" else log for log in timed]
 
-    servers = [RpcStandIn(chain=chain, finalized=7) for _ in range(2)]
+    servers = [RpcStandIn(chain=chain, finalized=9) for _ in range(2)]
     servers[0].tampers["eth_getLogs"] = mix_up
     async with following(indexer_pool, *servers) as w:
         await w.follow()

@@ -192,7 +192,7 @@ async def following(
                 forwarder_address=FORWARDER,
                 secret_check=secret_check_value(SECRET),
             ),
-            start=Block(number=1, hash=first.hash, parent_hash=first.parent_hash, timestamp=0),
+            start=Block(number=1, hash=first.hash, parent_hash=first.parent_hash, timestamp=1),
             first_trigger_block_number=0,
         )
         sources = Sources(chain_id=CHAIN_ID, factory=FACTORY, forwarder=FORWARDER, catalog=CATALOG, secret=SECRET)

@@ -107,7 +107,20 @@ def test_a_log_is_read_whatever_the_case_of_its_address() -> None:
     assert parse_log(raw_log(address="0x" + "aB" * 20)) == LOG
 
 
-def test_a_log_without_a_block_timestamp_has_none() -> None:
+def test_a_block_after_the_first_has_a_time_and_lists_transactions_that_its_root_does_not_deny() -> None:
+    assert parse_header(raw_header(number="0x0", timestamp="0x0")).timestamp == 0
+    with pytest.raises(Malformed) as caught:
+        parse_header(raw_header(timestamp="0x0"))
+    assert caught.value.kind is Inconsistency.BLOCK_TIME
+    empty = "0x56e81f171bcc55a6ff8345e692c0f86e5b48e01b996cadc001622fb5e363b421"
+    assert keccak(b"\x80").hex() == empty[2:]
+    assert parse_header(raw_header(transactions=[], transactionsRoot=empty)).raw_tx_hashes == []
+    assert parse_header(raw_header(transactions=[], transactionsRoot=hex32(9))).raw_tx_hashes is None
+    assert parse_header(raw_header(transactions=[{"hash": hex32(9)}])).raw_tx_hashes is None
+
+
+def test_a_log_without_a_block_timestamp_or_with_zero_has_none() -> None:
+    assert parse_log(raw_log(blockTimestamp="0x0")).block_timestamp is None
     log = raw_log()
     del log["blockTimestamp"]
     assert parse_log(log).block_timestamp is None

@@ -4,7 +4,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from node.blocks import Log, LogFilter
-from node.bloom import BLOCKS_TO_PROVE, BloomTrust, bloom_admits, bloom_admits_log, bloom_contains, bloom_of
+from node.bloom import (
+    BLOCKS_TO_PROVE,
+    BloomTrust,
+    bloom_admits,
+    bloom_admits_log,
+    bloom_contains,
+    bloom_is_explained,
+    bloom_of,
+)
 from tests.node.rpc_stand_in import Emitted, bloom
 
 WORDS = st.binary(min_size=32, max_size=32)
@@ -42,6 +50,19 @@ def test_a_bloom_is_that_of_its_logs_and_admits_each_of_them(emitted: list[Emitt
         ):
             assert wanted.matches(each)
             assert bloom_admits(bloom_of(logs), wanted)
+
+
+@given(st.lists(EMITTED, min_size=1, max_size=20), st.data())
+def test_a_bloom_is_explained_by_all_logs_of_its_block_and_by_fewer_only_if_they_set_the_same_bits(
+    emitted: list[Emitted], data: st.DataObject
+) -> None:
+    logs = [log(each, index) for index, each in enumerate(emitted)]
+    assert bloom_is_explained(bloom_of(logs), logs)
+    fewer = data.draw(st.lists(st.sampled_from(logs), unique=True, max_size=len(logs) - 1))
+    assert bloom_is_explained(bloom_of(logs), fewer) == (bloom_of(fewer) == bloom_of(logs))
+    assert bloom_is_explained(bloom_of(fewer), logs)
+    assert bloom_is_explained(bytes(256), fewer)
+    assert bloom_is_explained(b"\xff" * 256, fewer)
 
 
 def test_an_empty_bloom_admits_only_what_asks_for_nothing() -> None:

@@ -14,7 +14,7 @@ from node.errors import NodeAnswerInvalid, RangeRefused
 from node.inconsistency import Inconsistency
 from node.node import Node
 from node.pool import EndpointPool, Told
-from tests.node.rpc_stand_in import Emitted, RpcStandIn, genesis, mined
+from tests.node.rpc_stand_in import Emitted, RpcError, RpcStandIn, genesis, mined
 
 US, THEM = b"\x11" * 20, b"\x22" * 20
 OURS, OTHER = b"\xaa" * 32, b"\xbb" * 32
@@ -124,6 +124,114 @@ async def test_logs_that_are_missing_during_the_trial_are_found_too() -> None:
         assert log.address == US
         assert w.kinds == {Inconsistency.LOGS_MISSING: 1}
         assert w.trust.is_on_trial
+
+
+@pytest.mark.parametrize("kept", [0, 1])
+async def test_receipts_that_are_not_those_of_all_transactions_settle_nothing(kept: int) -> None:
+    """The header lists two transactions, whatever the endpoint has of their receipts."""
+    async with world() as w:
+        await w.prove_bloom()
+        w.server.tampers["eth_getLogs"] = lambda *_: []
+        w.server.tampers["eth_getBlockReceipts"] = lambda _, receipts: receipts[:kept]
+        with pytest.raises(NodeAnswerInvalid) as caught:
+            await w.logs(NOISE, WANTED)
+        assert caught.value.kind is Inconsistency.RECEIPTS_MISSING
+        assert w.kinds == {Inconsistency.RECEIPTS_MISSING: 1}
+
+
+async def test_receipts_whose_logs_do_not_explain_a_bloom_settle_nothing() -> None:
+    async with world() as w:
+        await w.prove_bloom()
+        w.server.tampers["eth_getLogs"] = lambda *_: []
+        w.server.tampers["eth_getBlockReceipts"] = lambda _, receipts: [each | {"logs": []} for each in receipts]
+        with pytest.raises(NodeAnswerInvalid, match="its receipts do not hold"):
+            await w.logs(NOISE, WANTED)
+
+
+async def test_a_block_that_is_refused_is_not_read_from_receipts_that_are_cut() -> None:
+    async with world() as w:
+        w.server.chain = mined(w.server.chain, [NOISE, WANTED])
+        head = await w.node.head()
+        w.server.tampers["eth_getLogs"] = refuse_range
+        assert [log.address for log in await w.node.logs_in_block(head.hash, FILTERS)] == [US]
+        w.server.tampers["eth_getBlockReceipts"] = lambda _, receipts: receipts[:1]
+        with pytest.raises(NodeAnswerInvalid, match="not of all 2 transactions"):
+            await w.node.logs_in_block(head.hash, FILTERS)
+
+
+def refuse_range(*_: object) -> object:
+    raise RpcError(-32005, "query returned more than 10000 results")
+
+
+@pytest.mark.parametrize(
+    ("method", "tamper"),
+    [
+        ("eth_getBlockReceipts", lambda *_: []),
+        ("eth_getBlockReceipts", lambda *_: None),
+        ("eth_getBlockReceipts", lambda _, receipts: receipts[1:]),
+        ("eth_getBlockReceipts", lambda _, receipts: [each | {"logs": []} for each in receipts]),
+        ("eth_getBlockByNumber", lambda _, header: header | {"transactions": None}),
+        ("eth_getBlockByNumber", lambda _, header: header | {"transactions": [], "transactionsRoot": "0x" + "11" * 32}),
+    ],
+)
+async def test_an_endpoint_that_cannot_prove_what_it_leaves_out_is_counted_and_goes_on_to_be_asked(
+    method: str, tamper: Any
+) -> None:
+    async with world() as w:
+        w.server.chain = mined(w.server.chain, [NOISE, WANTED])
+        assert len(await w.node.proven_logs(await w.node.head()) or ()) == 2
+        w.server.tampers[method] = tamper
+        assert await w.node.proven_logs(await w.node.head()) is None
+        assert w.kinds == {Inconsistency.RECEIPTS_MISSING: 1}
+        assert w.pool.members[0].health.is_alive
+
+
+@pytest.mark.parametrize("octet", ["00", "ff"])
+async def test_where_blooms_are_empty_or_full_the_number_of_receipts_is_the_proof(octet: str) -> None:
+    async with world() as w:
+        w.server.chain = mined(w.server.chain, [NOISE, WANTED])
+        w.server.tampers["eth_getBlockByNumber"] = lambda _, header: header | {"logsBloom": "0x" + octet * 256}
+        head = await w.node.head()
+        assert len(await w.node.proven_logs(head) or ()) == 2
+        w.server.tampers["eth_getBlockReceipts"] = lambda _, receipts: [each | {"logs": []} for each in receipts]
+        assert await w.node.proven_logs(head) == ()
+        w.server.tampers["eth_getBlockReceipts"] = lambda _, receipts: receipts[:1]
+        assert await w.node.proven_logs(head) is None
+
+
+async def test_a_bloom_that_was_caught_is_no_part_of_a_proof() -> None:
+    async with world() as w:
+        w.server.tampers["eth_getBlockByNumber"] = without_bloom
+        assert await w.logs(NOISE) == ()
+        assert w.trust.was_caught
+        w.server.tampers["eth_getBlockByNumber"] = lambda _, header: header | {"logsBloom": "0x" + "0f" * 256}
+        assert len(await w.node.proven_logs(await w.node.head()) or ()) == 1
+
+
+async def test_a_receipt_beyond_the_listed_transactions_is_read_too() -> None:
+    """Some chains have system transactions that the header does not list, and whose logs are not in its bloom."""
+    async with world() as w:
+        w.server.chain = mined(w.server.chain, [NOISE, WANTED])
+        w.server.tampers["eth_getBlockByNumber"] = lambda _, header: (
+            header
+            | {
+                "transactions": header["transactions"][:1],
+                "logsBloom": mined(genesis(), [NOISE])[-1].header()["logsBloom"],
+            }
+        )
+        logs = await w.node.proven_logs(await w.node.head())
+        assert [log.address for log in logs or ()] == [THEM, US]
+
+
+async def test_a_log_near_the_head_that_tells_another_time_than_its_block_is_refused() -> None:
+    async with world() as w:
+        await w.prove_bloom()
+        w.server.tampers["eth_getLogs"] = lambda _, logs: [log | {"blockTimestamp": "0x0"} for log in logs]
+        assert len(await w.logs(WANTED)) == 1
+        w.server.tampers["eth_getLogs"] = lambda _, logs: [log | {"blockTimestamp": "0x1"} for log in logs]
+        with pytest.raises(NodeAnswerInvalid) as caught:
+            await w.logs(WANTED)
+        assert caught.value.kind is Inconsistency.BLOCK_TIME
 
 
 def without_bloom(_: list[Any], result: dict[str, Any]) -> dict[str, Any]:

@@ -348,6 +348,7 @@ async def test_a_refused_block_is_read_from_its_receipts_and_a_refused_range_is_
     """Hard case 22."""
     answers: Answers = {
         "eth_getLogs": refusing(-32005, "query returned more than 10000 results"),
+        "eth_getBlockByHash": lambda _: raw_block(transactions=[TX_HASH]),
         "eth_getBlockReceipts": lambda _: [raw_receipt(3)],
     }
     async with answering(answers) as node:
@@ -362,6 +363,7 @@ async def test_a_round_number_of_logs_may_be_cut_and_is_not_believed() -> None:
     """Hard case 22."""
     answers: Answers = {
         "eth_getLogs": lambda _: [raw_log(index) for index in range(100)],
+        "eth_getBlockByHash": lambda _: raw_block(transactions=[TX_HASH]),
         "eth_getBlockReceipts": lambda _: [raw_receipt(101)],
     }
     async with answering(answers) as node:

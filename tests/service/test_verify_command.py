@@ -76,6 +76,21 @@ async def test_what_two_nodes_say_differently_is_left_to_a_person(indexer_pool: 
         assert await made.wrong() == []
 
 
+@pytest.mark.parametrize("endpoints", [1, 2])
+async def test_what_no_endpoint_can_prove_to_be_absent_stays_and_they_are_named(
+    indexer_pool: Pool, dsn: str, endpoints: int
+) -> None:
+    async with scene(indexer_pool, history(), endpoints=endpoints) as made:
+        await made.daemon.follow()
+        for endpoint in made.world.endpoints:
+            endpoint.fail(Fault.HISTORY_EMPTY, times=None, seed=1)
+        result = await bskt(made, dsn, "--blocks", "1:", "--repair", "--output", "json")
+        assert result.exit_code == 4
+        assert {(row["kind"], row["outcome"]) for row in rows(result)} == {("extra", "not proven")}
+        assert f"endpoint {', '.join('01'[:endpoints])} cannot prove" in result.stderr
+        assert await made.wrong() == []
+
+
 @pytest.mark.parametrize(("blocks", "sentence"), [("8:9", "beyond the latest block"), ("nine", "not a block number")])
 async def test_a_range_that_cannot_be_verified_is_refused_with_its_reason(
     indexer_pool: Pool, dsn: str, blocks: str, sentence: str
