@@ -84,7 +84,6 @@ CREATE TABLE cursor (
     safe_number bigint NOT NULL,
     head_number bigint NOT NULL,
     baskets_version bigint NOT NULL DEFAULT 0,
-    history_version bigint NOT NULL DEFAULT 0,
     indexed_at timestamptz NOT NULL DEFAULT clock_timestamp(),
     CONSTRAINT cursor_is_not_below_finality CHECK (block_number >= finalized_number),
     CONSTRAINT cursor_finality_is_ordered CHECK (finalized_number <= safe_number)
@@ -92,8 +91,6 @@ CREATE TABLE cursor (
 COMMENT ON TABLE cursor IS 'The last indexed block.  Moves by compare-and-swap on (block_number, block_hash) only.';
 COMMENT ON COLUMN cursor.baskets_version IS
     'Raised when a basket below the cursor is found or lost other than by following: whoever remembers baskets reads them again.';
-COMMENT ON COLUMN cursor.history_version IS
-    'Raised when logs or reports are found or lost other than by following: whoever counted the final ones counts them again.';
 COMMENT ON COLUMN cursor.finalized_number IS 'Monotone; at most block_number: finality is believed only of blocks that are indexed.';
 
 CREATE TABLE control (
@@ -133,6 +130,94 @@ $$;
 COMMENT ON FUNCTION is_this_server IS 'Asked inside each claim and each attempt: a failover must not send before it was noticed.';
 
 -- ------------------------------------------------------------------------------------------------------------------
+-- What is counted, so that a reading costs what is new and not what ever happened.  Each statement that changes counted
+-- rows appends what it changed, in its own transaction: no two transactions write one row, so none waits for another.
+-- fold_tally adds it up afterwards.
+-- ------------------------------------------------------------------------------------------------------------------
+CREATE TABLE tally (
+    chain_id bigint NOT NULL,
+    what text NOT NULL,
+    labels text[] NOT NULL,
+    bucket integer NOT NULL,
+    times bigint NOT NULL,
+    total double precision NOT NULL,
+    PRIMARY KEY (chain_id, what, labels, bucket)
+) WITH (fillfactor = 50);
+COMMENT ON TABLE tally IS 'What was folded.  Labels are codes, so the rows are some hundred a chain, whatever strangers do.';
+COMMENT ON COLUMN tally.bucket IS 'Of a histogram: below how many of its bounds; 0 for what is only counted.';
+
+CREATE TABLE tally_delta (
+    id bigint GENERATED ALWAYS AS IDENTITY,
+    chain_id bigint NOT NULL,
+    what text NOT NULL,
+    labels text[] NOT NULL,
+    bucket integer NOT NULL,
+    times bigint NOT NULL,
+    total double precision NOT NULL,
+    PRIMARY KEY (chain_id, id)
+) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000);
+COMMENT ON TABLE tally_delta IS 'What is not folded yet: appended by triggers only, a few rows a statement however many rows it changed.';
+
+CREATE VIEW counted AS
+    SELECT chain_id, what, labels, bucket, sum(times) :: bigint AS times, sum(total) AS total
+    FROM (
+        SELECT chain_id, what, labels, bucket, times, total FROM tally
+        UNION ALL
+        SELECT chain_id, what, labels, bucket, times, total FROM tally_delta
+    ) t
+    GROUP BY chain_id, what, labels, bucket;
+COMMENT ON VIEW counted IS 'The present truth: one statement sees what was folded and what was not, and nothing twice.';
+
+CREATE FUNCTION seconds_bucket(seconds double precision) RETURNS integer LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
+    SELECT width_bucket(seconds, '{1,5,15,60,120,300,600,1200,2400,3600,7200,21600,86400}' :: double precision[])
+$$;
+CREATE FUNCTION blocks_bucket(blocks double precision) RETURNS integer LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
+    SELECT width_bucket(blocks, '{1,2,3,5,8,16,32,64,128}' :: double precision[])
+$$;
+
+-- Add up the oldest deltas of a chain; how many they were.  Two that fold at once take different ones, and lock in one order.
+CREATE FUNCTION fold_tally(of_chain bigint, at_most integer) RETURNS integer
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
+DECLARE
+    taken bigint[] := ARRAY(
+        SELECT id FROM tally_delta WHERE chain_id = of_chain ORDER BY id LIMIT at_most FOR UPDATE SKIP LOCKED
+    );
+BEGIN
+    WITH gone AS (
+        DELETE FROM tally_delta WHERE chain_id = of_chain AND id = ANY (taken) RETURNING what, labels, bucket, times, total
+    )
+    INSERT INTO tally AS t (chain_id, what, labels, bucket, times, total)
+    SELECT of_chain, what, labels, bucket, sum(times), sum(total) FROM gone GROUP BY 2, 3, 4 ORDER BY 2, 3, 4
+    ON CONFLICT (chain_id, what, labels, bucket) DO UPDATE SET times = t.times + excluded.times, total = t.total + excluded.total;
+    RETURN cardinality(taken);
+END
+$$;
+REVOKE EXECUTE ON FUNCTION fold_tally FROM PUBLIC;
+
+-- Counts the rows of a table that has a chain_id.  Its arguments: what they are counted as, then expressions of a row: its
+-- labels, how many it stands for, its bucket and its amount in a histogram.
+CREATE FUNCTION count_rows() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
+BEGIN
+    EXECUTE format(
+        $count$
+            INSERT INTO tally_delta (chain_id, what, labels, bucket, times, total)
+            SELECT chain_id, %1$L, ARRAY[%2$s] :: text[], %4$s, sum(sign * %3$s), sum(sign * %5$s) FROM (%6$s) changed
+            GROUP BY 1, 3, 4
+            HAVING sum(sign * %3$s) <> 0
+        $count$,
+        TG_ARGV[0], TG_ARGV[1], coalesce(TG_ARGV[2], '1'), coalesce(TG_ARGV[3], '0'), coalesce(TG_ARGV[4], '0'),
+        CASE TG_OP
+            WHEN 'INSERT' THEN 'SELECT 1 AS sign, * FROM new_rows'
+            WHEN 'DELETE' THEN 'SELECT -1 AS sign, * FROM old_rows'
+            ELSE 'SELECT 1 AS sign, * FROM new_rows UNION ALL SELECT -1, * FROM old_rows'
+        END
+    );
+    RETURN NULL;
+END
+$$;
+
+-- ------------------------------------------------------------------------------------------------------------------
 -- The chain as indexed.  Orphaned rows stay, marked.
 -- ------------------------------------------------------------------------------------------------------------------
 CREATE TABLE block (
@@ -169,6 +254,12 @@ CREATE TABLE log (
 COMMENT ON TABLE log IS 'Raw logs of known origin, byte for byte.  (block_hash, log_index) is the key of a log, never of a request.';
 COMMENT ON COLUMN log.undecodable IS 'Why the log could not be decoded; such a log is kept, counted and does not stop its block.';
 CREATE INDEX log_by_block_number ON log (chain_id, block_number);
+CREATE TRIGGER log_added AFTER INSERT ON log REFERENCING NEW TABLE AS new_rows
+    FOR EACH STATEMENT EXECUTE FUNCTION count_rows('logs', 'event, undecodable IS NOT NULL');
+CREATE TRIGGER log_changed AFTER UPDATE ON log REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows
+    FOR EACH STATEMENT EXECUTE FUNCTION count_rows('logs', 'event, undecodable IS NOT NULL');
+CREATE TRIGGER log_discarded AFTER DELETE ON log REFERENCING OLD TABLE AS old_rows
+    FOR EACH STATEMENT EXECUTE FUNCTION count_rows('logs', 'event, undecodable IS NOT NULL');
 
 CREATE TABLE basket (
     chain_id bigint NOT NULL,
@@ -192,14 +283,22 @@ COMMENT ON COLUMN basket.name IS 'Cleaned for display; name_raw is what the chai
 COMMENT ON COLUMN basket.decimals IS 'As read from the token once, before its first trigger; NULL until then.';
 CREATE UNIQUE INDEX basket_stablecoin_is_canonical_once ON basket (chain_id, stablecoin) WHERE canonical;
 CREATE INDEX basket_by_consumer ON basket (chain_id, consumer) WHERE canonical;
+CREATE TRIGGER basket_added AFTER INSERT ON basket REFERENCING NEW TABLE AS new_rows
+    FOR EACH STATEMENT EXECUTE FUNCTION count_rows('baskets', 'canonical');
+CREATE TRIGGER basket_changed AFTER UPDATE ON basket REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows
+    FOR EACH STATEMENT EXECUTE FUNCTION count_rows('baskets', 'canonical');
+CREATE TRIGGER basket_discarded AFTER DELETE ON basket REFERENCING OLD TABLE AS old_rows
+    FOR EACH STATEMENT EXECUTE FUNCTION count_rows('baskets', 'canonical');
 
 CREATE TABLE basket_pause (
     chain_id bigint NOT NULL REFERENCES chain,
     stablecoin address NOT NULL,
     paused_at timestamptz NOT NULL DEFAULT clock_timestamp(),
     paused_reason text NOT NULL,
+    role_changes bigint NOT NULL DEFAULT 0,
     PRIMARY KEY (chain_id, stablecoin)
 );
+COMMENT ON COLUMN basket_pause.role_changes IS 'How often the token''s roles changed since: a person who resumes must have seen the last one.';
 COMMENT ON TABLE basket_pause IS
     'Baskets that nothing is sent for until a person resumes them.  By token, not columns of basket: a reorg or a repair replaces that row, and neither may end a pause.';
 
@@ -235,6 +334,9 @@ CREATE TABLE reorg (
     at timestamptz NOT NULL DEFAULT clock_timestamp()
 );
 COMMENT ON TABLE reorg IS 'Append-only: each time that the followed branch was left.';
+CREATE INDEX reorg_by_chain ON reorg (chain_id, id);
+CREATE TRIGGER reorg_added AFTER INSERT ON reorg REFERENCING NEW TABLE AS new_rows
+    FOR EACH STATEMENT EXECUTE FUNCTION count_rows('reorgs', '', '1', 'blocks_bucket(orphaned_blocks)', 'orphaned_blocks');
 
 CREATE TABLE sweep (
     chain_id bigint PRIMARY KEY REFERENCES chain,
@@ -259,6 +361,8 @@ COMMENT ON TABLE sweep_difference IS 'Append-only: each row of a final block tha
 COMMENT ON COLUMN sweep_difference.stored IS 'The raw row as it was, also where it was discarded.';
 COMMENT ON COLUMN sweep_difference.kind IS 'Of the last one, the header of the block has another time than its requests.';
 COMMENT ON COLUMN sweep_difference.repaired IS 'False where endpoints disagree, or one cannot prove what it leaves out: a person must look.';
+CREATE TRIGGER sweep_difference_added AFTER INSERT ON sweep_difference REFERENCING NEW TABLE AS new_rows
+    FOR EACH STATEMENT EXECUTE FUNCTION count_rows('differences', 'kind');
 
 -- ------------------------------------------------------------------------------------------------------------------
 -- The request
@@ -353,7 +457,16 @@ CREATE INDEX mint_request_not_delivered ON mint_request (chain_id, state_changed
 CREATE INDEX mint_request_to_finalize ON mint_request (chain_id, block_number) WHERE chain_status = 'canonical';
 CREATE INDEX mint_request_orphaned ON mint_request (chain_id, block_number) WHERE chain_status = 'orphaned' AND NOT orphaned_for_good;
 CREATE INDEX mint_request_to_complete ON mint_request (chain_id) WHERE state = 'executed';
-CREATE INDEX mint_request_for_a_person ON mint_request (chain_id, state) WHERE state IN ('review', 'failed', 'rejected');
+CREATE INDEX mint_request_for_a_person ON mint_request (chain_id, state, coalesce(state_reason, ''), state_changed_at, id)
+    WHERE state IN ('review', 'failed', 'rejected');
+CREATE INDEX mint_request_held_for ON mint_request (chain_id, held_reason, held_at, id)
+    WHERE held_at IS NOT NULL AND state IN ('seen', 'confirmed', 'in_doubt');
+
+CREATE FUNCTION is_served_basket(of_chain bigint, token bytea) RETURNS boolean LANGUAGE sql STABLE AS $$
+    SELECT EXISTS (SELECT FROM basket_standing WHERE chain_id = of_chain AND stablecoin = token AND served)
+$$;
+COMMENT ON FUNCTION is_served_basket IS
+    'Baskets are made by anybody: an alarm of one that is not served is limited and does not page.';
 
 CREATE TABLE mint_transition (
     id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
@@ -410,6 +523,9 @@ DECLARE
     END;
     refused record;
 BEGIN
+    IF NOT EXISTS (SELECT FROM new_rows) THEN
+        RETURN NULL;
+    END IF;
     SELECT o.id, o.state AS from_state, n.state AS to_state INTO refused
     FROM old_rows o
     JOIN new_rows n ON n.id = o.id
@@ -498,13 +614,32 @@ BEGIN
         RAISE EXCEPTION 'mint_request %: % may not go from % to %', refused.id, acting, refused.from_state, refused.to_state
             USING ERRCODE = 'check_violation';
     END IF;
-    INSERT INTO mint_transition (request_id, from_state, to_state, actor, reason, detail, attempt_no, stayed)
-    SELECT
-        n.id, o.state, n.state, acting, n.state_reason, n.state_detail, n.state_attempt_no,
-        n.state_changed_at - o.state_changed_at
-    FROM old_rows o
-    JOIN new_rows n ON n.id = o.id
-    WHERE o.state <> n.state;
+    WITH written AS (
+        INSERT INTO mint_transition (request_id, from_state, to_state, actor, reason, detail, attempt_no, stayed)
+        SELECT
+            n.id, o.state, n.state, acting, n.state_reason, n.state_detail, n.state_attempt_no,
+            n.state_changed_at - o.state_changed_at
+        FROM old_rows o
+        JOIN new_rows n ON n.id = o.id
+        WHERE o.state <> n.state
+        RETURNING request_id, from_state, to_state, reason, extract(epoch FROM stayed) :: double precision AS seconds, at
+    ), completed AS (
+        SELECT n.chain_id, greatest(0, extract(epoch FROM w.at) - n.block_timestamp) :: double precision AS seconds
+        FROM written w
+        JOIN new_rows n ON n.id = w.request_id
+        WHERE w.to_state = 'completed'
+    )
+    INSERT INTO tally_delta (chain_id, what, labels, bucket, times, total)
+    SELECT chain_id, 'transitions', ARRAY[from_state, to_state, reason], seconds_bucket(seconds), count(*), sum(seconds)
+    FROM written JOIN new_rows ON id = request_id
+    GROUP BY 1, 3, 4
+    UNION ALL
+    SELECT chain_id, 'completions', '{}', seconds_bucket(seconds), count(*), sum(seconds) FROM completed GROUP BY 1, 4
+    UNION ALL
+    SELECT chain_id, 'requests', ARRAY[state, state_reason, held_reason], 0, sum(sign), 0
+    FROM (SELECT 1 AS sign, * FROM new_rows UNION ALL SELECT -1, * FROM old_rows) changed
+    GROUP BY 1, 3
+    HAVING sum(sign) <> 0;
     -- A subselect, for it finds one row by the key also without nested loops.
     INSERT INTO basket_standing AS b (chain_id, stablecoin, completed_at)
     SELECT n.chain_id, n.stablecoin, min(n.state_changed_at)
@@ -534,6 +669,15 @@ BEGIN
     SELECT id, NULL, 'seen', 'indexer' FROM new_rows;
     INSERT INTO mint_transition (request_id, from_state, to_state, actor, reason, detail, stayed)
     SELECT id, 'seen', state, 'indexer', state_reason, state_detail, '0' FROM new_rows WHERE state <> 'seen';
+    INSERT INTO tally_delta (chain_id, what, labels, bucket, times, total)
+    SELECT chain_id, 'transitions', ARRAY['seen', state, state_reason], seconds_bucket(0), count(*), 0
+    FROM new_rows
+    WHERE state <> 'seen'
+    GROUP BY chain_id, state, state_reason
+    UNION ALL
+    SELECT chain_id, 'requests', ARRAY[state, state_reason, held_reason], 0, count(*), 0
+    FROM new_rows
+    GROUP BY chain_id, state, state_reason, held_reason;
     RETURN NULL;
 END
 $$;
@@ -584,6 +728,10 @@ CREATE TABLE report (
 );
 COMMENT ON TABLE report IS 'Each ReportProcessed of the configured forwarder for a known consumer.  result = false is never final.';
 CREATE INDEX report_by_execution_id ON report (execution_id);
+CREATE TRIGGER report_added AFTER INSERT ON report REFERENCING NEW TABLE AS new_rows
+    FOR EACH STATEMENT EXECUTE FUNCTION count_rows('reports', 'result');
+CREATE TRIGGER report_discarded AFTER DELETE ON report REFERENCING OLD TABLE AS old_rows
+    FOR EACH STATEMENT EXECUTE FUNCTION count_rows('reports', 'result');
 
 -- A raw row is never rewritten.  One that the chain contradicts may be discarded, if it is on no branch and kept as a difference.
 CREATE FUNCTION discard_log(of_chain bigint, of_block bytea, at_index integer) RETURNS void
@@ -610,12 +758,30 @@ CREATE TABLE alarm (
     id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     chain_id bigint NOT NULL REFERENCES chain,
     kind text NOT NULL,
+    served boolean NOT NULL DEFAULT true,
+    stablecoin address,
     request_id bigint REFERENCES mint_request,
     sentence text NOT NULL,
-    at timestamptz NOT NULL DEFAULT clock_timestamp()
+    times bigint NOT NULL DEFAULT 1,
+    hour timestamptz,
+    at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    last_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    CONSTRAINT alarm_stands_for_several_by_the_hour CHECK (times = 1 OR hour IS NOT NULL),
+    CONSTRAINT alarm_about_baskets_that_are_not_served_is_by_the_hour CHECK (served OR hour IS NOT NULL)
 );
-COMMENT ON TABLE alarm IS 'Append-only: what a person must know.  docs/runbook.md has a heading for each kind.';
+COMMENT ON TABLE alarm IS
+    'What a person must know; docs/runbook.md has a heading for each kind.  Nothing is deleted, and only those of an hour are counted up.';
+COMMENT ON COLUMN alarm.served IS
+    'False for what any stranger can cause for gas, with a basket that is not served: one row a kind and hour counts them all.';
+COMMENT ON COLUMN alarm.hour IS
+    'Where set, the row stands for all of its kind in this hour, and its sentence is of the first; last_at is of the latest.';
 CREATE INDEX alarm_by_request ON alarm (request_id);
+CREATE INDEX alarm_by_kind ON alarm (chain_id, kind, at);
+CREATE UNIQUE INDEX alarm_is_one_row_an_hour ON alarm (chain_id, kind, served, hour) WHERE hour IS NOT NULL;
+CREATE TRIGGER alarm_added AFTER INSERT ON alarm REFERENCING NEW TABLE AS new_rows
+    FOR EACH STATEMENT EXECUTE FUNCTION count_rows('alarms', 'kind, served', 'times');
+CREATE TRIGGER alarm_changed AFTER UPDATE ON alarm REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows
+    FOR EACH STATEMENT EXECUTE FUNCTION count_rows('alarms', 'kind, served', 'times');
 
 -- ------------------------------------------------------------------------------------------------------------------
 -- What the invocator did
@@ -748,6 +914,26 @@ CREATE INDEX attempt_by_start ON attempt (started_at);
 CREATE INDEX attempt_by_answer_time ON attempt USING brin (answered_at);
 CREATE INDEX attempt_by_simulated_tx_hash ON attempt (simulated_tx_hash) WHERE simulated_tx_hash IS NOT NULL;
 
+-- An answer is written once: only the update that brings it counts.
+CREATE FUNCTION attempt_answered() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
+BEGIN
+    INSERT INTO tally_delta (chain_id, what, labels, bucket, times, total)
+    SELECT r.chain_id, 'attempts', ARRAY[n.outcome], seconds_bucket(s.seconds), count(*), sum(s.seconds)
+    FROM old_rows o
+    JOIN new_rows n USING (request_id, attempt_no)
+    JOIN mint_request r ON r.id = n.request_id
+    CROSS JOIN LATERAL (SELECT extract(epoch FROM n.answered_at - n.started_at) :: double precision AS seconds) s
+    WHERE o.outcome IS NULL AND n.outcome IS NOT NULL
+    GROUP BY 1, 3, 4;
+    RETURN NULL;
+END
+$$;
+CREATE TRIGGER attempt_answered
+    AFTER UPDATE ON attempt
+    REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows
+    FOR EACH STATEMENT EXECUTE FUNCTION attempt_answered();
+
 -- Design §4, "sent": what proves the contrary is only an answer that comes before forwarding, or no connection.
 CREATE FUNCTION is_sent(request bigint) RETURNS boolean LANGUAGE sql STABLE AS $$
     SELECT EXISTS (
@@ -777,7 +963,8 @@ GRANT INSERT ON chain, cursor, control, block, log, basket, reorg, mint_request,
 GRANT UPDATE (filled_up_to, live_at) ON factory TO bskt_indexer;
 GRANT UPDATE (block_number, swept_at) ON sweep TO bskt_indexer;
 GRANT EXECUTE ON FUNCTION discard_log TO bskt_indexer;
-GRANT UPDATE (block_number, block_hash, finalized_number, safe_number, head_number, baskets_version, history_version, indexed_at)
+GRANT EXECUTE ON FUNCTION fold_tally TO bskt_indexer;
+GRANT UPDATE (block_number, block_hash, finalized_number, safe_number, head_number, baskets_version, indexed_at)
     ON cursor TO bskt_indexer;
 GRANT UPDATE (
     halted_at, halted_reason, quarantined_at, quarantined_reason, quarantined_until, server_identifier, server_timeline
@@ -808,6 +995,8 @@ GRANT DELETE ON basket_pause TO bskt_operator;
 GRANT INSERT (chain_id, stablecoin, allowed, allowed_at, allowed_reason) ON basket_standing TO bskt_operator;
 GRANT UPDATE (allowed, allowed_at, allowed_reason) ON basket_standing TO bskt_operator;
 GRANT UPDATE (paused_reason) ON basket_pause TO bskt_indexer, bskt_invocator, bskt_operator;  -- to lock it
+GRANT UPDATE (role_changes) ON basket_pause TO bskt_indexer, bskt_operator;
+GRANT UPDATE (times, last_at) ON alarm TO bskt_indexer, bskt_invocator;
 GRANT UPDATE (paused_at, paused_reason, quarantined_at, quarantined_reason, quarantined_until) ON control TO bskt_operator;
 GRANT UPDATE (
     nonce, generation, state, state_reason, state_detail, state_attempt_no, state_changed_at, holds_reference, held_at, held_reason,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
@@ -31,32 +32,78 @@ class AlarmKind(StrEnum):
     UNEXPECTED_MINT = "unexpected_mint"
 
 
-# $1 chain, $2 kind, $3 sentences, $4 their requests, or NULL for what is about the whole chain
+OF_STRANGERS: Final = frozenset({AlarmKind.BASKET_ROLE_CHANGED, AlarmKind.UNATTRIBUTED_MINT})
+"""What anybody can cause for gas, with a basket of its own: there, one row an hour counts them all."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Concern:
+    """An alarm about a basket; ``served`` if the basket is, or if the alarm concerns our promise."""
+
+    stablecoin: bytes | None
+    served: bool
+    sentence: str
+
+
+# $1 chain, $2 kind, $3 sentences, $4 their requests, $5 their baskets' tokens; NULL for what is about the whole chain
 _RAISE: Final = """
-INSERT INTO alarm (chain_id, kind, sentence, request_id)
-SELECT $1, $2, n.sentence, n.request_id FROM unnest($3::text[], $4::bigint[]) AS n (sentence, request_id)
+INSERT INTO alarm (chain_id, kind, sentence, request_id, stablecoin)
+SELECT $1, $2, n.sentence, n.request_id, n.stablecoin
+FROM unnest($3::text[], $4::bigint[], $5::bytea[]) AS n (sentence, request_id, stablecoin)
 """
-
-
-# $1 chain, $2 kind, $3 sentence
+# The row is locked until the transaction ends, and whatever else it locks comes before this.
+# $1 chain, $2 kind, $3 sentence of the first, $4 whether served baskets may be concerned, $5 how many
 _RAISE_HOURLY: Final = """
-INSERT INTO alarm (chain_id, kind, sentence)
-SELECT $1, $2, $3
-WHERE NOT EXISTS (SELECT FROM alarm WHERE chain_id = $1 AND kind = $2 AND at > clock_timestamp() - interval '1 hour')
+INSERT INTO alarm AS a (chain_id, kind, sentence, served, times, hour)
+VALUES ($1, $2, $3, $4, $5, date_bin('1 hour', clock_timestamp(), '2000-01-01'))
+ON CONFLICT (chain_id, kind, served, hour) WHERE hour IS NOT NULL
+    DO UPDATE SET times = a.times + excluded.times, last_at = excluded.last_at
 """
+# $1 chain, $2 tokens
+_SERVED: Final = "SELECT token FROM unnest($2::bytea[]) AS n (token) WHERE is_served_basket($1, token)"
 
 
 async def raise_alarm(connection: Connection, chain_id: int, kind: AlarmKind, *sentences: str) -> None:
     """Record alarms about the whole chain."""
-    await connection.execute(_RAISE, chain_id, kind.value, list(sentences), [None] * len(sentences))
+    nothing = [None] * len(sentences)
+    await connection.execute(_RAISE, chain_id, kind.value, list(sentences), nothing, nothing)
 
 
 async def raise_alarms(connection: Connection, chain_id: int, kind: AlarmKind, sentences: Mapping[int, str]) -> None:
     """Record an alarm for each request id."""
     if sentences:
-        await connection.execute(_RAISE, chain_id, kind.value, list(sentences.values()), list(sentences))
+        await connection.execute(
+            _RAISE, chain_id, kind.value, list(sentences.values()), list(sentences), [None] * len(sentences)
+        )
 
 
-async def raise_hourly(connection: Connection, chain_id: int, kind: AlarmKind, sentence: str) -> None:
-    """Record an alarm about what may happen at every block or attempt, unless one of its kind is less than an hour old."""
-    await connection.execute(_RAISE_HOURLY, chain_id, kind.value, sentence)
+async def raise_hourly(
+    connection: Connection, chain_id: int, kind: AlarmKind, sentence: str, *, served: bool = True, times: int = 1
+) -> None:
+    """Record what may happen at every block or attempt: a row an hour, with the first one's sentence, counts them."""
+    await connection.execute(_RAISE_HOURLY, chain_id, kind.value, sentence, served, times)
+
+
+async def raise_about_baskets(
+    connection: Connection, chain_id: int, kind: AlarmKind, concerns: Sequence[Concern]
+) -> None:
+    """Record a row for each concern about a served basket, and one an hour for all others together.
+
+    A storm of others leaves the rows of the served ones as they are, and adds one row of each kind an hour.
+    """
+    if served := [concern for concern in concerns if concern.served]:
+        await connection.execute(
+            _RAISE,
+            chain_id,
+            kind.value,
+            [concern.sentence for concern in served],
+            [None] * len(served),
+            [concern.stablecoin for concern in served],
+        )
+    if others := [concern for concern in concerns if not concern.served]:
+        await raise_hourly(connection, chain_id, kind, others[0].sentence, served=False, times=len(others))
+
+
+async def served_baskets(connection: Connection, chain_id: int, tokens: Iterable[bytes]) -> set[bytes]:
+    """Those of the baskets that are served; by their tokens."""
+    return {row["token"] for row in await connection.fetch(_SERVED, chain_id, list(tokens))}

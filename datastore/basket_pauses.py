@@ -7,10 +7,12 @@ whatever else happened at that moment.  And every transaction that may bring an 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Final
 
-from datastore.alarms import AlarmKind, raise_alarm
+from datastore.alarms import AlarmKind, Concern, raise_about_baskets, served_baskets
 from datastore.connection import Connection
 from datastore.rows import RoleChange
 
@@ -28,11 +30,11 @@ _SYMBOLS: Final = """
 SELECT stablecoin, symbol FROM basket WHERE chain_id = $1 AND canonical AND stablecoin = ANY($2::bytea[])
 """
 # An older pause stays, unless a person is ending it: then this waits, and there is a new one.
-# $1 chain, $2 tokens, $3 reasons
+# $1 chain, $2 tokens, $3 reasons, $4 how many changes of roles
 _PAUSE: Final = """
-INSERT INTO basket_pause (chain_id, stablecoin, paused_reason)
-SELECT $1, n.stablecoin, n.reason FROM unnest($2::bytea[], $3::text[]) AS n (stablecoin, reason)
-ON CONFLICT (chain_id, stablecoin) DO UPDATE SET paused_reason = basket_pause.paused_reason
+INSERT INTO basket_pause AS p (chain_id, stablecoin, paused_reason, role_changes)
+SELECT $1, n.stablecoin, n.reason, n.changes FROM unnest($2::bytea[], $3::text[], $4::bigint[]) AS n (stablecoin, reason, changes)
+ON CONFLICT (chain_id, stablecoin) DO UPDATE SET role_changes = p.role_changes + excluded.role_changes
 """
 # Locked until the hold is written, so that a person's resume comes before it or releases it.  $1 chain
 _PAUSED: Final = "SELECT stablecoin FROM basket_pause WHERE chain_id = $1 FOR SHARE"
@@ -99,23 +101,33 @@ async def pause_for(connection: Connection, chain_id: int, changes: Sequence[Rol
         return
     rows = await connection.fetch(_SYMBOLS, chain_id, list({change.stablecoin for change in changes}))
     symbols = {row["stablecoin"]: row["symbol"] for row in rows}
+    counts = Counter(change.stablecoin for change in changes)
+    served = await served_baskets(connection, chain_id, counts)
     first_by_token: dict[bytes, str] = {}
-    sentences: list[str] = []
+    concerns: list[Concern] = []
     for change in changes:
         token = f"0x{change.stablecoin.hex()}"
         what = f"{change.sentence} in block {change.block_number}"
         first_by_token.setdefault(change.stablecoin, what)
-        sentences.append(
+        sentence = (
             f"The token of basket {symbols.get(change.stablecoin, '')} ({token}) says {what}.  Nothing is sent for the "
             f"basket until `bskt baskets resume {token} --reason …`."
         )
-    await pause(connection, chain_id, first_by_token)
-    await raise_alarm(connection, chain_id, AlarmKind.BASKET_ROLE_CHANGED, *sentences)
+        concerns.append(Concern(stablecoin=change.stablecoin, served=change.stablecoin in served, sentence=sentence))
+    await pause(connection, chain_id, first_by_token, role_changes=counts)
+    await raise_about_baskets(connection, chain_id, AlarmKind.BASKET_ROLE_CHANGED, concerns)
 
 
-async def pause(connection: Connection, chain_id: int, reason_by_token: dict[bytes, str]) -> None:
-    """Pause the baskets that are not paused yet."""
-    await connection.execute(_PAUSE, chain_id, list(reason_by_token), list(reason_by_token.values()))
+async def pause(
+    connection: Connection,
+    chain_id: int,
+    reason_by_token: dict[bytes, str],
+    *,
+    role_changes: Mapping[bytes, int] = MappingProxyType({}),
+) -> None:
+    """Pause the baskets that are not paused yet, and count the changes of roles for those that are."""
+    changes = [role_changes.get(token, 0) for token in reason_by_token]
+    await connection.execute(_PAUSE, chain_id, list(reason_by_token), list(reason_by_token.values()), changes)
 
 
 async def lock(connection: Connection, chain_id: int, stablecoin: bytes) -> None:

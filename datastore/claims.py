@@ -756,9 +756,9 @@ async def hold_claim(pool: Pool, chain_id: int, order: Order, *, reason: str, de
     async with unit(pool) as connection:
         if await connection.fetchval(_LOCK_CLAIM, order.request_id, order.claim_no) is None:
             return False
-        if reason == NOT_WITNESSED:
-            await raise_hourly(connection, chain_id, AlarmKind.ENDPOINTS_DISAGREE, detail)
         await _hold(connection, order, reason=reason, detail=detail, interval=timedelta(seconds=seconds))
+        if reason == NOT_WITNESSED:  # last, for the alarm's row is locked
+            await raise_hourly(connection, chain_id, AlarmKind.ENDPOINTS_DISAGREE, detail)
     return True
 
 
@@ -1026,15 +1026,15 @@ async def _learn(connection: Connection, chain_id: int, request_id: int, attempt
             await raise_alarm(connection, chain_id, AlarmKind.INSTANCE_REFUSED, sentence)
     elif answered.says is Says.WORKS:
         await connection.execute(_OPEN_GATE, chain_id, request_id, attempt_no)
-    if answered.http_status == HTTP_FORBIDDEN and answered.says is Says.NOTHING:
-        # Nobody knows which of our requests a firewall let through, and none resolves itself while it forbids.
-        sentence = f"Something before the gateway forbids our calls (HTTP 403).  {answered.sentence or ''}".strip()
-        await raise_hourly(connection, chain_id, AlarmKind.GATEWAY_FORBIDS, sentence)
     if answered.clock_offset_seconds is not None:
         before = await connection.fetchval(_SET_CLOCK, chain_id, answered.clock_offset_seconds)
         if abs(answered.clock_offset_seconds) > CLOCK_ALARM_SECONDS >= abs(before or 0.0):
             sentence = f"The gateway's clock and ours are {answered.clock_offset_seconds:+.0f} s apart; correct ours."
             await raise_alarm(connection, chain_id, AlarmKind.CLOCK_OFF, sentence)
+    if answered.http_status == HTTP_FORBIDDEN and answered.says is Says.NOTHING:
+        # Last, for the alarm's row is locked.  Nobody knows which of our requests a firewall let through, and none resolves itself while it forbids.
+        sentence = f"Something before the gateway forbids our calls (HTTP 403).  {answered.sentence or ''}".strip()
+        await raise_hourly(connection, chain_id, AlarmKind.GATEWAY_FORBIDS, sentence)
 
 
 def _event_of(outcome: str) -> Event | None:

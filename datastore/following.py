@@ -15,7 +15,7 @@ from typing import Final, TypeAlias
 import asyncpg
 
 from datastore import basket_pauses, quarantine
-from datastore.alarms import AlarmKind, raise_alarm, raise_alarms
+from datastore.alarms import AlarmKind, Concern, raise_about_baskets, raise_alarms, served_baskets
 from datastore.connection import Connection, Pool, translated, unit
 from datastore.errors import BlockMisplaced, CursorMoved, FinalityViolated
 from datastore.judgement import Allowed, Candidate, ForReview, Holder, Refused, judge
@@ -311,7 +311,9 @@ SELECT id FROM mint_request WHERE bank_reference = ANY($1::bytea[]) AND id <> AL
 # Mints of the new blocks that no request of ours accounts for.  One that a simulation of ours may just have made is left
 # until the command returns its transaction, or the request is given up.  $1 chain, $2 hashes of the new blocks
 _UNATTRIBUTED: Final = """
-SELECT e.block_hash, e.log_index, e.bank_reference
+SELECT
+    e.block_hash, e.log_index, e.bank_reference,
+    (SELECT b.stablecoin FROM basket b WHERE b.chain_id = $1 AND b.consumer = e.consumer AND b.canonical LIMIT 1) AS stablecoin
 FROM mint_execution e
 WHERE e.chain_id = $1 AND e.block_hash = ANY($2::bytea[]) AND e.request_id IS NULL
   AND NOT EXISTS (
@@ -320,6 +322,19 @@ WHERE e.chain_id = $1 AND e.block_hash = ANY($2::bytea[]) AND e.request_id IS NU
       JOIN attempt a ON a.request_id = q.id AND a.outcome IS NULL
       WHERE q.chain_id = $1 AND q.expected_reference = e.bank_reference AND q.consumer = e.consumer AND q.state = 'in_doubt'
   )
+"""
+# Of references that mints carry, those of a request that was sent or whose basket is served: a mint with one of them that is
+# not ours concerns our promise, through whichever basket it came.  Two look-ups each.  $1 references
+_OURS: Final = """
+SELECT r.expected_reference AS bank_reference
+FROM (
+    SELECT id, chain_id, stablecoin, expected_reference FROM mint_request
+    WHERE bank_reference = ANY($1::bytea[]) AND holds_reference AND expected_reference = bank_reference
+    UNION ALL
+    SELECT id, chain_id, stablecoin, expected_reference FROM mint_request
+    WHERE expected_reference = ANY($1::bytea[]) AND expected_reference <> bank_reference
+) r
+WHERE is_served_basket(r.chain_id, r.stablecoin) OR is_sent(r.id)
 """
 # $1 references
 _REQUESTS_WITH_REFERENCE: Final = """
@@ -533,11 +548,8 @@ async def record(
             f"block {conflict} is stored with another hash than the node gives; check the node with `bskt check`"
         )
     await connection.execute(_DISPLACE_BASKETS, chain_id, *_columns(batch.baskets, _ANNOUNCEMENT))
-    changed = await _insert_observations(connection, chain_id, batch, rules, committed)
-    if changed.baskets:
+    if await _insert_observations(connection, chain_id, batch, rules, committed):
         await baskets_changed(connection, chain_id)
-    if changed.counted:
-        await history_changed(connection, chain_id)
     await _insert_requests(connection, chain_id, batch, rules, hold_reason, committed)
     await _settle_outcomes(connection, chain_id, [block.hash for block in batch.blocks], committed)
     await _judge(connection, chain_id, batch.finality.trigger, rules, committed)
@@ -551,15 +563,6 @@ async def baskets_changed(connection: Connection, chain_id: int) -> None:
     await connection.execute(
         # $1 chain
         "UPDATE cursor SET baskets_version = baskets_version + 1 WHERE chain_id = $1",
-        chain_id,
-    )
-
-
-async def history_changed(connection: Connection, chain_id: int) -> None:
-    """Tell whoever counts that logs or reports below the cursor are others than before."""
-    await connection.execute(
-        # $1 chain
-        "UPDATE cursor SET history_version = history_version + 1 WHERE chain_id = $1",
         chain_id,
     )
 
@@ -656,18 +659,10 @@ async def lose(
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Changed:
-    """Whether a batch added or restored baskets, and rows that ``datastore.tally`` counts."""
-
-    baskets: bool
-    counted: bool
-
-
 async def _insert_observations(
     connection: Connection, chain_id: int, batch: Batch, rules: Rules, committed: Committed
-) -> _Changed:
-    """Blocks and what their logs say; what that changed.
+) -> bool:
+    """Blocks and what their logs say; whether that added or restored baskets.
 
     The cursor's row is locked, so nobody else writes this chain's rows: what is not found is new, and is copied.
     """
@@ -676,16 +671,15 @@ async def _insert_observations(
         connection, chain_id, batch.role_changes, first_block_number=rules.first_trigger_block_number
     )
     await connection.execute(_INSERT_BLOCKS, chain_id, *_columns(batch.blocks, _BLOCK))
-    logs = await _insert_new(connection, chain_id, "log", LogRow._fields, batch.logs, known)
-    explained = "UPDATE 0"
+    await _insert_new(connection, chain_id, "log", LogRow._fields, batch.logs, known)
     if known:
-        explained = await connection.execute(_EXPLAIN_LOGS, chain_id, *_columns(batch.logs, _EXPLANATION))
+        await connection.execute(_EXPLAIN_LOGS, chain_id, *_columns(batch.logs, _EXPLANATION))
     baskets = await _insert_new(connection, chain_id, "basket", Basket._fields, batch.baskets, known)
-    reports = await _insert_new(connection, chain_id, "report", Report._fields, batch.reports, known)
+    await _insert_new(connection, chain_id, "report", Report._fields, batch.reports, known)
     await _insert_new(connection, chain_id, "mint_execution", Mint._fields, batch.mints, known)
     await basket_pauses.pause_for(connection, chain_id, role_changes)
     committed.alarms[AlarmKind.BASKET_ROLE_CHANGED] += len(role_changes)
-    return _Changed(baskets=baskets, counted=logs or reports or explained != "UPDATE 0")
+    return baskets
 
 
 async def _known_blocks(connection: Connection, chain_id: int, blocks: Sequence[Block]) -> list[bytes]:
@@ -967,6 +961,9 @@ async def _settle_unattributed(
     if not foreign:
         return
     references = sorted({row["bank_reference"] for row in foreign})
+    # Before the settlement, by which a request may lose its reference.
+    ours = {row["bank_reference"] for row in await connection.fetch(_OURS, references)}
+    served = await served_baskets(connection, chain_id, {row["stablecoin"] for row in foreign} - {None})
     requests = await connection.fetch(_REQUESTS_WITH_REFERENCE, references)
     committed.settled += await settle(
         connection,
@@ -975,15 +972,16 @@ async def _settle_unattributed(
         detail="A mint with this reference is on chain that no delivery of ours accounts for.",
     )
     committed.alarms[AlarmKind.UNATTRIBUTED_MINT] += len(foreign)
-    await raise_alarm(
-        connection,
-        chain_id,
-        AlarmKind.UNATTRIBUTED_MINT,
-        *(
-            f"MintExecuted {row['log_index']} of block 0x{row['block_hash'].hex()} with reference 0x{row['bank_reference'].hex()} is proven for none of our requests."
-            for row in foreign
-        ),
-    )
+    concerns = [
+        Concern(
+            stablecoin=row["stablecoin"],
+            served=row["stablecoin"] in served or row["bank_reference"] in ours,
+            sentence=f"MintExecuted {row['log_index']} of block 0x{row['block_hash'].hex()} with reference "
+            f"0x{row['bank_reference'].hex()} is proven for none of our requests.",
+        )
+        for row in foreign
+    ]
+    await raise_about_baskets(connection, chain_id, AlarmKind.UNATTRIBUTED_MINT, concerns)
 
 
 def _candidate(row: asyncpg.Record) -> Candidate:

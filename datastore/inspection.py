@@ -143,23 +143,29 @@ SELECT action, operator || ': ' || reason AS sentence, at FROM operator_action W
 """
 _ALARMS_OF: Final = "SELECT kind, sentence, at FROM alarm WHERE request_id = $1 ORDER BY id"
 # What paused, resumed, allowed and disallowed its basket while that concerned it: since the last resume before it was
-# recorded, and until it ended.  $1 request
+# recorded, and until it ended.  A pause that no person began is told by its own row, or by that of its end.  $1 request
 _PAUSES_OF: Final = """
 WITH request AS (
-    SELECT chain_id, encode(stablecoin, 'hex') AS token, recorded_at,
+    SELECT chain_id, stablecoin, recorded_at,
         CASE WHEN state IN ('completed', 'rejected', 'dropped', 'cancelled') THEN state_changed_at ELSE 'infinity' END AS ended_at
     FROM mint_request WHERE id = $1
-), pause AS (
-    SELECT a.kind AS what, a.sentence, a.at
-    FROM request r
-    JOIN alarm a ON a.chain_id = r.chain_id AND a.kind = 'basket_role_changed' AND strpos(a.sentence, r.token) > 0
-    UNION ALL
-    SELECT o.action, o.operator || ': ' || o.reason, o.at
+), turn AS (
+    SELECT o.*
     FROM request r
     JOIN operator_action o ON o.chain_id = r.chain_id AND o.action IN (
         'pause_basket', 'resume_basket', 'allow_basket', 'disallow_basket'
     )
-        AND o.before ->> 'stablecoin' = '0x' || r.token
+        AND o.before ->> 'stablecoin' = '0x' || encode(r.stablecoin, 'hex')
+), paused AS (
+    SELECT p.paused_reason, p.paused_at FROM request r JOIN basket_pause p USING (chain_id, stablecoin)
+    UNION ALL
+    SELECT before ->> 'paused_reason', (before ->> 'paused_at')::timestamptz FROM turn WHERE action = 'resume_basket'
+), pause AS (
+    SELECT 'basket_role_changed' AS what, 'The token of its basket says ' || paused_reason || '.' AS sentence, paused_at AS at
+    FROM paused
+    WHERE NOT EXISTS (SELECT FROM turn WHERE action = 'pause_basket' AND (after ->> 'paused_at')::timestamptz = paused_at)
+    UNION ALL
+    SELECT action, operator || ': ' || reason, at FROM turn
 )
 SELECT what, sentence, at
 FROM pause, request

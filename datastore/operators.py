@@ -160,12 +160,8 @@ _RESUME: Final = "UPDATE control SET paused_at = NULL, paused_reason = NULL WHER
 _BASKET: Final = """
 SELECT
     '0x' || encode(b.stablecoin, 'hex') AS stablecoin, b.symbol, p.paused_at, p.paused_reason,
+    coalesce(p.role_changes, 0) AS role_changes,
     s.completed_at, s.allowed, s.allowed_at, s.allowed_reason, coalesce(s.served, false) AS served,
-    (
-        SELECT count(*) FROM alarm a
-        WHERE a.chain_id = b.chain_id AND a.kind = 'basket_role_changed' AND a.at >= p.paused_at
-          AND strpos(a.sentence, encode(b.stablecoin, 'hex')) > 0
-    ) AS role_changes,
     (
         SELECT count(*) FROM mint_request r
         WHERE r.chain_id = b.chain_id AND r.stablecoin = b.stablecoin AND r.held_reason = 'basket_paused'

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 
+from datastore.alarms import AlarmKind
 from datastore.connection import Pool, unit
 from datastore.lifecycle import State
 
@@ -29,7 +30,10 @@ WHERE c.chain_id = $1
 _LAST_REORG: Final = """
 SELECT at, ancestor_number, orphaned_blocks, orphaned_requests FROM reorg WHERE chain_id = $1 ORDER BY id DESC LIMIT 1
 """
-_BY_STATE: Final = "SELECT state, count(*) AS requests FROM mint_request WHERE chain_id = $1 GROUP BY state"
+# $1 chain
+_BY_STATE: Final = """
+SELECT labels[1] AS state, sum(times)::bigint AS requests FROM counted WHERE chain_id = $1 AND what = 'requests' GROUP BY 1
+"""
 _QUEUE: Final = """
 SELECT count(*) AS waiting, extract(epoch FROM clock_timestamp() - min(state_changed_at)) AS oldest_seconds
 FROM mint_request
@@ -46,7 +50,8 @@ FROM workflow w LEFT JOIN workflow_slot s USING (chain_id, workflow_id)
 WHERE w.chain_id = $1
 ORDER BY w.listed_at, w.workflow_id
 """
-_BASKETS: Final = "SELECT count(*) FROM basket WHERE chain_id = $1 AND canonical"
+# $1 chain
+_BASKETS: Final = "SELECT times FROM counted WHERE chain_id = $1 AND what = 'baskets' AND labels = '{true}'"
 _BASKETS_PAUSED: Final = """
 SELECT count(*) FROM basket_pause p
 JOIN basket b ON b.chain_id = p.chain_id AND b.stablecoin = p.stablecoin AND b.canonical
@@ -56,27 +61,55 @@ WHERE p.chain_id = $1
 # Requests that nothing moves but a person.
 # $1 chain
 _FOR_A_PERSON: Final = """
-SELECT state, state_reason AS reason, count(*) AS requests, min(id) AS example, min(state_changed_at) AS since
-FROM mint_request
-WHERE chain_id = $1 AND state IN ('review', 'failed')
-GROUP BY 1, 2
-ORDER BY state = 'failed', min(state_changed_at)
+SELECT g.state, g.reason, g.requests, oldest.id AS example, oldest.state_changed_at AS since
+FROM (
+    SELECT labels[1] AS state, labels[2] AS reason, sum(times)::bigint AS requests
+    FROM counted
+    WHERE chain_id = $1 AND what = 'requests' AND labels[1] IN ('review', 'failed')
+    GROUP BY 1, 2
+    HAVING sum(times) > 0
+) g
+CROSS JOIN LATERAL (
+    SELECT id, state_changed_at FROM mint_request
+    WHERE chain_id = $1 AND state = g.state AND state IN ('review', 'failed', 'rejected')
+      AND coalesce(state_reason, '') = coalesce(g.reason, '')
+    ORDER BY chain_id, state, coalesce(state_reason, ''), state_changed_at, id
+    LIMIT 1
+) oldest
+ORDER BY g.state = 'failed', oldest.state_changed_at
 """
+# $1 chain
 _HELD: Final = """
-SELECT held_reason AS reason, count(*) AS requests, min(id) AS example, min(held_at) AS since
-FROM mint_request
-WHERE chain_id = $1 AND held_at IS NOT NULL AND state IN ('seen', 'confirmed', 'in_doubt')
-GROUP BY 1
-ORDER BY min(held_at)
+SELECT g.reason, g.requests, oldest.id AS example, oldest.held_at AS since
+FROM (
+    SELECT labels[3] AS reason, sum(times)::bigint AS requests
+    FROM counted
+    WHERE chain_id = $1 AND what = 'requests' AND labels[1] IN ('seen', 'confirmed', 'in_doubt') AND labels[3] IS NOT NULL
+    GROUP BY 1
+    HAVING sum(times) > 0
+) g
+CROSS JOIN LATERAL (
+    SELECT id, held_at FROM mint_request
+    WHERE chain_id = $1 AND held_reason = g.reason AND held_at IS NOT NULL AND state IN ('seen', 'confirmed', 'in_doubt')
+    ORDER BY chain_id, held_reason, held_at, id
+    LIMIT 1
+) oldest
+ORDER BY oldest.held_at
 """
-# $1 chain, $2 hours
+# What concerns one basket is apart from what concerns another, so that no storm about the one hides the other.  What
+# strangers cause is a row an hour, so the rows of a day are few.  $1 chain, $2 hours, $3 kinds, $4 limit
 _ALARMS: Final = """
-SELECT kind, count(*) AS times, max(at) AS last_at, (array_agg(request_id ORDER BY id DESC))[1] AS request_id,
-    (array_agg(sentence ORDER BY id DESC))[1] AS sentence
-FROM alarm
-WHERE chain_id = $1 AND at > now() - make_interval(hours => $2)
-GROUP BY kind
-ORDER BY max(at) DESC
+SELECT g.kind, g.served, g.times, g.last_at, a.request_id, a.sentence
+FROM (
+    SELECT kind, served, stablecoin, sum(times)::bigint AS times, max(last_at) AS last_at, max(id) AS id
+    FROM alarm
+    WHERE chain_id = $1 AND kind = ANY($3::text[]) AND at > now() - make_interval(hours => $2)
+    GROUP BY kind, served, stablecoin
+    ORDER BY served DESC, max(last_at) DESC
+    LIMIT $4
+) g
+JOIN alarm a USING (id)
+ORDER BY g.served DESC, g.last_at DESC
 """
 # What keeps every request from being sent: CRE refuses this instance, or cannot be reached.  $1 chain
 _CLOSED: Final = """
@@ -88,6 +121,8 @@ FROM trigger_gate WHERE chain_id = $1 AND closed_at IS NOT NULL
 _GATE: Final = "SELECT closed_at IS NOT NULL AS closed, clock_offset_seconds FROM trigger_gate WHERE chain_id = $1"
 
 ALARM_HOURS: Final = 24
+SHOWN_ALARMS: Final = 100
+"""At most so many kinds and baskets are shown; those of served baskets first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,7 +197,10 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Group:
-    """Requests that wait for a person for one reason; ``example`` is the oldest's id; ``state`` is ``None`` for held ones."""
+    """Requests that wait for a person for one reason; ``example`` is the id of the one that waits longest.
+
+    ``state`` is ``None`` for held ones.
+    """
 
     state: State | None
     reason: str | None
@@ -173,9 +211,13 @@ class Group:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Alarm:
-    """Alarms of one kind within the last ``ALARM_HOURS``; sentence and request are of the latest."""
+    """Alarms of one kind, about one basket or none, within the last ``ALARM_HOURS``; sentence and request are of the latest row.
+
+    Not ``served``: about baskets that are not, all together.
+    """
 
     kind: str
+    served: bool
     times: int
     last_at: datetime
     request_id: int | None
@@ -216,7 +258,7 @@ async def snapshot(pool: Pool, chain_id: int) -> Snapshot | None:
         by_state = await connection.fetch(_BY_STATE, chain_id)
         (queue,) = await connection.fetch(_QUEUE, chain_id)
         in_flight: int = await connection.fetchval(_IN_FLIGHT, chain_id)
-        baskets: int = await connection.fetchval(_BASKETS, chain_id)
+        baskets: int = await connection.fetchval(_BASKETS, chain_id) or 0
         baskets_paused: int = await connection.fetchval(_BASKETS_PAUSED, chain_id)
         slots = await connection.fetch(_SLOTS, chain_id)
         gate = await connection.fetchrow(_GATE, chain_id)
@@ -258,7 +300,8 @@ async def attention(pool: Pool, chain_id: int) -> Attention:
     async with unit(pool) as connection:
         waiting = await connection.fetch(_FOR_A_PERSON, chain_id)
         held = await connection.fetch(_HELD, chain_id)
-        alarms = await connection.fetch(_ALARMS, chain_id, ALARM_HOURS)
+        kinds = [kind.value for kind in AlarmKind]
+        alarms = await connection.fetch(_ALARMS, chain_id, ALARM_HOURS, kinds, SHOWN_ALARMS)
         closed = await connection.fetchrow(_CLOSED, chain_id)
     groups = [Group(**{**row, "state": State(row["state"])}) for row in waiting]
     groups += [Group(state=None, **row) for row in held]

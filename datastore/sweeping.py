@@ -22,7 +22,7 @@ import orjson
 from datastore.alarms import AlarmKind, raise_alarm, raise_hourly
 from datastore.connection import Connection, Pool, translated, unit
 from datastore.errors import CursorMoved
-from datastore.following import Committed, Rules, baskets_changed, history_changed, lose, record
+from datastore.following import Committed, Rules, baskets_changed, lose, record
 from datastore.rows import Batch, BlockRef, Difference, Kind, LogRow, StoredRange
 
 _SHOWN_DIFFERENCES: Final = 3
@@ -216,7 +216,8 @@ async def conclude(
         kind = AlarmKind.ENDPOINTS_DISAGREE if repair is None else AlarmKind.ROWS_REPAIRED
         told = f"{_told(differences)} {sentence}"
         if repair is None:
-            # An endpoint that never tells all would alarm at each of its blocks; every difference has its row.
+            # An endpoint that never tells all would alarm at each of its blocks; every difference has its row.  Last,
+            # for the alarm's row is locked.
             await raise_hourly(connection, chain_id, kind, told)
         else:
             await raise_alarm(connection, chain_id, kind, told)
@@ -262,8 +263,6 @@ async def _repaired(
     await lose(connection, chain_id, committed, requests=requests, reports=reports, mints=mints)
     replaced = [d for d in places if d.kind is Kind.DIFFERENT]
     await connection.execute(_DISCARD, chain_id, [d.block_hash for d in replaced], [d.log_index for d in replaced])
-    if replaced:
-        await history_changed(connection, chain_id)
     # Requests that the chain holds in no other place are orphaned for good here, for all of this is final.
     await record(connection, chain_id, repair, rules, committed, hold_reason=None)
     return committed

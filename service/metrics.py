@@ -1,6 +1,6 @@
 """The metrics of a process.
 
-Most follow from the rows and are computed at each scrape: a restart forgets nothing, no gauge goes stale.  What no row
+Most follow from the rows, and their counts are kept with the rows: a restart forgets nothing, no gauge goes stale.  What no row
 tells, how the nodes answer, is counted as it happens.
 """
 
@@ -106,7 +106,7 @@ def _seconds_until(at: datetime | None, now: datetime) -> float:
 
 
 def counted(totals: Totals, chain_id: int) -> list[Metric]:
-    """Every metric of what happened; counters never fall, for they are counted from rows that nothing deletes."""
+    """Every metric of what happened; a counter falls only where a repair discards a row, which it counts anew."""
     chain = str(chain_id)
     made: list[Metric] = []
 
@@ -128,7 +128,7 @@ def counted(totals: Totals, chain_id: int) -> list[Metric]:
         "bskt_reports_processed",
         "Deliveries that the forwarder reported for our baskets.",
         ("result",),
-        {(str(result).lower(),): times for result, times in totals.reports.items()},
+        {(_word(result),): times for result, times in totals.reports.items()},
     )
     counter("bskt_reorgs", "Times that the followed branch was left.", (), {(): sum(totals.reorg_depth.counts)})
     histogram("bskt_reorg_depth_blocks", "Blocks that a reorg orphaned.", (), {(): totals.reorg_depth})
@@ -150,18 +150,27 @@ def counted(totals: Totals, chain_id: int) -> list[Metric]:
         ("layer",),
         _by_label(totals.duplicates),
     )
-    counter("bskt_alarms", "Alarms raised.", ("kind",), _by_label(totals.alarms))
+    alarms: _ByLabels[int] = {(kind, _word(served)): times for (kind, served), times in totals.alarms.items()}
+    counter("bskt_alarms", "Alarms raised.", ("kind", "served"), alarms)
     counter(
         "bskt_sweep_differences",
         "Rows of final blocks that were not what the chain says.",
         ("kind",),
         _by_label(totals.differences),
     )
-    unattributed = totals.alarms["unattributed_mint"]
-    counter("bskt_unattributed_mints", "Mints that no request of ours accounts for.", (), {(): unattributed})
-    violations = totals.alarms["finality_violated"]
+    counter(
+        "bskt_unattributed_mints",
+        "Mints that no request of ours accounts for.",
+        ("served",),
+        {(_word(served),): totals.alarms["unattributed_mint", served] for served in (True, False)},
+    )
+    violations = totals.alarms["finality_violated", True]
     counter("bskt_finality_violations", "Times that final history would have changed.", (), {(): violations})
     return made
+
+
+def _word(value: bool) -> str:
+    return str(value).lower()
 
 
 def _by_label(values: Mapping[str, int]) -> dict[tuple[str, ...], int]:

@@ -126,6 +126,7 @@ def _group(group: Group) -> Shape:
 def _alarm(alarm: Alarm) -> Shape:
     return {
         "kind": alarm.kind,
+        "served": alarm.served,
         "times": alarm.times,
         "last_at": alarm.last_at,
         "request_id": alarm.request_id,

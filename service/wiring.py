@@ -17,7 +17,7 @@ from typing import Final, Literal, TypeAlias, TypeVar
 import click
 import structlog
 
-from datastore import claims, factories, listening, pinning, quarantine, schema, status
+from datastore import claims, factories, listening, pinning, quarantine, schema, status, tally
 from datastore.claims import Pacing
 from datastore.connection import Pool, Role, check_server, open_pool
 from datastore.errors import BlockMisplaced, DatastoreUnavailable, DatastoreUnsuitable, FinalityViolated
@@ -25,7 +25,6 @@ from datastore.factories import Factory
 from datastore.following import CONFIRMED_CHANNEL, Rules
 from datastore.identity import derive_nonce, secret_check_value
 from datastore.rows import Block
-from datastore.tally import Tally
 from indexer.abi_files import load_abis
 from indexer.decoding import EventCatalog
 from indexer.follower import FinalityRule, Follower
@@ -59,6 +58,7 @@ INDEXER: Final = "indexer"
 INVOCATOR: Final = "invocator"
 SWEEP: Final = "sweep"
 LATE_FACTORIES: Final = "late_factories"
+TALLY: Final = "tally"
 PARTS: Final = (INDEXER, INVOCATOR)
 _SPOKEN: Final = {INDEXER: "the follower", SWEEP: "the sweep", LATE_FACTORIES: "the late factories"}
 
@@ -133,7 +133,7 @@ async def run(
         if in_force is not None:
             log.error("quarantine.entered" if in_force.entered else "quarantine.in_force", sentence=str(in_force))
         last_turn_at: dict[str, float] = {}
-        running: list[Part] = []
+        running = [_part(TALLY, lambda: tally.fold(pool, sources.chain_id), settings)]
         companions: list[Companion] = []
         troubles: Troubles = tuple
         if INDEXER in parts:
@@ -649,11 +649,10 @@ def _server(
     troubles: Troubles,
     rpc: RpcMetrics,
 ) -> Companion:
-    tally = Tally(chain_id)
     app = http.application(
         chain_id=chain_id,
         read=lambda: status.snapshot(reader, chain_id),
-        count=lambda: tally.read(reader),
+        count=lambda: tally.read(reader, chain_id),
         last_turn_at=supervisor.last_turn_at,
         halted=supervisor.halted,
         clock=time.monotonic,

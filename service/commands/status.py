@@ -177,9 +177,16 @@ def _rendered(looked: _Look) -> RenderableType:
         }
         parts.append(table(groups, columns, title="Needs a person"))
     if alarms := _dicts(shape["alarms"]):
-        columns = {"alarm": "kind", "times": "times", "last": "last_at", "request": "request_id", "latest": "sentence"}
-        parts.append(table(alarms, columns, title="Alarms of the last day"))
+        columns = {"alarm": "kind", "served": "served", "last": "last_at", "request": "request_id", "what": "sentence"}
+        parts.append(table([_with_the_others(alarm) for alarm in alarms], columns, title="Alarms of the last day"))
     return Renderables(*parts)
+
+
+def _with_the_others(alarm: Mapping[str, Json]) -> dict[str, Json]:
+    """An alarm whose sentence says how many more there were of its kind."""
+    times = alarm["times"]
+    more = f"  (and {times - 1:,} more)" if isinstance(times, int) and times > 1 else ""
+    return {**alarm, "sentence": f"{alarm['sentence']}{more}"}
 
 
 def _facts(shape: Mapping[str, Json]) -> RenderableType:

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 from uuid import UUID
 
+from bench.aged import MISCOUNTED
 from datastore.connection import Connection
 from datastore.lifecycle import allowed_transitions
 from tests.chain_model.chain import ROLE_EVENTS, Block, RequestKey, Row, Said, said_by
@@ -59,7 +60,7 @@ SELECT address, count(*) AS changes FROM log
 WHERE chain_id = $1 AND event = ANY($2::text[]) GROUP BY address
 """
 _PAUSED: Final = "SELECT stablecoin FROM basket_pause WHERE chain_id = $1"
-_ROLE_ALARMS: Final = "SELECT count(*) FROM alarm WHERE chain_id = $1 AND kind = 'basket_role_changed'"
+_ROLE_ALARMS: Final = "SELECT sum(times) FROM alarm WHERE chain_id = $1 AND kind = 'basket_role_changed'"
 _HOLDS: Final = """
 SELECT id, stablecoin, held_reason,
     state IN ('seen', 'confirmed', 'claimed', 'in_doubt') AND chain_status <> 'orphaned' AS open
@@ -98,7 +99,8 @@ class Oracle:
         """What is wrong whatever the daemon was told."""
         rows = [dict(row) for row in await connection.fetch(_REQUESTS, self._chain_id)]
         transitions = [dict(row) for row in await connection.fetch(_TRANSITIONS, self._chain_id)]
-        return list(_told_story(rows, transitions))
+        miscounted = [f"the tally is {tuple(row)}" for row in await connection.fetch(MISCOUNTED)]
+        return [*_told_story(rows, transitions), *miscounted]
 
     async def wrong(
         self,
@@ -187,7 +189,7 @@ class Oracle:
         paused = {row["stablecoin"] for row in await connection.fetch(_PAUSED, self._chain_id)}
         expected = {token for token, count in changes.items() if count > self._changes_at_resume.get(token, 0)}
         found = [f"paused is {token.hex()}: {token in paused}" for token in paused ^ expected]
-        alarms = await connection.fetchval(_ROLE_ALARMS, self._chain_id)
+        alarms = await connection.fetchval(_ROLE_ALARMS, self._chain_id) or 0
         if alarms != sum(changes.values()):
             found.append(f"{alarms} alarms of {changes} changes of roles")
         for row in await connection.fetch(_HOLDS, self._chain_id):
@@ -253,7 +255,8 @@ class Oracle:
             and row["state_reason"] == "duplicate_bank_reference"
             and row["bank_reference"] not in holders
         ]
-        return [*found, *_told_story(rows, transitions)]
+        miscounted = [f"the tally is {tuple(row)}" for row in await connection.fetch(MISCOUNTED)]
+        return [*found, *_told_story(rows, transitions), *miscounted]
 
     def _same(self, key: RequestKey, *identity: object) -> Iterator[str]:
         known = self.known.setdefault(key, identity)  # type: ignore[arg-type]

@@ -71,9 +71,9 @@ class World:
         connection = await asyncpg.connect(self.dsn)
         try:
             return {
-                # The versions only tell who remembers rows to read them again; they are no rows of the chain.
+                # The version only tells who remembers baskets to read them again; it is no row of the chain.
                 table: [
-                    tuple(value for name, value in row.items() if name not in {"baskets_version", "history_version"})
+                    tuple(value for name, value in row.items() if name != "baskets_version")
                     for row in await connection.fetch(f"TABLE {table} ORDER BY 1, 2, 3")
                 ]
                 for table in TABLES

@@ -133,7 +133,7 @@ async def test_the_story_tells_what_paused_the_basket_while_it_concerned_the_req
     change = f"MintRoleRevoked(minter=0x{CONSUMER.hex()}) in block 3"
     assert await told("1") == [
         *pauses,
-        f"basket_role_changed: The token of basket AUD (0x{TOKEN.hex()}) says {change}.",
+        f"basket_role_changed: The token of its basket says {change}.",
         "Its basket is resumed, by alice: ours",
     ]
     assert (await told("2"))[:2] == pauses

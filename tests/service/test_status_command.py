@@ -137,7 +137,8 @@ async def test_what_needs_a_person_comes_with_the_command_that_lists_it(chain: C
     await chain.grow(final=1)
     _, shown = await status(dsn)
     groups = shown["for_a_person"]
-    assert [(group["state"], group["requests"], group["example"]) for group in groups] == [("review", 2, 1)]
+    assert [(group["state"], group["requests"]) for group in groups] == [("review", 2)]
+    assert groups[0]["example"] in {1, 2}  # both since the same statement
     command = shlex.split(groups[0]["command"])
     assert command[0] == "bskt"
     listed = await bskt(dsn, *command[1:], "--output", "json")
