@@ -224,9 +224,9 @@ async def _ask(
     if with_first and final is not None:
         wanted.add(final.number)  # before the first block is called final, not after the last one
     headers = await node.headers_by_number(sorted(wanted))
-    _require_anchor(headers, last, head)
+    _require_anchor(node, headers, last, head)
     if final is not None and final.number in headers and headers[final.number].hash != final.hash:
-        raise contradiction(f"the finalized block {final.number} is not on the branch that is told by number")
+        raise contradiction(node, f"the finalized block {final.number} is not on the branch that is told by number")
     by_address = None if baskets is None else sources.filters_by_address() + sources.filters_of(baskets)
     logs = await _logs(node, first, last, headers, by_address or sources.filters())
     return _Answer(first=first, last=last, headers=headers, logs=logs, baskets=baskets)
@@ -254,11 +254,11 @@ async def _with_born(node: Node, sources: Sources, answer: _Answer, known: Mappi
     return merge_logs((tuple(answer.logs), more))
 
 
-def _require_anchor(headers: Mapping[int, Header], last: int, head: Header) -> None:
+def _require_anchor(node: Node, headers: Mapping[int, Header], last: int, head: Header) -> None:
     """Check the last block of a range against what is above it."""
     named = headers[last + 1].parent_hash if last < head.number else head.hash
     if headers[last].hash != named:
-        raise contradiction(f"block {last} is not the one that the chain above it is built on")
+        raise contradiction(node, f"block {last} is not the one that the chain above it is built on")
 
 
 async def _logs(
@@ -281,7 +281,7 @@ async def _whole(node: Node, answer: _Answer, logs: Sequence[Log]) -> FinalRange
     return FinalRange(
         first=answer.first,
         parent_hash=headers[answer.first].parent_hash,
-        blocks=_blocks(headers, logs, answer.last),
+        blocks=_blocks(node, headers, logs, answer.last),
         logs=logs,
     )
 
@@ -318,7 +318,7 @@ async def overlapped(
         await asyncio.gather(preparing, return_exceptions=True)
 
 
-def _blocks(known: Mapping[int, Header], logs: Sequence[Log], last: int) -> list[Block]:
+def _blocks(node: Node, known: Mapping[int, Header], logs: Sequence[Log], last: int) -> list[Block]:
     """The blocks to store, checked against their logs."""
     blocks: dict[int, Block] = {}
     for entry in logs:
@@ -335,10 +335,10 @@ def _blocks(known: Mapping[int, Header], logs: Sequence[Log], last: int) -> list
         elif header.hash == entry.block_hash:
             blocks[entry.block_number] = stored(header)
         else:
-            raise contradiction(f"a log of block {entry.block_number} names another block hash than its header")
+            raise contradiction(node, f"a log of block {entry.block_number} names another block hash than its header")
     blocks[last] = stored(known[last])
     if len({block.hash for block in blocks.values()}) < len(blocks):
-        raise contradiction("one hash is told of blocks at two heights")
+        raise contradiction(node, "one hash is told of blocks at two heights")
     return [blocks[number] for number in sorted(blocks)]
 
 
@@ -347,6 +347,6 @@ def stored(header: Header) -> Block:
     return Block(number=header.number, hash=header.hash, parent_hash=header.parent_hash, timestamp=header.timestamp)
 
 
-def contradiction(reason: str) -> NodeAnswerInvalid:
-    """Several answers that cannot all be true."""
-    return NodeAnswerInvalid("node", "several answers", reason, kind=Inconsistency.OTHER_BLOCK)
+def contradiction(node: Node, reason: str) -> NodeAnswerInvalid:
+    """Several answers of a session's endpoint that cannot all be true."""
+    return node.contradiction(Inconsistency.OTHER_BLOCK, reason)

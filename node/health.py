@@ -8,6 +8,7 @@ An endpoint is a state machine, not a URL:
 * ``lagging``: its head is behind what is indexed, or stands still while another one's moves.
 * ``rate_limited``: it asked to be left alone.  That our own budget for it is spent is no state of it.
 * ``unreachable``: it did not answer, or what it answered was invalid; the reason says which.
+* ``other_fork``: it denies a block that is stored as final; it is asked for that block, and for nothing else.
 * ``wrong_chain``: it serves another chain, or another history of ours (hard case 27).
 
 A failure moves an endpoint out of ``alive`` at once, so that the next one is asked at once.  From the third failure in
@@ -34,7 +35,7 @@ _LONGEST_REST_SECONDS: Final = 60.0
 _LONGEST_PROBE_SECONDS: Final = 300.0
 _PROBE_SECONDS: Final = 5.0
 _IDLE_PROBE_SECONDS: Final = 60.0
-_WRONG_CHAIN_SECONDS: Final = 300.0
+_NOT_OURS_SECONDS: Final = 300.0
 _UNKNOWN_BLOCKS_TO_LAG: Final = 3
 
 
@@ -46,6 +47,7 @@ class EndpointState(StrEnum):
     LAGGING = "lagging"
     RATE_LIMITED = "rate_limited"
     UNREACHABLE = "unreachable"
+    OTHER_FORK = "other_fork"
     WRONG_CHAIN = "wrong_chain"
 
 
@@ -119,12 +121,12 @@ class Health:
             probe_at=now + rest,
         )
 
-    def is_of_another_chain(self, reason: str, now: float, chance: float) -> Health:
-        """It must not be used; it is looked at again rarely, and believed only if it proves the right chain then."""
-        rest = _WRONG_CHAIN_SECONDS * (0.5 + chance / 2)
+    def is_not_ours(self, state: EndpointState, reason: str, now: float, chance: float) -> Health:
+        """``WRONG_CHAIN`` or ``OTHER_FORK``: it is looked at again rarely, and not used before it has proven ours."""
+        rest = _NOT_OURS_SECONDS * (0.5 + chance / 2)
         return replace(
             self,
-            state=EndpointState.WRONG_CHAIN,
+            state=state,
             reason=reason,
             failures=self.failures + 1,
             probes=0,

@@ -24,7 +24,8 @@ EVENTS: dict[str, Event] = {
     "failed": lambda health, now, chance: health.failed("why", now, chance),
     "limited": lambda health, now, chance: health.limited("why", now, chance, rest_seconds=None),
     "told to wait": lambda health, now, chance: health.limited("why", now, chance, rest_seconds=7.0),
-    "of another chain": lambda health, now, chance: health.is_of_another_chain("why", now, chance),
+    "of another chain": lambda health, now, chance: health.is_not_ours(EndpointState.WRONG_CHAIN, "why", now, chance),
+    "on another fork": lambda health, now, chance: health.is_not_ours(EndpointState.OTHER_FORK, "why", now, chance),
     "lags": lambda health, now, chance: health.lags("why", now, chance),
     "unknown block": lambda health, now, chance: health.did_not_know_a_block(now, chance),
     "passed probe": lambda health, now, chance: health.passed_probe(now, chance),
@@ -71,7 +72,7 @@ def test_who_asks_to_be_left_alone_is_left_alone_for_as_long() -> None:
 
 def test_another_chain_is_looked_at_rarely_and_asked_last() -> None:
     """Hard case 27."""
-    other = ALIVE.is_of_another_chain("chain id 1", 0.0, 0.0)
+    other = ALIVE.is_not_ours(EndpointState.WRONG_CHAIN, "chain id 1", 0.0, 0.0)
     assert other.rests_until == other.probe_at >= 100
     down = ALIVE.failed("no answer", 0.0, 0.0)
     assert order([other, down], 1_000.0) == (1, 0)
