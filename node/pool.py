@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import random
 import time
-from asyncio import Lock, gather
+from asyncio import Lock, gather, timeout
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -159,6 +159,22 @@ class Member:
                 except ChainMismatch as mismatch:
                     raise EndpointOfOtherChain(self.name, mismatch) from mismatch
                 self._proven_connections = connections
+
+    async def head(self, head_of: Callable[[Member], Awaitable[Header]]) -> Header:
+        """Its newest block, which it must tell in time: what is asked of an endpoint first shows whether it answers.
+
+        Raises:
+            NodeUnavailable: It does not.
+        """
+        seconds, began = self.health.head_seconds, self._pool.now()
+        try:
+            async with timeout(seconds):
+                header = await head_of(self)
+        except TimeoutError:
+            reason = f"no answer within {seconds:.0f} s"
+            raise NodeUnavailable(self.name, "eth_getBlockByNumber", reason) from None
+        self.health = self.health.took(self._pool.now() - began)
+        return header
 
     def keeps(self, number: int | None) -> bool:
         """Whether it may still have this block; of the tip every endpoint has."""
@@ -404,7 +420,7 @@ class EndpointPool:
         for member in [each for each in candidates if each.keeps(from_block)] or candidates:
             try:
                 with member.blamed():
-                    head = await head_of(member)
+                    head = await member.head(head_of)
             except NodeUnavailable as error:
                 failure = error
                 continue
@@ -445,7 +461,7 @@ class EndpointPool:
         for member in sorted(self._candidates(), key=lambda each: (not each.keeps(from_block), each.name == than)):
             try:
                 with member.blamed():
-                    head = await head_of(member)
+                    head = await member.head(head_of)
             except NodeUnavailable as error:
                 failure = error
                 continue
@@ -505,8 +521,7 @@ class EndpointPool:
         member = min(due, key=lambda each: each.health.probe_at)
         try:
             with member.blamed():
-                await member.prove()
-                head = await head_of(member)
+                head = await member.head(head_of)
         except NodeUnavailable:
             return len(due) > 1
         best = max((other.health.head or 0) for other in self.members if other.health.is_alive or other is member)

@@ -220,6 +220,12 @@ class RpcMetrics:
             ["chain_id"],
             registry=self.registry,
         ).labels(self._chain_id)
+        self._wake_ups = CounterMetric(
+            "bskt_wake_ups_lost",
+            "Times that a connection which only shortens a pause was lost or refused.",
+            ["chain_id", "source"],
+            registry=self.registry,
+        )
         for kind in Inconsistency:  # a rate needs the zero before the first one
             self._inconsistencies.labels(self._chain_id, kind.value)
 
@@ -231,6 +237,10 @@ class RpcMetrics:
     def inconsistent(self, kind: Inconsistency) -> None:
         """An endpoint contradicted something."""
         self._inconsistencies.labels(self._chain_id, kind.value).inc()
+
+    def lost_wake_up(self, source: str) -> None:
+        """What would have woken a part sooner is away; polling goes on."""
+        self._wake_ups.labels(self._chain_id, source).inc()
 
     def failed_over(self) -> None:
         """Another endpoint took over."""
