@@ -737,7 +737,7 @@ GRANT UPDATE (block_number, block_hash, finalized_number, safe_number, head_numb
 GRANT UPDATE (
     halted_at, halted_reason, quarantined_at, quarantined_reason, quarantined_until, server_identifier, server_timeline
 ) ON control TO bskt_indexer;
-GRANT UPDATE (canonical, parent_hash) ON block TO bskt_indexer;
+GRANT UPDATE (canonical, parent_hash, timestamp) ON block TO bskt_indexer;
 GRANT UPDATE (canonical) ON log, basket, mint_execution, report TO bskt_indexer;
 GRANT UPDATE (undecodable) ON log TO bskt_indexer;
 GRANT UPDATE (request_id, proof) ON mint_execution TO bskt_indexer;
