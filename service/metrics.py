@@ -62,6 +62,14 @@ def families(snapshot: Snapshot, chain_id: int) -> list[Metric]:
             "When the indexer committed last, Unix seconds.",
             snapshot.indexed_at.timestamp(),
         ),
+        "bskt_verifier_last_progress_timestamp_seconds": (
+            "When final blocks were compared with the chain last, Unix seconds.",
+            snapshot.swept_at.timestamp(),
+        ),
+        "bskt_verifier_lag_seconds": (
+            "How long the verifier has not got on while final blocks wait for it; 0 where none waits.",
+            snapshot.verifier_lag_seconds,
+        ),
         "bskt_queue_waiting": ("Requests that wait for a claim.", snapshot.waiting),
         "bskt_queue_oldest_seconds": ("How long the oldest of them has waited.", snapshot.oldest_seconds),
         "bskt_paused": ("1 while a person has paused the invocator.", float(snapshot.paused is not None)),
