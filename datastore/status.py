@@ -115,8 +115,8 @@ class Snapshot:
     """The daemon's rows at one moment; block numbers are -1 where a node does not know a tag.
 
     ``indexed_timestamp`` is the indexed block's own time, ``None`` before the first one.  ``slots`` holds every workflow that
-    was ever configured.  ``swept_at`` is when the verifier got on last, or when the chain was pinned.  ``is_home``: the rows were written on this very server; after a restore or a failover nothing is
-    sent before the quarantine.
+    was ever configured.  ``swept_at`` is when the verifier got on last, or when the chain was pinned.  ``is_home``: the rows
+    were written on this very server; after a restore or a failover nothing is sent before the quarantine.
     """
 
     chain_id: int
