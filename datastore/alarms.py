@@ -17,6 +17,7 @@ class AlarmKind(StrEnum):
     CLOCK_OFF = "clock_off"
     DELIVERED_WITHOUT_MINT = "delivered_without_mint"
     DOUBLE_MINT = "double_mint"
+    ENDPOINT_ON_OTHER_FORK = "endpoint_on_other_fork"
     ENDPOINTS_DISAGREE = "endpoints_disagree"
     FINALITY_VIOLATED = "finality_violated"
     GATEWAY_FORBIDS = "gateway_forbids"

@@ -1,8 +1,9 @@
 """Factories beside the first one: each is back-filled from its deployment before it is live (hard case 40).
 
 The first factory is pinned with the chain.  One that is added to the settings later gets a row here, and its history is
-read while the others are followed as before.  It becomes live in one transaction that adds what the blocks above
-finality say of it and lets every follower hear of it, so that no block of it is read by nobody.
+read while the others are followed as before, from its deployment on, also where that is before the chain's first block.
+It becomes live in one transaction that adds what the blocks above finality say of it and lets every follower hear of it,
+so that no block of it is read by nobody.
 """
 
 from __future__ import annotations
@@ -11,20 +12,25 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+import asyncpg
+
 from datastore.connection import Pool, translated, unit
 from datastore.errors import CursorMoved, DatastoreUnsuitable
 from datastore.following import Committed, Rules, baskets_changed, record
 from datastore.rows import Batch
 
 # $1 chain
-_ALL: Final = "SELECT address, code_hash, live_at IS NOT NULL AS live FROM factory WHERE chain_id = $1"
+_ALL: Final = """
+SELECT address, code_hash, start_block_number, live_at IS NOT NULL AS live FROM factory WHERE chain_id = $1
+"""
 
-# On an empty database all factories begin alike: there is nothing to fill.
+# On an empty database there is nothing to fill of a factory that is not older than the chain's first block.  Block 0 holds
+# no log.
 # $1 chain, $2 address, $3 code hash, $4 the first block of it
 _ADD: Final = """
 INSERT INTO factory (chain_id, address, code_hash, start_block_number, filled_up_to, live_at)
-SELECT $1, $2, $3, $4, greatest($4, h.start_block_number) - 1,
-    CASE WHEN c.block_number = h.start_block_number - 1 THEN clock_timestamp() END
+SELECT $1, $2, $3, $4, greatest($4::bigint, 1) - 1,
+    CASE WHEN c.block_number = h.start_block_number - 1 AND $4 >= h.start_block_number THEN clock_timestamp() END
 FROM chain h
 JOIN cursor c USING (chain_id)
 WHERE h.chain_id = $1
@@ -47,11 +53,15 @@ WHERE chain_id = $1 AND address = $2 AND live_at IS NULL
 # Its history was read once, and the sweep passed it by.  A sweep that runs at this moment finds its own cursor moved.
 # $1 chain, $2 address
 _SWEEP_AGAIN: Final = """
-UPDATE sweep s SET block_number = greatest(f.start_block_number, h.start_block_number) - 1
+INSERT INTO sweep AS s (chain_id, block_number)
+SELECT $1, least(h.start_block_number, greatest(f.start_block_number, 1)) - 1
 FROM factory f
 JOIN chain h USING (chain_id)
-WHERE s.chain_id = $1 AND f.chain_id = $1 AND f.address = $2
-  AND s.block_number >= greatest(f.start_block_number, h.start_block_number)
+WHERE f.chain_id = $1 AND f.address = $2
+ON CONFLICT (chain_id) DO UPDATE SET block_number = least(
+    s.block_number,
+    (SELECT greatest(f.start_block_number, 1) - 1 FROM factory f WHERE f.chain_id = $1 AND f.address = $2)
+)
 """
 
 
@@ -76,21 +86,32 @@ async def declare(pool: Pool, chain_id: int, factories: Sequence[Factory]) -> No
     """Compare the settings with the rows, and add what is new.
 
     Raises:
-        DatastoreUnsuitable: A factory has other code than before, or is missing in the settings.
+        DatastoreUnsuitable: A factory has other code than before, begins earlier, or is missing in the settings.
     """
     async with unit(pool) as connection:
-        known = {row["address"]: row["code_hash"] for row in await connection.fetch(_ALL, chain_id)}
+        known = {row["address"]: row for row in await connection.fetch(_ALL, chain_id)}
         wanted = {factory.address: factory for factory in factories}
         for address in known.keys() - wanted.keys():
             raise DatastoreUnsuitable(
                 f"this database also follows factory 0x{address.hex()}: put it back into BSKT_MORE_FACTORIES"
             )
         for address, factory in wanted.items():
-            if known.get(address, factory.code_hash) != factory.code_hash:
-                raise DatastoreUnsuitable(
-                    f"the code of factory 0x{address.hex()} is not the one that was stored; check the node and the chain"
-                )
+            if address in known:
+                _require_same(factory, known[address])
             await connection.execute(_ADD, chain_id, address, factory.code_hash, factory.start_block_number)
+
+
+def _require_same(factory: Factory, row: asyncpg.Record) -> None:
+    name, first = f"0x{factory.address.hex()}", row["start_block_number"]
+    if row["code_hash"] != factory.code_hash:
+        raise DatastoreUnsuitable(
+            f"the code of factory {name} is not the one that was stored; check the node and the chain"
+        )
+    if factory.start_block_number < first:
+        raise DatastoreUnsuitable(
+            f"factory {name} is recorded from block {first} on, and BSKT_MORE_FACTORIES says {factory.start_block_number}: "
+            f"put {name}@{first} back, then run `bskt backfill --blocks {factory.start_block_number}:{first - 1}`"
+        )
 
 
 async def live(pool: Pool, chain_id: int) -> frozenset[bytes]:

@@ -111,12 +111,14 @@ _TELL_HEAD: Final = """
 UPDATE cursor SET head_number = $4 WHERE chain_id = $1 AND block_number = $2 AND block_hash = $3
 """
 
+# The time of the block before the first one was not known at the first start.
 # $1 chain, $2 numbers, $3 hashes, $4 parents, $5 timestamps
 _INSERT_BLOCKS: Final = """
 INSERT INTO block (chain_id, number, hash, parent_hash, timestamp)
 SELECT $1, * FROM unnest($2::bigint[], $3::bytea[], $4::bytea[], $5::bigint[])
 ON CONFLICT (chain_id, hash) DO UPDATE
-SET canonical = true, parent_hash = coalesce(excluded.parent_hash, block.parent_hash)
+SET canonical = true, parent_hash = coalesce(excluded.parent_hash, block.parent_hash),
+    timestamp = coalesce(nullif(block.timestamp, 0), excluded.timestamp)
 """
 
 # Of the batch's blocks and requests, which were recorded before.  $1 chain, $2 hashes

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 
-from datastore.alarms import AlarmKind, raise_alarm
+from datastore.alarms import AlarmKind, raise_alarm, raise_hourly
 from datastore.connection import Pool, translated, unit
 from datastore.errors import DatastoreUnsuitable
 from datastore.rows import Block
@@ -175,6 +175,12 @@ async def halt(pool: Pool, chain_id: int, reason: str) -> None:
             reason,
         )
         await raise_alarm(connection, chain_id, AlarmKind.FINALITY_VIOLATED, reason)
+
+
+async def alarm_other_fork(pool: Pool, chain_id: int, sentence: str) -> None:
+    """An endpoint was set aside because it denies a final block; at most one alarm an hour, however often it returns."""
+    async with unit(pool) as connection:
+        await raise_hourly(connection, chain_id, AlarmKind.ENDPOINT_ON_OTHER_FORK, sentence)
 
 
 async def halted_at(pool: Pool, chain_id: int) -> datetime | None:

@@ -14,13 +14,15 @@ from datastore.lifecycle import State
 # $1 chain
 _POSITION: Final = """
 SELECT
-    c.head_number, c.safe_number, c.finalized_number, c.block_number, coalesce(w.block_number, -1) AS swept, c.block_hash, c.indexed_at,
+    c.head_number, c.safe_number, c.finalized_number, c.block_number, c.block_hash, c.indexed_at,
+    coalesce(w.block_number, h.start_block_number - 1) AS swept, coalesce(w.swept_at, h.created_at) AS swept_at,
     clock_timestamp() AS read_at,
     nullif(b.timestamp, 0) AS block_timestamp,
     k.paused_at, k.paused_reason, k.quarantined_at, k.quarantined_reason, k.quarantined_until, k.halted_at, k.halted_reason,
     is_this_server(k.server_identifier, k.server_timeline) AS is_home,
     (SELECT max(version) FROM schema_version) AS schema_version
 FROM cursor c
+JOIN chain h ON h.chain_id = c.chain_id
 JOIN control k ON k.chain_id = c.chain_id
 LEFT JOIN sweep w ON w.chain_id = c.chain_id
 LEFT JOIN block b ON b.chain_id = c.chain_id AND b.hash = c.block_hash
@@ -148,8 +150,8 @@ class Snapshot:
     """The daemon's rows at one moment; block numbers are -1 where a node does not know a tag.
 
     ``indexed_timestamp`` is the indexed block's own time, ``None`` before the first one.  ``slots`` holds every workflow that
-    was ever configured.  ``is_home``: the rows were written on this very server; after a restore or a failover nothing is
-    sent before the quarantine.
+    was ever configured.  ``swept_at`` is when the verifier got on last, or when the chain was pinned.  ``is_home``: the rows
+    were written on this very server; after a restore or a failover nothing is sent before the quarantine.
     """
 
     chain_id: int
@@ -160,6 +162,7 @@ class Snapshot:
     finalized: int
     indexed: int
     swept: int
+    swept_at: datetime
     indexed_hash: bytes
     indexed_at: datetime
     indexed_timestamp: int | None
@@ -186,6 +189,13 @@ class Snapshot:
     def lag_blocks(self) -> int:
         """Blocks between the head, as the follower told it last, and the index."""
         return max(0, self.head - self.indexed)
+
+    @property
+    def verifier_lag_seconds(self) -> float:
+        """How long the verifier has not got on while final blocks wait for it; 0 where none waits."""
+        if self.swept >= self.finalized:
+            return 0.0
+        return max(0.0, (self.read_at - self.swept_at).total_seconds())
 
     @property
     def lag_seconds(self) -> float:
@@ -271,6 +281,7 @@ async def snapshot(pool: Pool, chain_id: int) -> Snapshot | None:
         finalized=position["finalized_number"],
         indexed=position["block_number"],
         swept=position["swept"],
+        swept_at=position["swept_at"],
         indexed_hash=position["block_hash"],
         indexed_at=position["indexed_at"],
         indexed_timestamp=position["block_timestamp"],

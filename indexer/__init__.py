@@ -15,6 +15,6 @@ at a time is linked by its parent's hash and its logs are read by that hash, so 
 be mistaken for this one.  A fork is searched by parent hash; nothing is written until the common ancestor is proven.
 
 Reading order: ``continuity`` (what a branch means), ``ranges`` (how much to ask for), ``decoding`` (what a log says),
-``policy`` (what is refused), ``observation`` (logs to rows), ``final_zone`` (reading by range), ``follower`` (the
-shell), ``backfill``.
+``policy`` (what is refused), ``observation`` (logs to rows), ``final_zone`` (reading by range), ``forks`` (who denies
+what is final), ``follower`` (the shell), ``backfill``.
 """

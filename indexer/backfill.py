@@ -12,11 +12,12 @@ from typing import Final
 
 from datastore import following
 from datastore.connection import Pool
-from datastore.errors import BlockMisplaced
+from datastore.errors import BlockMisplaced, FinalityViolated
 from datastore.following import Rules
 from datastore.rows import Batch, Block, Finality
 from indexer.final_zone import FinalZone, ObservedRange, contradiction, overlapped
 from indexer.follower import FinalityRule, Reached, report
+from indexer.forks import denial
 from indexer.observation import Observed, Sources
 from node.node import Node
 
@@ -136,14 +137,16 @@ class Backfill:
 
             async def commit(read: ObservedRange) -> None:
                 observed, last = read.observation.observed, read.read.last.number
-                new = await self._record(position, read.read.blocks, observed)
+                new = await self._record(session.node, position, read.read.blocks, observed)
                 self._count(observed, blocks=last - self._done, new=new)
                 self._done, self._consumer_by_token = last, read.observation.consumer_by_token
 
             await overlapped(next_range, commit, turns=RANGES_A_TICK)
         return self._done < self.last
 
-    async def _record(self, position: following.Position, blocks: Sequence[Block], observed: Observed) -> int:
+    async def _record(
+        self, node: Node, position: following.Position, blocks: Sequence[Block], observed: Observed
+    ) -> int:
         """Write what was found, unless nothing shall be written; how many requests were, or would be, new."""
         if self._dry_run:
             identities = {request.identity for request in observed.requests}
@@ -174,7 +177,9 @@ class Backfill:
                 self._pool, self._sources.chain_id, batch, self._rules, hold_reason=self._hold_reason
             )
         except BlockMisplaced as error:
-            raise contradiction(str(error)) from error
+            raise contradiction(node, str(error)) from error
+        except FinalityViolated as error:
+            raise await denial(self._pool, self._sources.chain_id, node, up_to=final) from error
         self._reached("backfill.after_commit")
         report(committed, undecodable=observed.undecodable)
         return committed.recorded_requests

@@ -224,9 +224,9 @@ async def _ask(
     if with_first and final is not None:
         wanted.add(final.number)  # before the first block is called final, not after the last one
     headers = await node.headers_by_number(sorted(wanted))
-    _require_anchor(headers, last, head)
+    _require_anchor(node, headers, last, head)
     if final is not None and final.number in headers and headers[final.number].hash != final.hash:
-        raise contradiction(f"the finalized block {final.number} is not on the branch that is told by number")
+        raise contradiction(node, f"the finalized block {final.number} is not on the branch that is told by number")
     by_address = None if baskets is None else sources.filters_by_address() + sources.filters_of(baskets)
     logs = await _logs(node, first, last, headers, by_address or sources.filters())
     return _Answer(first=first, last=last, headers=headers, logs=logs, baskets=baskets)
@@ -254,11 +254,11 @@ async def _with_born(node: Node, sources: Sources, answer: _Answer, known: Mappi
     return merge_logs((tuple(answer.logs), more))
 
 
-def _require_anchor(headers: Mapping[int, Header], last: int, head: Header) -> None:
+def _require_anchor(node: Node, headers: Mapping[int, Header], last: int, head: Header) -> None:
     """Check the last block of a range against what is above it."""
     named = headers[last + 1].parent_hash if last < head.number else head.hash
     if headers[last].hash != named:
-        raise contradiction(f"block {last} is not the one that the chain above it is built on")
+        raise contradiction(node, f"block {last} is not the one that the chain above it is built on")
 
 
 async def _logs(
@@ -287,7 +287,7 @@ async def _whole(node: Node, sources: Sources, answer: _Answer, logs: Sequence[L
     return FinalRange(
         first=answer.first,
         parent_hash=headers[answer.first].parent_hash,
-        blocks=_blocks(headers, logs, answer.last),
+        blocks=_blocks(node, headers, logs, answer.last),
         logs=logs,
     )
 
@@ -324,22 +324,24 @@ async def overlapped(
         await asyncio.gather(preparing, return_exceptions=True)
 
 
-def _blocks(known: Mapping[int, Header], logs: Sequence[Log], last: int) -> list[Block]:
+def _blocks(node: Node, known: Mapping[int, Header], logs: Sequence[Log], last: int) -> list[Block]:
     """The blocks to store, checked against their logs."""
     blocks: dict[int, Block] = {}
     for entry in logs:
         block = blocks.get(entry.block_number)  # its logs name one hash: the answer was checked for that
         if block is None:
-            block = blocks[entry.block_number] = _block_of(entry, known.get(entry.block_number))
+            block = blocks[entry.block_number] = _block_of(node, entry, known.get(entry.block_number))
         if entry.block_timestamp not in {None, block.timestamp}:
-            raise contradiction(f"a log of block {entry.block_number} names another time", Inconsistency.BLOCK_TIME)
+            raise node.contradiction(
+                Inconsistency.BLOCK_TIME, f"a log of block {entry.block_number} names another time"
+            )
     blocks[last] = stored(known[last])
     if len({block.hash for block in blocks.values()}) < len(blocks):
-        raise contradiction("one hash is told of blocks at two heights")
+        raise contradiction(node, "one hash is told of blocks at two heights")
     return [blocks[number] for number in sorted(blocks)]
 
 
-def _block_of(entry: Log, header: Header | None) -> Block:
+def _block_of(node: Node, entry: Log, header: Header | None) -> Block:
     if header is None:
         return Block(
             number=entry.block_number,
@@ -348,7 +350,7 @@ def _block_of(entry: Log, header: Header | None) -> Block:
             timestamp=entry.block_timestamp or 0,  # never 0: for a log that names no time the header was asked for
         )
     if header.hash != entry.block_hash:
-        raise contradiction(f"a log of block {entry.block_number} names another block hash than its header")
+        raise contradiction(node, f"a log of block {entry.block_number} names another block hash than its header")
     return stored(header)
 
 
@@ -357,6 +359,6 @@ def stored(header: Header) -> Block:
     return Block(number=header.number, hash=header.hash, parent_hash=header.parent_hash, timestamp=header.timestamp)
 
 
-def contradiction(reason: str, kind: Inconsistency = Inconsistency.OTHER_BLOCK) -> NodeAnswerInvalid:
-    """Several answers that cannot all be true."""
-    return NodeAnswerInvalid("node", "several answers", reason, kind=kind)
+def contradiction(node: Node, reason: str) -> NodeAnswerInvalid:
+    """Several answers of a session's endpoint that cannot all be true."""
+    return node.contradiction(Inconsistency.OTHER_BLOCK, reason)

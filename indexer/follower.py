@@ -18,6 +18,7 @@ from datastore.following import Committed, Position, Rules
 from datastore.rows import Batch, Block, BlockRef, Finality
 from indexer.continuity import AlreadyHeld, Extends, LeavesFinality, NeedsParent, Reorg, is_linked, judge
 from indexer.final_zone import FinalZone, ObservedRange, contradiction, overlapped, stored
+from indexer.forks import denial
 from indexer.observation import Observation, Sources
 from node.blocks import Header
 from node.errors import BlockUnknown, BudgetSpent, EndpointChanged, EndpointLags
@@ -103,8 +104,8 @@ class Follower:
         self._clock = clock
         self._finality = _NOT_ASKED
         self._held_because: str | None = None
-        # The cursor above which the node does not know the blocks that it announces, and since when.
-        self._stuck: tuple[BlockRef, float] | None = None
+        # The cursor above which the node does not know the blocks that it announces, since when, and which one.
+        self._stuck: tuple[BlockRef, float, str] | None = None
         self._sources = sources
         self._rules = rules
         self._trigger = trigger_finality
@@ -152,7 +153,7 @@ class Follower:
         found = [] if self._held_because is None else [self._held_because]
         if self._stuck is not None and (seconds := self._clock() - self._stuck[1]) >= STUCK_SECONDS:
             found.append(
-                f"node: it has not known the blocks that it announces for {seconds:.0f} s;"
+                f"node: endpoint {self._stuck[2]} has not known the blocks that it announces for {seconds:.0f} s;"
                 f" indexing waits at block {self._stuck[0].number}"
             )
         return tuple(found)
@@ -161,7 +162,7 @@ class Follower:
         """Once, the tip has moved under our questions; again and again, nothing is indexed, and the lag is told."""
         now = self._clock()
         if self._stuck is None or self._stuck[0] != position.cursor:
-            self._stuck = (position.cursor, now)
+            self._stuck = (position.cursor, now, self._node.endpoint_name)
         if now - self._stuck[1] >= STUCK_SECONDS:
             await self._tell_head(position, head)
 
@@ -228,7 +229,7 @@ class Follower:
             except _NotOurs:
                 if cursor == position.cursor:
                     return await self._follow_head(position, tags)
-                raise contradiction(f"the block after {cursor.number} has another parent than it") from None
+                raise contradiction(self._node, f"the block after {cursor.number} has another parent than it") from None
         return True
 
     async def _follow_head(self, position: Position, tags: _Tags) -> bool:
@@ -277,10 +278,7 @@ class Follower:
             case Reorg():
                 return BlockRef(number=verdict.ancestor_number, hash=verdict.ancestor_hash)
             case LeavesFinality():
-                raise FinalityViolated(
-                    f"the node's chain leaves ours at or below block {verdict.lowest_number}, which is final; "
-                    "nothing was changed"
-                )
+                raise await denial(self._pool, self._sources.chain_id, self._node, up_to=verdict.lowest_number)
 
     async def _branch(self, cursor: BlockRef, head: Header) -> Sequence[Header]:
         """The headers from the one after the cursor up to the head, or the head alone if it is not above the cursor."""
@@ -290,7 +288,7 @@ class Follower:
         found = await self._node.headers_by_number(range(cursor.number + 1, last + 1))
         headers = [found[number] for number in sorted(found)]
         if not is_linked(headers):
-            raise BlockUnknown(last)  # the node changed its branch between two answers
+            raise BlockUnknown(self._node.endpoint_name, last)  # the node changed its branch between two answers
         return headers
 
     def _room_above(self, ancestor: int, tags: _Tags) -> int:
@@ -389,6 +387,10 @@ class Follower:
             committed = await following.commit(self._pool, self._sources.chain_id, batch, self._rules)
         except BlockMisplaced as error:
             raise self._node.contradiction(Inconsistency.OTHER_BLOCK, str(error)) from error
+        except FinalityViolated as error:
+            # More became final since this tick began, by another follower: the branch is judged by what is stored now.
+            stored_now = await following.position(self._pool, self._sources.chain_id)
+            raise await denial(self._pool, self._sources.chain_id, self._node, up_to=stored_now.finalized) from error
         self._reached("indexer.after_commit")
         self._more_to_judge = committed.more_to_judge
         if blocks:

@@ -11,13 +11,14 @@ import structlog
 
 from datastore import factories, following
 from datastore.connection import Pool
-from datastore.errors import CursorMoved
+from datastore.errors import CursorMoved, FinalityViolated
 from datastore.factories import Pending
 from datastore.following import Position, Rules
 from datastore.rows import Batch, Block, Finality
 from indexer.backfill import HELD_REASON
 from indexer.final_zone import FinalZone
 from indexer.follower import BLOCKS_A_COMMIT, FinalityRule, Reached, report
+from indexer.forks import denial
 from indexer.observation import Observation, Sources
 from indexer.standstill import Standstill
 from node.blocks import Log
@@ -96,8 +97,15 @@ class LateFactories:
             read = await self._zone.read(
                 session.node, self._sources, late.filled_up_to, position.finalized, head=session.head
             )
-        observation.read(read.logs, read.timestamp_by_block())
-        await self._commit(late, position, read.blocks, observation, filled_up_to=read.blocks[-1].number, admit=False)
+            observation.read(read.logs, read.timestamp_by_block())
+            try:
+                await self._commit(
+                    late, position, read.blocks, observation, filled_up_to=read.blocks[-1].number, admit=False
+                )
+            except FinalityViolated as error:
+                raise await denial(
+                    self._pool, self._sources.chain_id, session.node, up_to=position.finalized
+                ) from error
         return True
 
     async def _admit(self, late: Pending, position: Position) -> bool:

@@ -26,12 +26,13 @@ import structlog
 
 from datastore import factories, following, pinning, sweeping
 from datastore.connection import Pool
-from datastore.errors import CursorMoved, FinalityViolated
+from datastore.errors import CursorMoved
 from datastore.following import Position, Rules
 from datastore.rows import Batch, Block, Difference, Finality, Kind
 from indexer.differences import Word, compare, is_confirmed, is_settled, of_places
 from indexer.final_zone import FinalRange, FinalZone
 from indexer.follower import BLOCKS_A_COMMIT, MOST_UNFINALIZED_BLOCKS, FinalityRule, Reached, report
+from indexer.forks import denial
 from indexer.observation import Observation, Observed, Sources
 from indexer.standstill import Standstill
 from node.blocks import Log
@@ -179,6 +180,7 @@ class Examiner:
 
         Raises:
             NodeUnavailable, BlockUnknown: Call again; nothing is known.
+            NoSecondReading: An endpoint denied it, and only one shows it.  Call again.
             DatastoreUnavailable: Call again.
             FinalityViolated: The chain is not the one that was indexed; do not call again.
         """
@@ -188,6 +190,10 @@ class Examiner:
             final = max(position.finalized, 0)
             async with self._node.second_opinion(than=asked, reaching=final, from_block=final) as session:
                 if session.node.endpoint_name == asked:
+                    if denied_by := self._node.on_other_fork:
+                        raise NoSecondReading(
+                            f"endpoint {asked} shows our final block, {', '.join(denied_by)} denies it"
+                        )
                     break
                 asked = session.node.endpoint_name
                 await self._require_final(session.node, position)
@@ -242,11 +248,8 @@ class Examiner:
         """One block of ours may be a node's mistake; if the newest final one is not on the chain either, all are."""
         final = max(position.finalized, position.cursor.number - MOST_UNFINALIZED_BLOCKS)  # as the follower sees it
         newest = await sweeping.newest_block(self._pool, self._sources.chain_id, up_to=final)
-        if newest is not None and (found := await node.header_by_number(newest.number)).hash != newest.hash:
-            raise FinalityViolated(
-                f"block {newest.number}, which is final, has another hash 0x{found.hash.hex()} on the node's chain; "
-                "nothing was changed"
-            )
+        if newest is not None and (await node.header_by_number(newest.number)).hash != newest.hash:
+            raise await denial(self._pool, self._sources.chain_id, node, up_to=newest.number)
 
     async def _weighed(
         self, position: Position, reading: _Reading, first: int, last: int, *, by_hand: bool
@@ -439,15 +442,15 @@ class Sweep:
             DatastoreUnavailable: Nothing is known to be written; call again.
             FinalityViolated: Nothing was written; do not call again.
         """
-        if self._halted_at is not None:
-            await self._examiner.require_final()
-            await pinning.clear_halt(self._pool, self._chain_id, self._halted_at)
-            self._halted_at = None
         at = await sweeping.position(self._pool, self._chain_id)
-        if at.swept >= at.finalized or at.head - at.cursor > BLOCKS_A_COMMIT:
-            self._standstill.moved()  # a lag is told as one
-            return False
         try:
+            if self._halted_at is not None:
+                await self._examiner.require_final()
+                await pinning.clear_halt(self._pool, self._chain_id, self._halted_at)
+                self._halted_at = None
+            if at.swept >= at.finalized or at.head - at.cursor > BLOCKS_A_COMMIT:
+                self._standstill.moved()  # a lag is told as one
+                return False
             examined = await self._examiner.examine(at.swept, at.finalized)
             self._reached("sweep.before_commit")
             committed = await sweeping.conclude(
@@ -469,7 +472,8 @@ class Sweep:
             log.debug("sweep.tick_repeated", reason=str(error))
             return False
         except NoSecondReading as error:
-            log.debug("sweep.tick_repeated", reason=str(error))  # which endpoint does not answer is told as such
+            self._standstill.waits(at.swept, str(error))
+            log.debug("sweep.tick_repeated", reason=str(error))
             return False
         except (BlockUnknown, CursorMoved) as error:
             self._standstill.waits(at.swept, str(error))

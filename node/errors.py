@@ -5,6 +5,8 @@ Messages hold the endpoint's name, never its URL: providers put the key of an ac
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from node.inconsistency import Inconsistency
 from node.refusals import Refusal
 
@@ -76,6 +78,26 @@ class EndpointOfOtherChain(NodeUnavailable):
         super().__init__(endpoint, "identity", str(mismatch))
 
 
+class EndpointOnOtherFork(NodeUnavailable):
+    """This endpoint denies a block that is stored as final.  Ask another; if it denies it too, a person must look.
+
+    ``found`` is the hash of its block ``number`` (``None``: it has none); ``expected`` is the one that is stored.
+    ``denied_by``: its name, and those of the other endpoints that show the same block at this moment.
+    """
+
+    def __init__(
+        self, endpoint: str, *, number: int, expected: bytes, found: bytes | None, also: Sequence[str] = ()
+    ) -> None:
+        self.number = number
+        self.expected = expected
+        self.found = found
+        self.denied_by = (endpoint, *also)
+        has = "it has none" if found is None else f"its own is 0x{found.hex()}"
+        super().__init__(
+            endpoint, "eth_getBlockByNumber", f"it denies our final block {number}, 0x{expected.hex()}: {has}"
+        )
+
+
 class EndpointChanged(NodeUnavailable):
     """The endpoint of this session failed, and another one is at hand.  Start again at once, from the rows."""
 
@@ -91,11 +113,13 @@ class RangeRefused(NodeError):
 
 
 class BlockUnknown(NodeError):
-    """The node does not know the block, no longer or not yet.  Read the tip again and start from there."""
+    """The endpoint does not know the block, no longer or not yet.  Read the tip again and start from there."""
 
-    def __init__(self, block: bytes | int | str) -> None:
+    def __init__(self, endpoint: str, block: bytes | int | str) -> None:
+        self.endpoint = endpoint
         self.block = block
-        super().__init__(f"the node does not know block {'0x' + block.hex() if isinstance(block, bytes) else block}")
+        name = "0x" + block.hex() if isinstance(block, bytes) else block
+        super().__init__(f"endpoint {endpoint} does not know block {name}")
 
 
 class CallReverted(NodeError):
@@ -110,11 +134,12 @@ class CallReverted(NodeError):
 class ChainMismatch(NodeError):
     """The endpoint serves another chain than the configured one.  Stop: do not call again (hard cases 14, 27)."""
 
-    def __init__(self, *, what: str, expected: str, found: str) -> None:
+    def __init__(self, endpoint: str, *, what: str, expected: str, found: str) -> None:
+        self.endpoint = endpoint
         self.what = what
         self.expected = expected
         self.found = found
         super().__init__(
-            f"the node's {what} is {found}; this daemon serves {expected}: check BSKT_RPC_URL and BSKT_CHAIN_ID; "
-            "a chain that was reset needs a database of its own"
+            f"endpoint {endpoint}'s {what} is {found}; this daemon serves {expected}: "
+            "check BSKT_RPC_URL and BSKT_CHAIN_ID; a chain that was reset needs a database of its own"
         )

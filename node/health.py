@@ -8,10 +8,13 @@ An endpoint is a state machine, not a URL:
 * ``lagging``: its head is behind what is indexed, or stands still while another one's moves.
 * ``rate_limited``: it asked to be left alone.  That our own budget for it is spent is no state of it.
 * ``unreachable``: it did not answer, or what it answered was invalid; the reason says which.
+* ``other_fork``: it denies a block that is stored as final; it is asked for that block, and for nothing else.
 * ``wrong_chain``: it serves another chain, or another history of ours (hard case 27).
 
 A failure moves an endpoint out of ``alive`` at once, so that the next one is asked at once.  From the third failure in
-a row on it also *rests*: nothing at all is sent before ``rests_until`` (the circuit is open).  An endpoint that is not
+a row on it also *rests*: nothing at all is sent before ``rests_until`` (the circuit is open).  A rest is a second,
+however often it failed: what is asked after it is one question for its newest block, with little time to answer
+(``head_seconds``), so that an endpoint that is well again is at work within seconds.  An endpoint that is not
 alive comes back in one of two ways: several probes in a row find it in order, or nothing better was left and it did
 the work.  One that fails again before it has worked is probed more and more rarely.
 """
@@ -29,12 +32,16 @@ CIRCUIT_OPENS_AT: Final = 3
 
 PROBES_TO_RETURN: Final = 3
 
-_SHORTEST_REST_SECONDS: Final = 1.0
-_LONGEST_REST_SECONDS: Final = 60.0
+_REST_SECONDS: Final = 1.0
+_LIMITED_SECONDS: Final = 2.0  # where it does not say for how long
+_HEAD_SECONDS: Final = 10.0
+_HEAD_AFTER_A_FAILURE_SECONDS: Final = 2.0
+_USUAL_TIMES: Final = 4
+_FORGETTING: Final = 0.98
 _LONGEST_PROBE_SECONDS: Final = 300.0
 _PROBE_SECONDS: Final = 5.0
 _IDLE_PROBE_SECONDS: Final = 60.0
-_WRONG_CHAIN_SECONDS: Final = 300.0
+_NOT_OURS_SECONDS: Final = 300.0
 _UNKNOWN_BLOCKS_TO_LAG: Final = 3
 
 
@@ -46,6 +53,7 @@ class EndpointState(StrEnum):
     LAGGING = "lagging"
     RATE_LIMITED = "rate_limited"
     UNREACHABLE = "unreachable"
+    OTHER_FORK = "other_fork"
     WRONG_CHAIN = "wrong_chain"
 
 
@@ -57,7 +65,8 @@ class Health:
     """One endpoint at one moment; times are seconds of the pool's clock.
 
     ``reason`` is the last trouble, also after it is over.  ``failures`` and ``unknown_blocks`` count in a row.
-    ``probes`` counts the probes in a row that found it in order since the last trouble.
+    ``probes`` counts the probes in a row that found it in order since the last trouble.  ``usual_seconds`` is what its
+    newest block takes.
     """
 
     state: EndpointState = EndpointState.UNPROVEN
@@ -69,6 +78,13 @@ class Health:
     probe_at: float = -math.inf
     head: int | None = None
     head_rose_at: float = -math.inf
+    usual_seconds: float = 0.0
+
+    @property
+    def head_seconds(self) -> float:
+        """How long it may take to tell its newest block; less after a failure, and never less than it usually takes."""
+        least = _HEAD_AFTER_A_FAILURE_SECONDS if self.failures else _HEAD_SECONDS
+        return max(least, _USUAL_TIMES * self.usual_seconds)
 
     @property
     def is_alive(self) -> bool:
@@ -94,7 +110,7 @@ class Health:
     def failed(self, reason: str, now: float, chance: float) -> Health:
         """It did not answer, or not as a node does."""
         failures = self.failures + 1
-        rest = back_off_seconds(failures - CIRCUIT_OPENS_AT + 1, chance)
+        rest = _REST_SECONDS * _jitter(chance) if failures >= CIRCUIT_OPENS_AT else 0.0
         return replace(
             self,
             state=EndpointState.UNREACHABLE,
@@ -106,9 +122,9 @@ class Health:
         )
 
     def limited(self, reason: str, now: float, chance: float, *, rest_seconds: float | None) -> Health:
-        """It asked to be left alone, for ``rest_seconds`` or (``None``) for as long as we think right."""
+        """It asked to be left alone, for ``rest_seconds`` or, where it does not say (``None``), for a moment."""
         failures = self.failures + 1
-        rest = back_off_seconds(failures, chance) if rest_seconds is None else rest_seconds
+        rest = _LIMITED_SECONDS * _jitter(chance) if rest_seconds is None else rest_seconds
         return replace(
             self,
             state=EndpointState.RATE_LIMITED,
@@ -116,15 +132,15 @@ class Health:
             failures=failures,
             probes=0,
             rests_until=now + rest,
-            probe_at=now + rest,
+            probe_at=now + max(rest, _probe_seconds(failures, chance)),
         )
 
-    def is_of_another_chain(self, reason: str, now: float, chance: float) -> Health:
-        """It must not be used; it is looked at again rarely, and believed only if it proves the right chain then."""
-        rest = _WRONG_CHAIN_SECONDS * (0.5 + chance / 2)
+    def is_not_ours(self, state: EndpointState, reason: str, now: float, chance: float) -> Health:
+        """``WRONG_CHAIN`` or ``OTHER_FORK``: it is looked at again rarely, and not used before it has proven ours."""
+        rest = _NOT_OURS_SECONDS * _jitter(chance)
         return replace(
             self,
-            state=EndpointState.WRONG_CHAIN,
+            state=state,
             reason=reason,
             failures=self.failures + 1,
             probes=0,
@@ -158,6 +174,10 @@ class Health:
         probe_at = self._not_while_resting(now + _probe_seconds(self.failures, chance))
         return replace(self, probes=self.probes + 1, probe_at=probe_at)
 
+    def took(self, seconds: float) -> Health:
+        """It told its newest block within this time; the slowest answers of late count."""
+        return replace(self, usual_seconds=max(seconds, _FORGETTING * self.usual_seconds))
+
     def saw_head(self, number: int, now: float) -> Health:
         """The number of its newest block, which may be lower than the one before."""
         rose = self.head is None or number > self.head
@@ -167,15 +187,12 @@ class Health:
         return max(moment, self.rests_until)
 
 
-def back_off_seconds(times: int, chance: float) -> float:
-    """How long to wait after so many failures in a row (none: not at all); ``chance`` in [0, 1) is the jitter."""
-    if times < 1:
-        return 0.0
-    return min(_LONGEST_REST_SECONDS, _SHORTEST_REST_SECONDS * 2.0 ** min(times - 1, 16)) * (0.5 + chance / 2)
+def _jitter(chance: float) -> float:
+    return 0.5 + chance / 2
 
 
 def _probe_seconds(failures: int, chance: float) -> float:
-    return min(_LONGEST_PROBE_SECONDS, _PROBE_SECONDS * 2.0 ** min(max(failures - 1, 0), 16)) * (0.5 + chance / 2)
+    return min(_LONGEST_PROBE_SECONDS, _PROBE_SECONDS * 2.0 ** min(max(failures - 1, 0), 16)) * _jitter(chance)
 
 
 def order(healths: Sequence[Health], now: float) -> tuple[int, ...]:

@@ -48,16 +48,21 @@ async def require_identity(asker: Asker, identity: ChainIdentity) -> None:
     """
     found_id = await asker.call("eth_chainId", [], parse_quantity)
     if found_id != identity.chain_id:
-        raise ChainMismatch(what="chain id", expected=str(identity.chain_id), found=str(found_id))
+        raise ChainMismatch(asker.name, what="chain id", expected=str(identity.chain_id), found=str(found_id))
     if identity.genesis_hash is not None:
         genesis: Header = await asker.call("eth_getBlockByNumber", [hex(0), False], parse_header)
         if genesis.hash != identity.genesis_hash:
-            raise ChainMismatch(what="genesis hash", expected=to_hex(identity.genesis_hash), found=to_hex(genesis.hash))
+            raise ChainMismatch(
+                asker.name, what="genesis hash", expected=to_hex(identity.genesis_hash), found=to_hex(genesis.hash)
+            )
     if identity.factory_address is not None and identity.factory_code_hash is not None:
         code = await asker.call("eth_getCode", [to_hex(identity.factory_address), "latest"], parse_octets)
         if not code:
             raise EndpointLags(asker.name, "eth_getCode", "it has no factory yet")
         if (found := keccak(code)) != identity.factory_code_hash:
             raise ChainMismatch(
-                what="factory's code hash", expected=to_hex(identity.factory_code_hash), found=to_hex(found)
+                asker.name,
+                what="factory's code hash",
+                expected=to_hex(identity.factory_code_hash),
+                found=to_hex(found),
             )

@@ -16,6 +16,7 @@ class Inconsistency(StrEnum):
     OTHER_BLOCK = "other_block"
     OTHER_TRANSACTION = "other_transaction"
     OTHER_CHAIN = "other_chain"
+    OTHER_FORK = "other_fork"
     DUPLICATE_LOGS = "duplicate_logs"
     UNSORTED_LOGS = "unsorted_logs"
     FINALITY_ABOVE_HEAD = "finality_above_head"

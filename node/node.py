@@ -37,6 +37,7 @@ from node.endpoint import GET_LOGS, RpcEndpoint
 from node.errors import (
     BlockUnknown,
     CallReverted,
+    EndpointOnOtherFork,
     HistoryPruned,
     NodeAnswerInvalid,
     NodeRefused,
@@ -210,6 +211,31 @@ class Node:
         """The error to raise where several answers of a session's endpoint do not fit together."""
         return self._invalid("several answers", reason, kind)
 
+    async def final_block_denied(self, number: int, block_hash: bytes) -> EndpointOnOtherFork:
+        """The error to raise where the session's endpoint leaves a block that is stored as final.
+
+        Raises:
+            NodeAnswerInvalid: It shows that block after all, so it contradicts itself.
+            NodeUnavailable, BlockUnknown: Not known.
+        """
+        found = (await self.header_by_number(number)).hash
+        if found == block_hash:
+            raise self.contradiction(
+                Inconsistency.OTHER_BLOCK, f"its block {number} is our final one, and is not on the branch of its head"
+            )
+        also = await self._pool.denying(self._endpoint, number, block_hash, found)
+        return EndpointOnOtherFork(self.endpoint_name, number=number, expected=block_hash, found=found, also=also)
+
+    @property
+    def on_other_fork(self) -> tuple[str, ...]:
+        """The endpoints that denied a block that is stored as final, and have not shown it since."""
+        return tuple(member.name for member in self._pool.members if member.denied is not None)
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether no second endpoint is configured."""
+        return len(self._pool.members) == 1
+
     @property
     def endpoint_name(self) -> str:
         """The session's endpoint."""
@@ -342,7 +368,7 @@ class Node:
         with _about(block_hash):
             header = await self._endpoint.call("eth_getBlockByHash", [to_hex(block_hash), False], parse_optional(parse))
         if header is None:
-            raise BlockUnknown(block_hash)
+            raise BlockUnknown(self._endpoint.name, block_hash)
         return header
 
     @_asked_of_one
@@ -367,7 +393,7 @@ class Node:
         headers: dict[int, Header] = {}
         for number, header in zip(numbers, found, strict=True):
             if header is None:
-                raise BlockUnknown(number)
+                raise BlockUnknown(self._endpoint.name, number)
             if header.number != number:
                 raise self._invalid(
                     "eth_getBlockByNumber",
@@ -521,7 +547,7 @@ class Node:
                     raise
                 receipts = await self._receipts_one_by_one(parameter)
             if receipts is None:
-                raise BlockUnknown(block_hash)
+                raise BlockUnknown(self._endpoint.name, block_hash)
             require_block(receipts, block_hash)
         return receipts
 
@@ -587,7 +613,7 @@ def _about(block: Block) -> Iterator[None]:
         yield
     except NodeRefused as refused:
         if refused.refusal is Refusal.BLOCK_UNKNOWN:
-            raise BlockUnknown(block) from refused
+            raise BlockUnknown(refused.endpoint, block) from refused
         if refused.refusal is Refusal.PRUNED:
             name = to_hex(block) if isinstance(block, bytes) else block
             reason = f"block {name} is no longer kept: {refused.reason}"

@@ -12,6 +12,7 @@ Why a failover is safe, although two endpoints never know quite the same chain:
   anything (hard cases 7, 26).
 * An endpoint whose head is behind the indexed block is not asked while another is ahead.
 * An answer is believed only after the connection it came over has shown the pinned chain id, genesis and factory.
+* An endpoint that denied a block that is stored as final is asked for nothing before it has shown that block.
 
 What a question that is asked outside of a session finds out holds for one endpoint at one moment, no more.
 """
@@ -20,7 +21,7 @@ from __future__ import annotations
 
 import random
 import time
-from asyncio import Lock, gather
+from asyncio import Lock, gather, timeout
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ from typing import Final, TypeVar
 
 import structlog
 
-from node.blocks import Header
+from node.blocks import Header, parse_header, parse_optional
 from node.bloom import BloomTrust
 from node.endpoint import RpcEndpoint
 from node.errors import (
@@ -39,6 +40,7 @@ from node.errors import (
     EndpointChanged,
     EndpointLags,
     EndpointOfOtherChain,
+    EndpointOnOtherFork,
     HistoryPruned,
     NodeAnswerInvalid,
     NodeRefused,
@@ -95,6 +97,8 @@ class Member:
         self.finalized: int | None = None
         self._keeps_from = 0  # what is known; what is thrown away does not come back
         self.stall_checked_at = float("-inf")
+        # Number and hash of a final block of ours that it denied, until it shows it.
+        self.denied: tuple[int, bytes] | None = None
         self._budget = pool.new_budget()
         self._proven_connections = -1
         self._proving = Lock()
@@ -124,12 +128,24 @@ class Member:
         return answers
 
     async def prove(self) -> None:
-        """See which chain is behind the connections, if one was opened since the last time.
+        """See which chain is behind the connections, if one was opened since the last time, and which fork of it.
 
         Raises:
-            EndpointOfOtherChain: Not ours.
+            EndpointOfOtherChain, EndpointOnOtherFork: Not ours.
             EndpointLags, NodeUnavailable: Not known.
         """
+        await self._prove_chain()
+        if self.denied is not None:
+            number, expected = self.denied
+            header = await self._endpoint.call(
+                "eth_getBlockByNumber", [hex(number), False], parse_optional(parse_header)
+            )
+            if header is None or header.hash != expected:
+                found = None if header is None else header.hash
+                raise EndpointOnOtherFork(self.name, number=number, expected=expected, found=found)
+            self.denied = None
+
+    async def _prove_chain(self) -> None:
         identity = self._pool.identity
         if identity is None or self._endpoint.connections == self._proven_connections:
             return
@@ -143,6 +159,22 @@ class Member:
                 except ChainMismatch as mismatch:
                     raise EndpointOfOtherChain(self.name, mismatch) from mismatch
                 self._proven_connections = connections
+
+    async def head(self, head_of: Callable[[Member], Awaitable[Header]]) -> Header:
+        """Its newest block, which it must tell in time: what is asked of an endpoint first shows whether it answers.
+
+        Raises:
+            NodeUnavailable: It does not.
+        """
+        seconds, began = self.health.head_seconds, self._pool.now()
+        try:
+            async with timeout(seconds):
+                header = await head_of(self)
+        except TimeoutError:
+            reason = f"no answer within {seconds:.0f} s"
+            raise NodeUnavailable(self.name, "eth_getBlockByNumber", reason) from None
+        self.health = self.health.took(self._pool.now() - began)
+        return header
 
     def keeps(self, number: int | None) -> bool:
         """Whether it may still have this block; of the tip every endpoint has."""
@@ -253,7 +285,11 @@ class Member:
         match error:
             case EndpointOfOtherChain():
                 self.caught(Inconsistency.OTHER_CHAIN)
-                self.health = self.health.is_of_another_chain(error.reason, now, chance)
+                self.health = self.health.is_not_ours(EndpointState.WRONG_CHAIN, error.reason, now, chance)
+            case EndpointOnOtherFork():
+                self.caught(Inconsistency.OTHER_FORK)
+                self.denied = (error.number, error.expected)
+                self.health = self.health.is_not_ours(EndpointState.OTHER_FORK, error.reason, now, chance)
             case EndpointLags():
                 self.health = self.health.lags(reason, now, chance)
             case NodeRefused(refusal=Refusal.RATE_LIMITED):
@@ -271,7 +307,7 @@ class Member:
         return 0.0 if self._budget is None else self._budget.wait_seconds(self._pool.now())
 
     async def _spend(self, questions: int) -> None:
-        if self.health.state is EndpointState.WRONG_CHAIN:
+        if self.health.state is EndpointState.WRONG_CHAIN or self.denied is not None:
             await self.prove()  # not even a question goes to another chain
         # What was begun is finished, and the debt waited for after it: a session that is given up half-way would be
         # begun again from the rows, ask the same, and never end.
@@ -285,7 +321,7 @@ class Member:
         if before.state is after.state:
             return
         message = log.info
-        if after.state is EndpointState.WRONG_CHAIN:
+        if after.state in {EndpointState.WRONG_CHAIN, EndpointState.OTHER_FORK}:
             message = log.error
         elif not after.is_alive:
             message = log.warning
@@ -384,7 +420,7 @@ class EndpointPool:
         for member in [each for each in candidates if each.keeps(from_block)] or candidates:
             try:
                 with member.blamed():
-                    head = await head_of(member)
+                    head = await member.head(head_of)
             except NodeUnavailable as error:
                 failure = error
                 continue
@@ -425,7 +461,7 @@ class EndpointPool:
         for member in sorted(self._candidates(), key=lambda each: (not each.keeps(from_block), each.name == than)):
             try:
                 with member.blamed():
-                    head = await head_of(member)
+                    head = await member.head(head_of)
             except NodeUnavailable as error:
                 failure = error
                 continue
@@ -453,6 +489,23 @@ class EndpointPool:
         except NodeUnavailable:
             return None
         return (member, head) if head.number >= reaching else None
+
+    async def denying(self, member: Member, number: int, expected: bytes, found: bytes) -> tuple[str, ...]:
+        """The other endpoints that denied a final block before and show, asked now, the same block as ``member``."""
+        same = []
+        for other in self.members:
+            if other is member or other.denied is None:
+                continue
+            other.denied = (number, expected)
+            try:
+                with other.blamed():
+                    await other.prove()
+            except EndpointOnOtherFork as error:
+                if error.found == found:
+                    same.append(other.name)
+            except NodeUnavailable:
+                continue  # it says nothing now
+        return tuple(same)
 
     @contextmanager
     def session(self, member: Member, *, caught_up: bool, from_block: int | None = None) -> Iterator[None]:
@@ -488,8 +541,7 @@ class EndpointPool:
         member = min(due, key=lambda each: each.health.probe_at)
         try:
             with member.blamed():
-                await member.prove()
-                head = await head_of(member)
+                head = await member.head(head_of)
         except NodeUnavailable:
             return len(due) > 1
         best = max((other.health.head or 0) for other in self.members if other.health.is_alive or other is member)

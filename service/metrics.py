@@ -62,6 +62,14 @@ def families(snapshot: Snapshot, chain_id: int) -> list[Metric]:
             "When the indexer committed last, Unix seconds.",
             snapshot.indexed_at.timestamp(),
         ),
+        "bskt_verifier_last_progress_timestamp_seconds": (
+            "When final blocks were compared with the chain last, Unix seconds.",
+            snapshot.swept_at.timestamp(),
+        ),
+        "bskt_verifier_lag_seconds": (
+            "How long the verifier has not got on while final blocks wait for it; 0 where none waits.",
+            snapshot.verifier_lag_seconds,
+        ),
         "bskt_queue_waiting": ("Requests that wait for a claim.", snapshot.waiting),
         "bskt_queue_oldest_seconds": ("How long the oldest of them has waited.", snapshot.oldest_seconds),
         "bskt_paused": ("1 while a person has paused the invocator.", float(snapshot.paused is not None)),
@@ -229,6 +237,12 @@ class RpcMetrics:
             ["chain_id"],
             registry=self.registry,
         ).labels(self._chain_id)
+        self._wake_ups = CounterMetric(
+            "bskt_wake_ups_lost",
+            "Times that a connection which only shortens a pause was lost or refused.",
+            ["chain_id", "source"],
+            registry=self.registry,
+        )
         for kind in Inconsistency:  # a rate needs the zero before the first one
             self._inconsistencies.labels(self._chain_id, kind.value)
 
@@ -240,6 +254,10 @@ class RpcMetrics:
     def inconsistent(self, kind: Inconsistency) -> None:
         """An endpoint contradicted something."""
         self._inconsistencies.labels(self._chain_id, kind.value).inc()
+
+    def lost_wake_up(self, source: str) -> None:
+        """What would have woken a part sooner is away; polling goes on."""
+        self._wake_ups.labels(self._chain_id, source).inc()
 
     def failed_over(self) -> None:
         """Another endpoint took over."""

@@ -269,8 +269,9 @@ class Settings(BaseModel):
     factory_address: Address | None = Field(default=None, description="the basket factory, 0x and 40 hex digits")
     more_factories: Annotated[tuple[LateFactory, ...], BeforeValidator(_late_factories)] = Field(
         default=(),
-        description="more basket factories, 0xADDRESS@DEPLOYMENT_BLOCK, comma-separated; one that is added later is"
-        " followed once its history is recorded, and what was asked of it before is held",
+        description="more basket factories, 0xADDRESS@DEPLOYMENT_BLOCK, comma-separated; one that is added later,"
+        " or older than BSKT_START_BLOCK, is followed once its history is recorded from that block on, and what was"
+        " asked of it before is held",
     )
     forwarder_address: Address | None = Field(
         default=None, description="the CRE forwarder that delivers reports, 0x and 40 hex digits"

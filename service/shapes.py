@@ -60,6 +60,9 @@ def status(
             "indexed_at": snapshot.indexed_at,
             "lag_blocks": snapshot.lag_blocks,
             "lag_seconds": round(snapshot.lag_seconds, 1),
+            "verified": snapshot.swept,
+            "verified_at": snapshot.swept_at,
+            "verifier_lag_seconds": round(snapshot.verifier_lag_seconds, 1),
             "last_reorg": None
             if snapshot.last_reorg is None
             else {

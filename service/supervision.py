@@ -3,8 +3,9 @@
 A part does its work once a tick and says whether there is more.  Here it is repeated, paused, woken early, forgiven
 what it was said to be forgiven, and stopped.  A tick is never cancelled to stop it: what it sent would be in doubt.
 
-* A forgiven error is weather: a warning, then a back-off that grows and that no wake shortens.  It grows less far for a
-  server of our own, which gains nothing by being left alone.
+* A forgiven error is weather: a warning, then a back-off that grows and that no wake shortens.  It grows less far where
+  asking again is cheap: once what failed is well, the part goes on within seconds, however long it lasted.
+* A companion that is forgiven is a wake-up: its loss is a warning and counted, and fails nothing, for polling goes on.
 * A halting error is for a person: the part stops ticking, the others go on, ``/readyz`` says why.
 * Any other error is a bug: the process ends with exit code 1 after the running ticks have finished.
 * The first SIGTERM or SIGINT lets the running ticks finish; the second ends the process at once.
@@ -28,7 +29,7 @@ EXIT_INTERRUPTED: Final = 130
 
 LEAST_BACK_OFF_SECONDS: Final = 1.0
 MOST_BACK_OFF_SECONDS: Final = 60.0
-MOST_HURRIED_BACK_OFF_SECONDS: Final = 3.0
+MOST_HURRIED_BACK_OFF_SECONDS: Final = 2.0
 GRACE_SECONDS: Final = 100.0  # for ticks that call nobody who may take longer
 
 _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
@@ -58,8 +59,8 @@ class Part:
 class Companion:
     """Something that runs beside the parts until they have ended, and is cancelled then: a server, a listener.
 
-    When ``run`` raises a forgiven error, it is run again after a back-off; when it returns early, or raises another,
-    the process stops as for a part.
+    When ``run`` raises a forgiven error, it is run again after a back-off, which is short again after a run that was
+    longer than any back-off; when it returns early, or raises another, the process stops as for a part.
     """
 
     name: str
@@ -118,7 +119,7 @@ class Supervisor:
     ``last_turn_at``: the clock's seconds of each part's latest step, for ``/livez``; a tick may itself take long, so
     whoever gives the mapping may also write there what it sees of a tick's steps.
     ``halted``: the reason, by the name of each part that has stopped for a person.
-    ``failing``: what went wrong last, by the name of each part or companion that was forgiven and has not recovered.
+    ``failing``: what went wrong last, by the name of each part that was forgiven and has not recovered.
     """
 
     def __init__(
@@ -132,7 +133,9 @@ class Supervisor:
         wait: Wait = wait,
         clock: Callable[[], float] = time.monotonic,
         chance: Callable[[], float] = random.random,
+        lost: Callable[[str], None] = lambda _: None,
     ) -> None:
+        """Begin; ``lost`` is called with the name of a companion at each of its forgiven errors."""
         self._parts = parts
         self._companions = companions
         self._stop = stop
@@ -140,6 +143,7 @@ class Supervisor:
         self._wait = wait
         self._clock = clock
         self._chance = chance
+        self._lost = lost
         self.last_turn_at = {} if last_turn_at is None else last_turn_at
         self.last_turn_at.update({part.name: clock() for part in parts})
         self.halted: dict[str, str] = {}
@@ -198,8 +202,9 @@ class Supervisor:
                 return
             except part.forgives as error:
                 failures += 1
+                self.failing[part.name] = f"{type(error).__name__}: {error}"
                 hurries = isinstance(error, part.hurries_after)
-                await self._back_off(part.name, failures, error, hurries=hurries)
+                await self._back_off("part.failed", part.name, failures, error, hurries=hurries)
                 continue
             if failures:
                 log.info("part.recovered", part=part.name, failures=failures)
@@ -214,18 +219,21 @@ class Supervisor:
     async def _accompany(self, companion: Companion) -> None:
         failures = 0
         while not self._stop.asked.is_set():
+            began = self._clock()
             try:
                 await companion.run()
             except companion.forgives as error:
-                failures += 1
-                await self._back_off(companion.name, failures, error)
+                failures = 1 if self._clock() - began > MOST_BACK_OFF_SECONDS else failures + 1
+                self._lost(companion.name)
+                await self._back_off("companion.lost", companion.name, failures, error)
             else:
                 return
 
-    async def _back_off(self, name: str, failures: int, error: Exception, *, hurries: bool = False) -> None:
+    async def _back_off(self, event: str, name: str, failures: int, error: Exception, *, hurries: bool = False) -> None:
         most_seconds = MOST_HURRIED_BACK_OFF_SECONDS if hurries else MOST_BACK_OFF_SECONDS
         seconds = back_off_seconds(failures, self._chance(), most_seconds=most_seconds)
-        self.failing[name] = f"{type(error).__name__}: {error}"
+        # The first, the second, the fourth, the eighth …: an outage of days is a few lines, not one every two seconds.
+        say = log.debug if failures & (failures - 1) else log.warning
         # The error's text says enough; a traceback for weather would bury what matters.
-        log.warning("part.failed", part=name, error=self.failing[name], failures=failures, retry_seconds=seconds)
+        say(event, part=name, error=f"{type(error).__name__}: {error}", failures=failures, retry_seconds=seconds)
         await self._wait(self._stop.asked, seconds)

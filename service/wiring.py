@@ -159,7 +159,12 @@ async def run(
         reader = await _opened(stack, dsn, Role.READER)
         companions += [_ear(dsn, sources.chain_id, part) for part in running if part.name == INVOCATOR]
         supervisor = Supervisor(
-            running, companions, stop=stop, grace_seconds=grace_seconds(settings), last_turn_at=last_turn_at
+            running,
+            companions,
+            stop=stop,
+            grace_seconds=grace_seconds(settings),
+            last_turn_at=last_turn_at,
+            lost=rpc_metrics.lost_wake_up,
         )
         companions.append(
             _server(settings, reader, sources.chain_id, supervisor, node=node, troubles=troubles, rpc=rpc_metrics)
@@ -699,7 +704,8 @@ def _part(name: str, tick: Callable[[], Awaitable[bool]], settings: Settings) ->
         pause_seconds=settings.poll_interval_seconds,
         wake=asyncio.Event(),
         forgives=(DatastoreUnavailable, NodeUnavailable, RangeRefused, BlockUnknown, BlockMisplaced),
-        hurries_after=(DatastoreUnavailable,),
+        # Which endpoint may be asked again, and when, is the node's own to know.
+        hurries_after=(DatastoreUnavailable, NodeUnavailable),
         halts_on=(FinalityViolated,),
     )
 

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 SILENT_SECONDS = 300.0
 """Where no node can be asked for its head, an index that is older than this counts as not ready."""
 
+VERIFIER_WAITS_SECONDS = 1_800.0
+"""A verifier that has not got on for longer stands still; finality that comes in steps explains less."""
+
 
 @click.command(
     cls=Command,
@@ -203,11 +206,15 @@ def _facts(shape: Mapping[str, Json]) -> RenderableType:
     waiting = f"{at('queue.waiting')} waiting"
     if isinstance(oldest := at("queue.oldest_seconds"), float) and oldest:
         waiting += f", the oldest for {span(oldest)}"
+    verified = f"block {at('chain.verified')} at {at('chain.verified_at')}"
+    if isinstance(seconds := at("chain.verifier_lag_seconds"), float) and seconds > VERIFIER_WAITS_SECONDS:
+        verified += f", stands still for {span(seconds)}"
     reorg = at("chain.last_reorg")
     lines: dict[str, Json] = {
         "indexed": f"block {at('chain.indexed')} at {at('chain.indexed_at')}",
         "head": f"block {at('chain.head')}, lag {lag}",
         "finalized": f"block {at('chain.finalized')}, safe {at('chain.safe')}",
+        "verified": verified,
         "last reorg": f"{at('chain.last_reorg.orphaned_blocks')} blocks above {at('chain.last_reorg.ancestor')} at "
         f"{at('chain.last_reorg.at')}"
         if reorg

@@ -55,9 +55,11 @@ class Clock:
         return self.now
 
 
-async def pin(pool: Pool, world: World) -> None:
-    """The first start of all."""
+async def pin(pool: Pool, world: World, *, start: int = 1) -> None:
+    """The first start of all, at a block that is or will be mined."""
     genesis = world.genesis
+    before = world.view.head.at(start - 1)
+    assert before is not None
     await pin_first_start(
         pool,
         Pin(
@@ -68,7 +70,7 @@ async def pin(pool: Pool, world: World) -> None:
             forwarder_address=FORWARDER,
             secret_check=secret_check_value(SECRET),
         ),
-        start=FirstBlock(number=1, hash=digest("one"), parent_hash=genesis.hash, timestamp=genesis.timestamp),
+        start=FirstBlock(number=start, hash=digest("first"), parent_hash=before.hash, timestamp=genesis.timestamp),
         first_trigger_block_number=0,
     )
 

@@ -87,13 +87,13 @@ def hiding(world: World, number: int) -> int:
 
 @asynccontextmanager
 async def scene(
-    pool: Pool, world: World, *, endpoints: int, reached: Callable[[str], None] = lambda _: None
+    pool: Pool, world: World, *, endpoints: int, reached: Callable[[str], None] = lambda _: None, start: int = 1
 ) -> AsyncIterator[Scene]:
-    """Serve the world at so many endpoints, and begin with the first start of a daemon."""
+    """Serve the world at so many endpoints, and begin with the first start of a daemon, at block ``start``."""
     async with Server() as server:
         world.open_endpoints(endpoints, 0, Counter())
         server.endpoints = world.endpoints
-        await pin(pool, world)
+        await pin(pool, world, start=start)
         daemon = Daemon(
             pool=pool,
             server=server,

@@ -64,9 +64,9 @@ async def held(pool: Pool) -> set[str]:
     return {row["name"].decode() for row in rows}
 
 
-async def added(made: Scene) -> LateFactories:
+async def added(made: Scene, factory: Factory = SECOND) -> LateFactories:
     """The daemon starts again, with one factory more in its settings."""
-    await factories.declare(made.pool, CHAIN_ID, [SECOND])
+    await factories.declare(made.pool, CHAIN_ID, [factory])
     made.daemon.sources = replace(made.daemon.sources, more_factories=frozenset({SECOND_FACTORY}))
     made.daemon.start()
     return made.daemon.late_factories()
@@ -289,17 +289,68 @@ async def test_a_sweep_that_runs_while_it_is_admitted_does_not_pass_its_history_
         assert await made.wrong() == []
 
 
-async def test_the_sweep_does_not_go_back_to_blocks_from_before_the_start(indexer_pool: Pool) -> None:
+@pytest.mark.parametrize("is_swept", [True, False], ids=["swept", "never swept"])
+async def test_a_later_factory_that_is_older_than_the_start_is_recorded_and_swept_from_its_deployment_on(
+    indexer_pool: Pool, *, is_swept: bool
+) -> None:
+    async with scene(indexer_pool, history(), endpoints=2, start=5) as made:
+        await made.daemon.follow()
+        if is_swept:
+            await made.daemon.sweep_all()
+        assert await made.states() == []
+        late = await added(made, replace(SECOND, start_block_number=1))
+        while await late.tick():
+            pass
+        assert await made.wrong() == []
+        assert {"old-1", "old-2", "old-4", "old-5", "old-6"} <= await held(indexer_pool)
+        assert await indexer_pool.fetchval("SELECT block_number FROM sweep") == 0
+        made.world.become_final(100, 0)
+        await made.daemon.follow()
+        await made.daemon.sweep_all()
+        assert (await made.wrong(), await made.found()) == ([], [])
+        assert await indexer_pool.fetchval("SELECT block_number FROM sweep") == made.world.finalized
+
+
+async def test_a_factory_that_is_older_than_the_start_is_not_live_at_a_first_start_before_its_history_is_recorded(
+    indexer_pool: Pool,
+) -> None:
+    async with scene(indexer_pool, history(), endpoints=1, start=5) as made:
+        late = await added(made, replace(SECOND, start_block_number=1))
+        await made.daemon.follow()
+        assert await made.states() == []
+        while await late.tick():
+            pass
+        await made.daemon.follow()
+        assert await made.wrong() == []
+
+
+async def test_where_nothing_was_swept_yet_the_sweep_begins_at_the_start_of_the_chain(indexer_pool: Pool) -> None:
+    async with scene(indexer_pool, history(), endpoints=1) as made:
+        await made.daemon.follow()
+        late = await added(made)
+        while await late.tick():
+            pass
+        assert await indexer_pool.fetchval("SELECT block_number FROM sweep") == 0
+
+
+async def test_a_factory_of_genesis_is_read_from_block_1_on(indexer_pool: Pool) -> None:
     async with scene(indexer_pool, history(), endpoints=1) as made:
         await made.daemon.follow()
         await made.daemon.sweep_all()
-        await factories.declare(indexer_pool, CHAIN_ID, [replace(SECOND, start_block_number=0)])
-        late = made.daemon.late_factories()
+        late = await added(made, replace(SECOND, start_block_number=0))
         while await late.tick():
             pass
-        assert (
-            await indexer_pool.fetchval("SELECT block_number FROM sweep") == 0
-        )  # the chain is indexed from block 1 on
+        assert await indexer_pool.fetchval("SELECT block_number FROM sweep") == 0
+        assert await made.wrong() == []
+
+
+async def test_another_block_of_deployment_is_refused_where_it_would_lose_history(indexer_pool: Pool) -> None:
+    async with scene(indexer_pool, history(), endpoints=1) as made:
+        await made.daemon.follow()
+        await added(made)
+        with pytest.raises(DatastoreUnsuitable, match=r"is recorded from block 3 on, and BSKT_MORE_FACTORIES says 2: "):
+            await factories.declare(indexer_pool, CHAIN_ID, [replace(SECOND, start_block_number=2)])
+        await factories.declare(indexer_pool, CHAIN_ID, [replace(SECOND, start_block_number=4)])
 
 
 async def test_at_a_first_start_every_factory_is_live_at_once(indexer_pool: Pool) -> None:

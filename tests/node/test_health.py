@@ -1,6 +1,7 @@
 """An endpoint is a state machine: which trouble moves it where, and how it comes back."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -13,7 +14,6 @@ from node.health import (
     Budget,
     EndpointState,
     Health,
-    back_off_seconds,
     order,
 )
 
@@ -24,7 +24,8 @@ EVENTS: dict[str, Event] = {
     "failed": lambda health, now, chance: health.failed("why", now, chance),
     "limited": lambda health, now, chance: health.limited("why", now, chance, rest_seconds=None),
     "told to wait": lambda health, now, chance: health.limited("why", now, chance, rest_seconds=7.0),
-    "of another chain": lambda health, now, chance: health.is_of_another_chain("why", now, chance),
+    "of another chain": lambda health, now, chance: health.is_not_ours(EndpointState.WRONG_CHAIN, "why", now, chance),
+    "on another fork": lambda health, now, chance: health.is_not_ours(EndpointState.OTHER_FORK, "why", now, chance),
     "lags": lambda health, now, chance: health.lags("why", now, chance),
     "unknown block": lambda health, now, chance: health.did_not_know_a_block(now, chance),
     "passed probe": lambda health, now, chance: health.passed_probe(now, chance),
@@ -58,7 +59,6 @@ def test_the_third_failure_in_a_row_opens_the_circuit() -> None:
     health = health.failed("no answer", 0.0, 0.5)
     assert order([health], 0.0) == ()
     assert order([health], health.rests_until) == (0,)
-    assert health.failed("no answer", 0.0, 0.5).rests_until > health.rests_until
     assert health.worked(1.0).failures == 0
 
 
@@ -71,7 +71,7 @@ def test_who_asks_to_be_left_alone_is_left_alone_for_as_long() -> None:
 
 def test_another_chain_is_looked_at_rarely_and_asked_last() -> None:
     """Hard case 27."""
-    other = ALIVE.is_of_another_chain("chain id 1", 0.0, 0.0)
+    other = ALIVE.is_not_ours(EndpointState.WRONG_CHAIN, "chain id 1", 0.0, 0.0)
     assert other.rests_until == other.probe_at >= 100
     down = ALIVE.failed("no answer", 0.0, 0.0)
     assert order([other, down], 1_000.0) == (1, 0)
@@ -155,12 +155,23 @@ def test_an_alive_endpoint_is_always_asked_before_one_in_trouble(names: list[str
     assert healths[first].is_alive
 
 
-@given(st.integers(-3, 100), CHANCE)
-def test_a_back_off_grows_up_to_a_minute_and_never_goes_below_half_of_itself(times: int, chance: float) -> None:
-    seconds = back_off_seconds(times, chance)
-    assert (seconds == 0) == (times < 1)
-    assert seconds <= 60
-    assert back_off_seconds(times, 0.0) <= seconds <= 2 * back_off_seconds(times, 0.0)
+@given(st.integers(1, 10_000), CHANCE)
+def test_however_often_it_failed_it_rests_a_second_and_has_two_to_answer(failures: int, chance: float) -> None:
+    health = replace(ALIVE, failures=failures - 1)
+    failed = health.failed("no answer", 100.0, chance)
+    assert (failed.rests_until > 100.0) == (failures >= CIRCUIT_OPENS_AT)
+    assert failed.rests_until <= 101.0
+    assert health.limited("slow down", 100.0, chance, rest_seconds=None).rests_until <= 102.0
+    assert failed.head_seconds == 2.0
+    assert ALIVE.head_seconds == 10.0
+
+
+def test_one_that_is_always_slow_has_four_times_as_long_as_it_usually_takes() -> None:
+    slow = ALIVE.took(3.0).failed("no answer", 0.0, 0.0)
+    assert slow.head_seconds == 12.0
+    for _ in range(200):
+        slow = slow.took(0.1)
+    assert slow.head_seconds == 2.0
 
 
 @given(

@@ -32,6 +32,7 @@ SNAPSHOT = Snapshot(
     finalized=10,
     indexed=9,
     swept=8,
+    swept_at=datetime(2026, 1, 1, tzinfo=UTC),
     indexed_hash=b"\x01" * 32,
     indexed_at=datetime(2026, 1, 1, tzinfo=UTC),
     indexed_timestamp=1_767_225_569,
@@ -194,6 +195,12 @@ def test_what_keeps_the_daemon_from_being_relied_on_is_a_reason_and_a_pause_is_n
     assert unready_reasons(replace(SNAPSHOT, schema_version=SCHEMA_VERSION + 1), {}, {})[0].startswith("schema: ")
 
 
+def test_the_verifier_lags_only_while_final_blocks_wait_for_it() -> None:
+    assert SNAPSHOT.verifier_lag_seconds == 5.0
+    assert replace(SNAPSHOT, swept=SNAPSHOT.finalized).verifier_lag_seconds == 0.0
+    assert replace(SNAPSHOT, finalized=-1).verifier_lag_seconds == 0.0
+
+
 async def test_status_has_the_promised_members() -> None:
     """The interface's own example, member by member."""
     code, body = await answer("/status", healthy, {})
@@ -210,6 +217,9 @@ async def test_status_has_the_promised_members() -> None:
         "indexed_at": "2026-01-01T00:00:00Z",
         "lag_blocks": 3,
         "lag_seconds": 36.0,
+        "verified": 8,
+        "verified_at": "2026-01-01T00:00:00Z",
+        "verifier_lag_seconds": 5.0,
         "last_reorg": None,
         "endpoints": [asdict(ENDPOINT)],
     }

@@ -58,8 +58,8 @@ def another_code(made: Scene) -> None:
     ("change", "sentence"),
     [
         (reset, "genesis hash"),
-        (another_chain, f"the node's chain id is 1; this daemon serves {CHAIN_ID}"),
-        (another_code, "the node's factory's code hash is"),
+        (another_chain, f"endpoint 0's chain id is 1; this daemon serves {CHAIN_ID}"),
+        (another_code, "endpoint 0's factory's code hash is"),
     ],
 )
 async def test_a_chain_that_is_not_the_one_that_was_pinned_is_refused(

@@ -91,7 +91,7 @@ async def test_a_part_comes_back_soon_after_an_error_that_it_hurries_after() -> 
     stop, waits = Stop(), Waits()
     hurried = replace(part(script([Weather()] * 4 + [True], stop)), hurries_after=(Weather,))
     assert await supervisor(hurried, stop=stop, waits=waits).run() == 0
-    assert waits.seconds == [1, 2, 3, 3]
+    assert waits.seconds == [1, 2, 2, 2]
 
 
 async def test_any_other_error_stops_the_process_with_exit_code_1_and_its_traceback() -> None:
@@ -236,6 +236,56 @@ async def test_a_companion_is_run_again_after_a_forgiven_error() -> None:
     companions = (Companion(name="new heads", run=listen, forgives=(Weather,)),)
     assert await supervisor(stop=stop, waits=waits, companions=companions).run() == 0
     assert waits.seconds == [1, 2, 4]
+
+
+async def test_a_companion_that_was_lost_is_counted_and_fails_nothing() -> None:
+    """Polling goes on without it, and it is at work again while it runs."""
+    stop, lost, seen = Stop(), list[str](), list[dict[str, str]]()
+    connected_again = asyncio.Event()
+
+    async def listen() -> None:
+        if lost:
+            connected_again.set()
+            await asyncio.Event().wait()
+        raise Weather
+
+    async def tick() -> bool:
+        await connected_again.wait()
+        seen.append(dict(supervised.failing))
+        stop.ask()
+        return False
+
+    companions = (Companion(name="heads", run=listen, forgives=(Weather,)),)
+    supervised = Supervisor([part(tick)], companions, stop=stop, wait=Waits(), lost=lost.append)
+    with capture_logs() as lines:
+        assert await supervised.run() == 0
+    assert (lost, seen) == (["heads"], [{}])
+    assert [(line["event"], line["log_level"]) for line in lines] == [("companion.lost", "warning")]
+
+
+async def test_a_companion_that_was_well_for_long_comes_back_as_soon_as_at_its_first_loss() -> None:
+    stop, waits, now, runs = Stop(), Waits(), [0.0], 0
+
+    async def listen() -> None:
+        nonlocal runs
+        runs += 1
+        now[0] += 61 if runs == 3 else 1
+        if runs == 4:
+            stop.ask()
+        raise Weather
+
+    companions = (Companion(name="heads", run=listen, forgives=(Weather,)),)
+    supervised = Supervisor([], companions, stop=stop, wait=waits, clock=lambda: now[0], chance=lambda: 1.0)
+    assert await supervised.run() == 0
+    assert waits.seconds == [1, 2, 1, 2]
+
+
+async def test_an_outage_of_days_is_a_few_lines_in_the_log() -> None:
+    stop, waits = Stop(), Waits()
+    steps = [Weather()] * 1_000 + [False]
+    with capture_logs() as lines:
+        await supervisor(part(script(steps, stop)), stop=stop, waits=waits).run()
+    assert [line["failures"] for line in lines if line["log_level"] == "warning"] == [2**n for n in range(10)]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

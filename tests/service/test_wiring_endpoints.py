@@ -115,6 +115,15 @@ async def test_the_daemon_uses_the_right_one_of_its_nodes_and_is_woken_by_the_we
                     ("2", "alive"),
                 ]
                 assert (await daemon.get("/readyz"))[0] == 200
+                # It is lost and made again: that is counted, and makes nothing unready.
+                await connection.close()
+                connection = await subscribed.get()
+                assert (await daemon.get("/readyz"))[0] == 200
+                good.chain = mined(good.chain, [NOISE])
+                await connection.send(HEAD)
+                await daemon.commits(1)
+                text = (await daemon.get("/metrics"))[1]
+                assert 'bskt_wake_ups_lost_total{chain_id="31337",source="heads"} 1.0' in text
                 text = (await daemon.get("/metrics"))[1]
                 assert 'bskt_rpc_inconsistencies_total{chain_id="31337",kind="other_chain"} ' in text
                 assert 'endpoint="2",method="eth_getBlockByNumber",outcome="ok"' in text
