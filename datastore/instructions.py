@@ -461,7 +461,7 @@ def _not_refusing(standing: Standing, evidence: Evidence) -> Refused | None:
     elif answer.reference_is_used:
         reason, sentence, remedy = (
             Unproven.REFERENCE_USED,
-            f"By {about} the reference is used: the deposit is minted, or its reference was burnt by a forged mint.",
+            f"By {about} the reference is used: the deposit is minted, or a forged call used it up.",
             "`bskt verify` compares the index with the chain; nothing could be minted under this reference.",
         )
     else:

@@ -204,6 +204,7 @@ async def test_code_and_storage_are_those_after_a_block(world: World) -> None:
     code = await node.code(world.basket.token)
     slot = (3).to_bytes(32, "big")
     before = (await node.head()).hash
+    await world.chain.mine()
     await world.chain.rpc("anvil_setStorageAt", f"0x{USER.hex()}", hex(3), f"0x{7:064x}")
     await world.chain.mine()
     after = (await node.head()).hash
