@@ -5,7 +5,6 @@ Each first says what will happen and asks, where a person sits at the terminal; 
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
@@ -13,12 +12,12 @@ import click
 
 from datastore.lifecycle import State
 from service.commands.baskets import baskets, find_one
-from service.commands.parameters import NAMES, request_id
+from service.commands.parameters import NAMES, YES, consent, request_id
 from service.commands.requests import requests
 from service.console import Command, Console, Exit, Refused, asynchronous
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
     from uuid import UUID
 
     from datastore.connection import Pool
@@ -38,7 +37,7 @@ MOST_SELECTED: Final = 1_000
 def _by_a_person(command: Callable[..., None]) -> Callable[..., None]:
     """The options that every act of a person takes."""
     for option in (
-        click.option("--yes", is_flag=True, help="Do not ask; needed where no terminal is there to ask at."),
+        YES,
         click.option("--dry-run", is_flag=True, help="Write nothing; say what would happen."),
         click.option(
             "--operator",
@@ -385,7 +384,7 @@ async def _carry_out(console: Console, act: Act, about: dict[str, object], *, dr
         if dry_run or not isinstance(told.verdict, Will):
             _show(console, told, about, dry_run=dry_run)
             return
-        _consent(console, (told.verdict.sentence, *told.verdict.warnings), yes=yes)
+        consent(console, (told.verdict.sentence, *told.verdict.warnings), yes=yes)
         _show(console, await act(False, told.verdict), about, dry_run=False)
     except (BasketUnknown, RequestUnknown) as error:
         raise Refused(str(error)) from error
@@ -400,7 +399,7 @@ async def _carry_out_each(console: Console, acts: Sequence[tuple[int, Act]], *, 
     willing = [answer.verdict for _, _, answer in told if isinstance(answer.verdict, Will)]
     if willing and not dry_run:
         lines = (line for _, _, answer in told for line in _lines(answer))
-        _consent(console, (*lines, f"{len(willing)} of {len(told)} can be done."), yes=yes)
+        consent(console, (*lines, f"{len(willing)} of {len(told)} can be done."), yes=yes)
     done: list[tuple[int, Answer]] = []
     try:
         for wanted, act, answer in told:
@@ -423,21 +422,6 @@ def _lines(answer: Answer) -> tuple[str, ...]:
 
     verdict = answer.verdict
     return (verdict.sentence, *verdict.warnings) if isinstance(verdict, Will) else (f"Not done: {verdict.sentence}",)
-
-
-def _consent(console: Console, lines: Iterable[str], *, yes: bool) -> None:
-    """Ask the person, who said so already or sits at a terminal.
-
-    Raises:
-        Refused: Neither, or the answer is no.
-    """
-    if yes:
-        return
-    console.message("\n".join(lines))
-    if not sys.stdin.isatty():
-        raise Refused("nothing was done: there is no terminal to ask at, so `--yes` is needed", Exit.USAGE)
-    if not click.confirm("Do it?", err=True):
-        raise Refused("nothing was done")
 
 
 def _shape(answer: Answer, about: dict[str, object], *, dry_run: bool) -> dict[str, object]:

@@ -52,6 +52,14 @@ def test_the_known_code_is_that_of_the_contract_that_mints_a_reference_once() ->
     assert {n for n in range(len(ONCE)) if ONCE[n - 1 : n + 32] == b"\x7f" + bytes(32)} == set(KNOWN.immutables_at)
 
 
+def test_the_known_code_can_neither_be_replaced_nor_run_code_of_others_in_its_place() -> None:
+    operations, at = set(), 0
+    while at < len(ONCE):
+        operations.add(ONCE[at])
+        at += 1 + max(0, ONCE[at] - 0x5F) * (0x60 <= ONCE[at] <= 0x7F)  # what PUSH1 to PUSH32 push is no operation
+    assert operations & {0xF2: "CALLCODE", 0xF4: "DELEGATECALL", 0xFF: "SELFDESTRUCT"}.keys() == set()
+
+
 @given(st.integers(0, len(ONCE) - 1), st.integers(1, 255))
 def test_no_byte_of_the_code_may_differ_but_those_of_its_immutables(place: int, change: int) -> None:
     changed = bytearray(ONCE)

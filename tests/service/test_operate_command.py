@@ -11,7 +11,9 @@ from typing import Any
 import asyncpg
 import pytest
 
+from datastore import operators
 from datastore.connection import Pool
+from datastore.errors import DatastoreUnavailable
 from datastore.identity import derive_nonce, secret_check_value
 from service.console import Exit
 from tests.datastore.builders import BOB, CONSUMER, TOKEN, request, role_change
@@ -163,6 +165,7 @@ async def test_the_story_tells_what_paused_the_basket_while_it_concerned_the_req
         (("requests", "cancel", "1", *WHO), {}, "`--yes` is needed"),
         (("pause", *WHO), {}, "`--yes` is needed"),
         (("baskets", "pause", "AUD", *WHO), {}, "`--yes` is needed"),
+        (("backfill", "--blocks", "1:2", "--trigger"), {}, "`--yes` is needed"),
     ],
 )
 async def test_what_is_missing_is_a_usage_error(
@@ -359,6 +362,24 @@ async def test_many_of_one_state_and_reason_are_acted_on_each_by_itself_and_a_re
     }
     nothing = await bskt(dsn, "--output", "json", "requests", "cancel", "--state", "seen", "--reason-code", "x", *YES)
     assert (nothing.code, nothing.json) == (Exit.DONE, [])
+
+
+async def test_what_was_done_of_many_is_shown_though_the_database_went_away(
+    chain: Chain, dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await confirmed(chain, "DEP-1", "DEP-2")
+    instruct = operators.instruct
+
+    async def once(pool: Pool, chain_id: int, request_id: int, *what: Any, **how: Any) -> operators.Answer:
+        if request_id == 2 and not how["dry_run"]:
+            raise DatastoreUnavailable("gone")
+        return await instruct(pool, chain_id, request_id, *what, **how)
+
+    monkeypatch.setattr(operators, "instruct", once)
+    many = ("requests", "cancel", "--state", "confirmed", "--reason-code", "allowed", *YES)
+    answer = await bskt(dsn, "--output", "json", *many)
+    assert (answer.code, [each["request_id"] for each in answer.json]) == (Exit.NOT_READY, [1])
+    assert (await written(chain.indexer))["states"] == ["cancelled", "confirmed"]
 
 
 async def test_no_more_than_the_limit_are_selected_and_the_oldest_first(chain: Chain, dsn: str) -> None:
