@@ -125,7 +125,7 @@ class Weakness:
     is_declared: bool = False  # by the server itself: whoever runs it means it
 
 
-# The server's own configuration says that its data may be lost, as that of the tests does: no setting of ours can.
+# Whoever runs a server for tests says there that its data may be lost; no setting of the daemon says it for a server.
 _DURABILITY: Final = """
 SELECT
     current_setting('synchronous_commit') AS synchronous_commit,

@@ -174,6 +174,7 @@ class Will:
 
     sentence: str
     after: State | None = None
+    rests_on_evidence: bool = False  # which is kept with the action
     warnings: tuple[str, ...] = ()
 
 
@@ -354,6 +355,7 @@ def _judge_new_generation(standing: Standing, evidence: Evidence | None) -> Verd
             "its present id is never sent again.",
         ),
         after=after,
+        rests_on_evidence=facts.sent,
         warnings=(*_warn_restored(standing), *_warn_stopped(standing)),
     )
 
@@ -542,6 +544,7 @@ def _judge_release_of_duplicate(standing: Standing, evidence: Evidence | None) -
     return Will(
         sentence=_about(standing, f"goes from rejected to {after}, {takes}{held} and waits for a minting slot."),
         after=after,
+        rests_on_evidence=rival is not None,
         warnings=(*_warn_restored(standing), *_warn_stopped(standing)),
     )
 

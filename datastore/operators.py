@@ -341,7 +341,7 @@ async def instruct(
             _action(instruction),
             request_id,
             person.reason.strip(),
-            await _evidence(connection, instruction, standing),
+            await _evidence(connection, instruction, verdict, standing),
             json.dumps(before),
             json.dumps(after),
         )
@@ -437,21 +437,21 @@ def evidence_of(instruction: Instruction) -> Evidence | None:
     return instruction.evidence if isinstance(instruction, NewGeneration | Release) else None
 
 
-async def _evidence(connection: Connection, instruction: Instruction, standing: Standing) -> str | None:
-    """What was asked of the chain and answered, beside what the rows said at that moment; only where it was needed."""
-    evidence, block, rival = evidence_of(instruction), standing.evidence_block, standing.rival
-    sent = standing.delivery if isinstance(instruction, NewGeneration) else rival and rival.delivery
-    is_needed = standing.facts.sent if isinstance(instruction, NewGeneration) else rival is not None
-    if evidence is None or block is None or not sent or not is_needed:
+async def _evidence(connection: Connection, instruction: Instruction, verdict: Will, standing: Standing) -> str | None:
+    """What was asked of the chain and answered, beside what the rows said at that moment; only if it rests on that."""
+    evidence, block = evidence_of(instruction), standing.evidence_block
+    if evidence is None or block is None or not verdict.rests_on_evidence:
         return None
-    attempts = json.loads(await connection.fetchval(_ATTEMPTS, rival.request_id if rival else standing.request_id))
+    sent = standing.rival or standing
+    until = sent.delivery.until
+    attempts = json.loads(await connection.fetchval(_ATTEMPTS, sent.request_id))
     return json.dumps(
         {
             "block_number": evidence.block_number,
             "block_hash": _hex(block.hash),
             "block_at": block.at.isoformat(),
             "newest_final_block": standing.newest_final_block,
-            "delivered_until": None if sent.until is None else sent.until.isoformat(),
+            "delivered_until": None if until is None else until.isoformat(),
             "consumer": _hex(evidence.consumer),
             "reference": _hex(evidence.reference),
             "answers": {
@@ -464,8 +464,8 @@ async def _evidence(connection: Connection, instruction: Instruction, standing: 
                 for name, answer in evidence.answers
             },
             "failures": dict(evidence.failures),
+            "sent": sent.request_id,
             "attempts": attempts,
-            "rival_id": None if rival is None else rival.request_id,
         }
     )
 

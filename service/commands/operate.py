@@ -398,8 +398,8 @@ async def _carry_out_each(console: Console, acts: Sequence[tuple[int, Act]], *, 
     told = [(wanted, act, await act(True, None)) for wanted, act in acts]
     willing = [answer.verdict for _, _, answer in told if isinstance(answer.verdict, Will)]
     if willing and not dry_run:
-        lines = (line for _, _, answer in told for line in _lines(answer))
-        consent(console, (*lines, f"{len(willing)} of {len(told)} can be done."), yes=yes)
+        console.message("\n".join(line for _, _, answer in told for line in _lines(answer)))
+        consent(console, [f"{len(willing)} of {len(told)} can be done."], yes=yes)
     done: list[tuple[int, Answer]] = []
     try:
         for wanted, act, answer in told:

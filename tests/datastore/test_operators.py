@@ -650,9 +650,21 @@ async def test_a_new_generation_has_the_derived_id_and_its_evidence_is_kept(
         "reference": f"0x{before['expected_reference'].hex()}",
         "answers": {"0": answer, "1": answer},
         "failures": {"2": "no answer"},
+        "sent": request_id,
         "attempts": [{"attempt_no": 1, "generation": 0, "outcome": None}],
-        "rival_id": None,
     }
+
+
+@pytest.mark.parametrize(
+    ("state", "variant", "instruction"),
+    [(State.REVIEW, "unsent", NewGeneration(EVIDENCE)), (State.FAILED, "sent, held", Release(EVIDENCE))],
+)
+async def test_evidence_that_nothing_rests_on_is_not_kept(
+    dsn: str, indexer_pool: Pool, operator_pool: Pool, genesis: Block, state: State, variant: str, instruction: Release
+) -> None:
+    request_id = await place(dsn, indexer_pool, genesis, state, variant)
+    assert isinstance((await instruct(operator_pool, request_id, instruction)).verdict, Will)
+    assert await operator_pool.fetchval("SELECT count(*) FROM operator_action WHERE evidence IS NULL") == 1
 
 
 async def test_the_record_of_an_action_takes_no_evidence_that_the_chain_did_not_give(operator_pool: Pool) -> None:
@@ -699,6 +711,8 @@ async def test_a_released_duplicate_takes_the_reference_from_its_sent_rival(
 ) -> None:
     request_id = await place(dsn, indexer_pool, genesis, State.REJECTED, "unsent, sent rival")
     await instruct(operator_pool, request_id, Release(EVIDENCE))
+    sent = await operator_pool.fetchval("SELECT evidence -> 'sent' FROM operator_action")
+    assert await operator_pool.fetchval("SELECT is_sent($1)", int(sent))
     rows = await operator_pool.fetch(
         """
         SELECT state, holds_reference FROM mint_request
