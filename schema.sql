@@ -500,6 +500,10 @@ CREATE TABLE operator_action (
         'retry', 'new_generation', 'hold', 'release', 'cancel', 'resolve', 'pause', 'resume', 'quarantine', 'pause_basket',
         'resume_basket', 'allow_basket', 'disallow_basket'
     )),
+    CONSTRAINT operator_action_evidence_is_what_the_chain_said CHECK (
+        evidence IS NULL
+        OR (action IN ('new_generation', 'release') AND evidence ?& ARRAY['block_hash', 'consumer', 'reference', 'answers'])
+    ),
     CONSTRAINT operator_action_is_about_a_request_or_the_chain CHECK (
         (
             action IN ('pause', 'resume', 'quarantine', 'pause_basket', 'resume_basket', 'allow_basket', 'disallow_basket')
@@ -948,6 +952,29 @@ CREATE FUNCTION is_sent(request bigint) RETURNS boolean LANGUAGE sql STABLE AS $
     )
 $$;
 COMMENT ON FUNCTION is_sent IS 'Whether a request was sent, or may have been: it then keeps its nonce and its bank reference for ever.';
+
+CREATE FUNCTION sends(request bigint, OUT latest_at timestamptz, OUT receivers bytea[]) LANGUAGE sql STABLE AS $$
+    SELECT max(s.at), array_agg(DISTINCT s.receiver) FILTER (WHERE s.receiver IS NOT NULL)
+    FROM (
+        SELECT a.started_at AS at, f.receiver
+        FROM attempt a LEFT JOIN frozen_request f ON f.request_id = a.request_id AND f.generation = a.generation
+        WHERE a.request_id = request
+          AND (a.outcome IS NULL OR a.outcome NOT IN ('refused_now', 'refused_for_good', 'instance_refused', 'never_connected'))
+        UNION ALL
+        SELECT to_timestamp(least(b.timestamp, 32503680000)), p.receiver  -- a chain may say any time
+        FROM execution_id e
+        JOIN report p ON p.execution_id = e.execution_id AND p.chain_id = e.chain_id
+        JOIN block b ON b.chain_id = p.chain_id AND b.hash = p.block_hash
+        WHERE e.request_id = request
+        UNION ALL
+        -- What a restore lost was sent before its quarantine began.
+        SELECT m.at, NULL FROM mint_request r
+        JOIN alarm m ON m.chain_id = r.chain_id AND m.kind = 'quarantine_entered' AND extract(epoch FROM m.at) >= r.block_timestamp
+        WHERE r.id = request
+    ) s
+$$;
+COMMENT ON FUNCTION sends IS
+    'Of all sends of a request that may have been delivered, in any generation: when the latest can have been, and whom they are for.';
 
 CREATE FUNCTION was_accepted(request bigint) RETURNS boolean LANGUAGE sql STABLE AS $$
     SELECT EXISTS (SELECT FROM attempt WHERE request_id = request AND outcome = 'accepted')

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final, TypeAlias
 
@@ -115,18 +116,44 @@ async def _pool(dsn: str, session: dict[str, str], max_size: int) -> Pool:
     return pool
 
 
-async def check_server(pool: Pool) -> None:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Weakness:
+    """What a server does not promise although it could; it is used all the same."""
+
+    sentence: str
+    remedy: str
+    is_declared: bool = False  # by the server itself: whoever runs it means it
+
+
+# Whoever runs a server for tests says there that its data may be lost; no setting of the daemon says it for a server.
+_DURABILITY: Final = """
+SELECT
+    current_setting('synchronous_commit') AS synchronous_commit,
+    current_setting('fsync') = 'on' AS fsync,
+    current_setting('full_page_writes') = 'on' AS full_page_writes,
+    coalesce(current_setting('bskt.disposable', true), '') = 'on' AS is_disposable
+"""
+
+
+async def check_server(pool: Pool) -> tuple[Weakness, ...]:
     """Refuse a server on which a commit may be lost, that is too old, or that is reached through a pooler.
 
     Raises:
         DatastoreUnsuitable: With the remedy in its message.
     """
     async with translated(), pool.acquire() as connection:
-        durability = await connection.fetchval("SELECT current_setting('synchronous_commit')")
-        if durability in {"off", "local"}:
+        durability = await connection.fetchrow(_DURABILITY)
+        if durability is None:
+            raise AssertionError("a SELECT without FROM has one row")
+        if durability["synchronous_commit"] in {"off", "local"}:
             raise DatastoreUnsuitable(
-                f"postgres runs with synchronous_commit = {durability}: a crash or failover could lose a claim "
-                "that was already sent; set it to on"
+                f"postgres runs with synchronous_commit = {durability['synchronous_commit']}: a crash or failover could "
+                "lose a claim that was already sent; set it to on"
+            )
+        if not durability["fsync"] and not durability["is_disposable"]:
+            raise DatastoreUnsuitable(
+                "postgres runs with fsync = off: a power cut could lose a claim that was already sent, or all of the data; "
+                "set it to on, and restore a server that ever lost power without it"
             )
         major = int(await connection.fetchval("SELECT current_setting('server_version_num')")) // 10_000
         if major < MINIMUM_SERVER_MAJOR:
@@ -134,6 +161,22 @@ async def check_server(pool: Pool) -> None:
         # The greeting of a pooler names no server process, or another one than answers (hard case 60).
         if connection.get_server_pid() != await connection.fetchval("SELECT pg_backend_pid()"):
             raise DatastoreUnsuitable(f"postgres is reached through a pooler; {_NO_POOLER}")
+    if durability["is_disposable"]:
+        return (
+            Weakness(
+                sentence="The server says that its data may be lost (bskt.disposable = on): it is one for tests.",
+                remedy="use another server for anything that counts",
+                is_declared=True,
+            ),
+        )
+    if not durability["full_page_writes"]:
+        return (
+            Weakness(
+                sentence="full_page_writes is off: after a power cut, pages may be half old and half new.",
+                remedy="set it to on, unless the server's file system writes whole pages (as ZFS does)",
+            ),
+        )
+    return ()
 
 
 @asynccontextmanager

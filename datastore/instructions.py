@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from enum import StrEnum
 from typing import Final, Literal, TypeAlias, assert_never
 
 from datastore.judgement import DUPLICATE_BANK_REFERENCE
@@ -20,16 +21,52 @@ FROZEN_FOR_ANOTHER: Final = frozenset({"workflow_retired", "signer_changed", "co
 """Reasons for which the frozen bytes cannot be sent by this configuration, however often they are retried."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Evidence:
-    """What a person checked before a second id, or a second request, may mint for one deposit.
+class Unproven(StrEnum):
+    """Why two ids, or two requests, of one deposit could still mint both."""
 
-    ``final_block``: the final block up to which no mint was found on chain.  ``consumer_refuses_used_references``: the
-    consumer irrevocably refuses a bank reference that it has seen, so that at most one of the two can ever mint.
+    NO_EVIDENCE = "no_evidence"
+    BLOCK_NOT_HELD = "evidence_block_not_held"
+    BLOCK_TOO_EARLY = "evidence_block_too_early"
+    OTHER_CONSUMER = "sent_to_another_consumer"
+    OTHER_REFERENCE = "other_reference_on_chain"
+    CHANGED = "changed_since_the_chain_was_asked"
+    TOO_FEW_ENDPOINTS = "too_few_endpoints"
+    ENDPOINTS_DISAGREE = "endpoints_disagree"
+    CONSUMER_UPGRADEABLE = "consumer_upgradeable"
+    CONSUMER_UNKNOWN = "consumer_code_unknown"
+    REFERENCE_USED = "reference_used"
+    QUARANTINED = "quarantined"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConsumerAnswer:
+    """What a consumer is by the state after one block.
+
+    ``code_hash``: keccak of its code, ``None`` without any.  ``implementation``: where a proxy (EIP-1967) forwards its
+    calls to.  ``contract``: the contract whose code it is, of those that irrevocably refuse used references; ``None`` for
+    any other code.  ``reference_is_used``: its own word about the reference; ``None`` where ``contract`` is.
     """
 
-    final_block: int
-    consumer_refuses_used_references: bool = False
+    code_hash: bytes | None
+    implementation: bytes | None
+    contract: str | None
+    reference_is_used: bool | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evidence:
+    """What the chain says of a consumer and a reference, before a second id or request may mint for one deposit.
+
+    ``block_hash`` is ``None``, and nothing was asked, if the index holds no such final block.  ``reference``: 32 bytes, as
+    ``MintExecuted`` carries them.  ``answers`` and ``failures`` (why there is no answer) are by the endpoint's name.
+    """
+
+    block_number: int
+    block_hash: bytes | None
+    consumer: bytes
+    reference: bytes
+    answers: tuple[tuple[str, ConsumerAnswer], ...] = ()
+    failures: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +76,9 @@ class Retry:
 
 @dataclass(frozen=True, slots=True)
 class NewGeneration:
-    """Send under a new id: the old one must not be able to mint."""
+    """Send under a new id: once the old one was sent, only with evidence."""
 
-    evidence: Evidence | None
+    evidence: Evidence | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +109,26 @@ Instruction: TypeAlias = Retry | NewGeneration | Hold | Release | Cancel | Resol
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Delivery:
+    """Of all sends of a request, also those that a restore lost.
+
+    ``until``: after this, none reaches the chain by itself any more; ``None`` if it is not known when the last one was.
+    ``consumers``: whom they are for.
+    """
+
+    until: datetime | None
+    consumers: frozenset[bytes]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FinalBlock:
+    """A canonical block of the index, not above its finality; ``at`` is the block's own time."""
+
+    hash: bytes
+    at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Rival:
     """The request that holds the same bank reference."""
 
@@ -81,6 +138,7 @@ class Rival:
     is_on_this_chain: bool
     shares_consumer: bool
     shares_reference: bool  # both would mint under the same reference on chain
+    delivery: Delivery
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,11 +154,14 @@ class Standing:
     held_for_its_basket: bool  # which is paused: a release would be undone at once
     generation: int
     frozen_mode: str | None
-    is_frozen_for_its_consumer: bool
+    consumer: bytes
+    reference: bytes  # as MintExecuted carries it
+    delivery: Delivery
     lease_ends_at: datetime | None
     last_sent_at: datetime | None
     rival: Rival | None
-    finalized: int
+    evidence_block: FinalBlock | None  # the one that the evidence names
+    newest_final_block: int | None  # of those that the index holds
     now: datetime
     stopped: str | None  # why nothing of it is sent now: a pause, of everything or of its basket, or a quarantine
     restored_at: datetime | None  # a quarantine began after its block: a restore may have lost a send of it
@@ -113,6 +174,7 @@ class Will:
 
     sentence: str
     after: State | None = None
+    rests_on_evidence: bool = False  # which is kept with the action
     warnings: tuple[str, ...] = ()
 
 
@@ -129,6 +191,7 @@ class Refused:
 
     sentence: str
     remedy: str
+    unproven: Unproven | None = None
 
 
 Verdict: TypeAlias = Will | AlreadySo | Refused
@@ -231,7 +294,7 @@ def _why_not_again(standing: Standing) -> Refused:
         return _refused(
             standing,
             "A mint with its reference is on chain: a second send could mint a second time.",
-            "If the mint is its own and final: `bskt requests resolve --as completed`.",
+            "If the mint is its own, right and final: `bskt requests resolve --as completed`.",
         )
     if rival is not None:
         return _refused(standing, f"{_holder(rival)}: one deposit, one mint.", _instead_of(rival))
@@ -261,32 +324,28 @@ def _judge_new_generation(standing: Standing, evidence: Evidence | None) -> Verd
     state, facts = standing.state, standing.facts
     if state in _UNDERWAY and standing.generation > 0:
         return AlreadySo(sentence=_about(standing, f"is {state} as generation {standing.generation} already."))
-    problem = (
-        _first(
-            standing,
-            (
-                state in _UNDERWAY,
-                f"It is {state}: {_UNDERWAY.get(state)}.",
-                "A new id is for a request that failed or is under review.",
-            ),
-            (state in _NOT_TO_RETRY, *_NOT_TO_RETRY.get(state, ("", ""))),
-            (
-                standing.frozen_mode is None and not facts.sent,
-                "Nothing was ever fixed under its present id, so it needs no other.",
-                "`bskt requests retry` without `--new-generation`.",
-            ),
-            (
-                facts.quarantined,
-                "The database was restored: whether its present id was sent is not known yet.",
-                "Wait until the quarantine is over; `bskt status` shows it.",
-            ),
-        )
-        or _problem_with(evidence, standing)
-        or (_problem_with_a_second_id(evidence, standing) if facts.sent else None)
-    )
+    problem = _first(
+        standing,
+        (
+            state in _UNDERWAY,
+            f"It is {state}: {_UNDERWAY.get(state)}.",
+            "A new id is for a request that failed or is under review.",
+        ),
+        (state in _NOT_TO_RETRY, *_NOT_TO_RETRY.get(state, ("", ""))),
+        (
+            standing.frozen_mode is None and not facts.sent,
+            "Nothing was ever fixed under its present id, so it needs no other.",
+            "`bskt requests retry` without `--new-generation`.",
+        ),
+        (
+            facts.quarantined,
+            "The database was restored: whether its present id was sent is not known yet.",
+            "Wait until the quarantine is over; `bskt status` shows it.",
+        ),
+    ) or (_unproven(standing, standing.delivery, evidence) if facts.sent else None)
     if problem is not None:
         return problem
-    after = decide(Event.NEW_GENERATION, state, replace(facts, evidence=True))
+    after = decide(Event.NEW_GENERATION, state, replace(facts, evidence=facts.sent))
     if after is None:
         return _why_not_again(standing)
     return Will(
@@ -296,42 +355,131 @@ def _judge_new_generation(standing: Standing, evidence: Evidence | None) -> Verd
             "its present id is never sent again.",
         ),
         after=after,
+        rests_on_evidence=facts.sent,
         warnings=(*_warn_restored(standing), *_warn_stopped(standing)),
     )
 
 
-def _problem_with(evidence: Evidence | None, standing: Standing) -> Refused | None:
+def _unproven(standing: Standing, sent: Delivery, evidence: Evidence | None) -> Refused | None:
+    """Why it is not proven that of ``sent`` and what would be sent now at most one can mint; ``None`` where it is.
+
+    Three things together prove it.  Nothing of what was sent can be on its way to a mint that the index has not seen:
+    the evidence's block is final, indexed, and later than all that may have been delivered by itself.  The consumer of
+    both is, at that block, code of which it is known that it refuses a used reference for ever.  And by that very
+    consumer the reference is not used yet.
+    """
+    newest, block = standing.newest_final_block, standing.evidence_block
     if evidence is None:
-        return _refused(
+        return _without_proof(
             standing,
-            "Two ids can mint twice, so it must be proven that the present one cannot.",
-            "Look on chain for a mint with its reference, then name the final block up to which there is none: "
-            "`--evidence-block N`.",
+            Unproven.NO_EVIDENCE,
+            "What was sent may still mint at any time, whatever CRE or the chain say now.",
+            f"`--evidence-block {newest}` asks the chain whether its consumer refuses used references for ever; only then "
+            f"can at most one of two mint.  {_OTHERWISE}",
         )
-    if standing.finalized < evidence.final_block:
-        return _refused(
+    if block is None:
+        return _without_proof(
             standing,
-            f"The chain is indexed as final up to block {standing.finalized}, not up to {evidence.final_block}.",
-            "Name a final block, or wait until this one is.",
+            Unproven.BLOCK_NOT_HELD,
+            f"The index holds no final block {evidence.block_number}.",
+            f"The newest final block that it holds is {newest}: `--evidence-block {newest}`.",
+        )
+    return (
+        _too_early(standing, sent, evidence, block)
+        or _about_another(standing, sent, evidence, block)
+        or _not_refusing(standing, evidence)
+    )
+
+
+def _too_early(standing: Standing, sent: Delivery, evidence: Evidence, block: FinalBlock) -> Refused | None:
+    if sent.until is None:
+        return _without_proof(
+            standing,
+            Unproven.BLOCK_TOO_EARLY,
+            "When it was last sent is not known, so no block is known to be late enough.",
+            _OTHERWISE,
+        )
+    # By our clock too: a chain from the future proves nothing early.
+    if min(block.at, standing.now) <= sent.until:
+        return _without_proof(
+            standing,
+            Unproven.BLOCK_TOO_EARLY,
+            f"What was sent may be delivered until {_time(sent.until)}; block {evidence.block_number} is of {_time(block.at)}.",
+            "Wait for a final block after that time, and name that one.",
         )
     return None
 
 
-def _problem_with_a_second_id(evidence: Evidence | None, standing: Standing) -> Refused | None:
-    if evidence is None or not evidence.consumer_refuses_used_references:
-        return _refused(
+def _about_another(standing: Standing, sent: Delivery, evidence: Evidence, block: FinalBlock) -> Refused | None:
+    if sent.consumers != {standing.consumer}:
+        return _without_proof(
             standing,
-            "It was sent: its present id may still mint at any time, whatever CRE or the chain say now.",
-            "Only a consumer that irrevocably refuses used references makes a second id safe; if this one does: "
-            "`--consumer-refuses-used-references`.",
-        )
-    if not standing.is_frozen_for_its_consumer:
-        return _refused(
-            standing,
+            Unproven.OTHER_CONSUMER,
             "It was sent to another consumer than its basket has now, and each keeps its own list of used references.",
-            "Leave it; the user may ask again with another deposit.",
+            _OTHERWISE,
+        )
+    asked = evidence.block_hash, evidence.consumer, evidence.reference
+    if asked != (block.hash, standing.consumer, standing.reference):
+        return _without_proof(
+            standing,
+            Unproven.CHANGED,
+            "Its block or its consumer changed since the chain was asked.",
+            "Run the command again.",
         )
     return None
+
+
+def _not_refusing(standing: Standing, evidence: Evidence) -> Refused | None:
+    """Why the answers do not prove that the consumer refuses used references for ever, and has not used this one."""
+    asked = len(evidence.answers) + len(evidence.failures)
+    about = f"the consumer 0x{standing.consumer.hex()} in block {evidence.block_number}"
+    if len(evidence.answers) < max(1, min(_LEAST_ENDPOINTS, asked)):
+        why = "".join(f"; {name}: {failure}" for name, failure in evidence.failures)
+        reason, sentence, remedy = (
+            Unproven.TOO_FEW_ENDPOINTS,
+            f"{len(evidence.answers)} of {asked} endpoints answered for {about}{why}.",
+            "Wait for them, or name a newer final block, for a node forgets old state; all of BSKT_RPC_URL are asked.",
+        )
+    elif len({answer for _, answer in evidence.answers}) > 1:
+        names = ", ".join(name for name, _ in evidence.answers)
+        reason, sentence, remedy = (
+            Unproven.ENDPOINTS_DISAGREE,
+            f"The endpoints {names} say different things of {about}.",
+            "`bskt check` looks at each of them; take the wrong one out of BSKT_RPC_URL.",
+        )
+    elif (answer := evidence.answers[0][1]).implementation is not None:
+        reason, sentence, remedy = (
+            Unproven.CONSUMER_UPGRADEABLE,
+            f"{about} is an upgradeable proxy (to 0x{answer.implementation.hex()}): what it refuses today it may mint tomorrow.",
+            _OTHERWISE,
+        )
+    elif answer.contract is None:
+        code = "it has no code" if answer.code_hash is None else f"code hash 0x{answer.code_hash.hex()}"
+        reason, sentence, remedy = (
+            Unproven.CONSUMER_UNKNOWN,
+            f"{about} is no contract that is known to refuse used references for ever ({code}).",
+            _OTHERWISE,
+        )
+    elif answer.reference_is_used:
+        reason, sentence, remedy = (
+            Unproven.REFERENCE_USED,
+            f"By {about} the reference is used: the deposit is minted, or a forged call used it up.",
+            "`bskt verify` compares the index with the chain; nothing could be minted under this reference.",
+        )
+    else:
+        return None
+    return _without_proof(standing, reason, sentence[0].upper() + sentence[1:], remedy)
+
+
+def _without_proof(standing: Standing, reason: Unproven, sentence: str, remedy: str) -> Refused:
+    return replace(_refused(standing, sentence, remedy), unproven=reason)
+
+
+_LEAST_ENDPOINTS: Final = 2
+_OTHERWISE: Final = (
+    "Otherwise it stays watched: wait, and ask CRE what became of its execution ids (`bskt requests show`); the user may "
+    "ask again with another deposit."
+)
 
 
 # -- hold and release -------------------------------------------------------------------------------------------------
@@ -396,6 +544,7 @@ def _judge_release_of_duplicate(standing: Standing, evidence: Evidence | None) -
     return Will(
         sentence=_about(standing, f"goes from rejected to {after}, {takes}{held} and waits for a minting slot."),
         after=after,
+        rests_on_evidence=rival is not None,
         warnings=(*_warn_restored(standing), *_warn_stopped(standing)),
     )
 
@@ -408,21 +557,22 @@ def _problem_with_two_requests(standing: Standing, rival: Rival, evidence: Evide
         return _refused(standing, f"{_holder(rival)}, and it is underway.", "Wait for its end.")
     if rival.state in {State.EXECUTED, State.COMPLETED}:
         return _refused(standing, f"{_holder(rival)}, and it is minted.", "The deposit is used; nothing is left to do.")
-    if evidence is None or not evidence.consumer_refuses_used_references:
-        return _refused(
+    if standing.facts.quarantined:
+        return _without_proof(
             standing,
-            f"{_holder(rival)}: it was sent, and may still mint at any time.",
-            "Only a consumer that irrevocably refuses used references makes a second mint impossible; if this one does: "
-            "`--evidence-block N --consumer-refuses-used-references`.",
+            Unproven.QUARANTINED,
+            f"{_holder(rival)}, and the database was restored: when that one was last sent is not known yet.",
+            "Wait until the quarantine is over; `bskt status` shows it.",
         )
     if not (rival.is_on_this_chain and rival.shares_consumer and rival.shares_reference):
-        return _refused(
+        return _without_proof(
             standing,
+            Unproven.OTHER_REFERENCE,
             f"{_holder(rival)}, and would mint through another consumer or under another reference: nothing on chain "
             "could tell the two apart.",
             _instead_of(rival),
         )
-    return _problem_with(evidence, standing)
+    return _unproven(standing, rival.delivery, evidence)
 
 
 # -- cancel -----------------------------------------------------------------------------------------------------------
@@ -486,13 +636,10 @@ def _judge_resolve(standing: Standing, to: Literal["completed", "failed"]) -> Ve
     event = Event.RESOLVE_COMPLETED if to == "completed" else Event.RESOLVE_FAILED
     after = decide(event, standing.state, standing.facts)
     if after is State.COMPLETED:
-        right = standing.facts.mint_is_right
         return Will(
             sentence=_about(standing, "goes from review to completed: its mint is proven and final."),
             after=after,
-            warnings=()
-            if right
-            else ("Its mint is not what was asked for: another amount or recipient, or several mints.",),
+            warnings=() if standing.facts.mints == 1 else (f"It was minted {standing.facts.mints} times.",),
         )
     if after is not None:
         return Will(
@@ -523,7 +670,13 @@ def _why_not_resolved(standing: Standing, to: Literal["completed", "failed"]) ->
             "It was minted, but the chain does not hold its request any more (an unbacked mint).",
             "It stays under review as the record of it; the tokens must be burnt or backed.",
         )
-    return _refused(standing, "Its mint is not final yet.", "Wait until it is.")
+    if not facts.mint_is_final:
+        return _refused(standing, "Its mint is not final yet.", "Wait until it is.")
+    return _refused(
+        standing,
+        "Its mint is not what was asked for: another amount, or another recipient.",
+        "It stays under review as the record of it; what was minted wrongly must be burnt or backed.",
+    )
 
 
 # -- words ------------------------------------------------------------------------------------------------------------

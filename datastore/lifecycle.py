@@ -130,7 +130,7 @@ class Facts:
     mints: int = 0  # proven mints of this request on the current branch
     visible_mint: bool = False  # any mint with its reference on the current branch, proven or not
     doubtful_mint: bool = False  # one of them is not proven for another request: it may be its own
-    mint_is_right: bool = False  # one mint, of the requested or the predicted amount
+    mint_is_right: bool = False  # each mint is of the requested or the predicted amount, and for the beneficiary
     mint_is_final: bool = False
     holds_reference: bool = False  # false of a sent one whose reference a person released to a rival
     rival_holds_reference: bool = False
@@ -325,15 +325,15 @@ RULES: Final[tuple[Rule, ...]] = (
         sources=(_S.EXECUTED,),
         target=_S.COMPLETED,
         when="one mint, of the right amount; request and mint final",
-        guard=lambda facts: facts.mint_is_final and facts.mint_is_right,
+        guard=lambda facts: facts.mint_is_final and facts.mint_is_right and facts.mints == 1,
     ),
     Rule(
         event=Event.MINT_FINAL,
         actors=_INDEXER,
         sources=(_S.EXECUTED,),
         target=_S.REVIEW,
-        when="several mints, or another amount; request and mint final",
-        guard=lambda facts: facts.mint_is_final and not facts.mint_is_right,
+        when="several mints, another amount or recipient; request and mint final",
+        guard=lambda facts: facts.mint_is_final and not (facts.mint_is_right and facts.mints == 1),
     ),
     # -- the invocator -----------------------------------------------------------------------------------------
     Rule(event=Event.CLAIM, actors=_INVOCATOR, sources=(_S.CONFIRMED,), target=_S.CLAIMED, guard=_canonical),
@@ -420,13 +420,14 @@ RULES: Final[tuple[Rule, ...]] = (
         sources=(_S.REJECTED,),
         target=_S.CONFIRMED,
         when=(
-            "a duplicate; canonical, final enough, no mint visible; no rival holds the reference, or with stored evidence"
+            "a duplicate; canonical, final enough, no mint visible; no rival holds the reference, or with stored evidence "
+            "and not in quarantine"
         ),
         guard=lambda facts: (
             _canonical(facts)
             and facts.final_enough
             and not facts.visible_mint
-            and (facts.evidence or not facts.rival_holds_reference)
+            and (not facts.rival_holds_reference or (facts.evidence and not facts.quarantined))
         ),
     ),
     Rule(
@@ -447,8 +448,8 @@ RULES: Final[tuple[Rule, ...]] = (
         actors=_OPERATOR,
         sources=(_S.REVIEW,),
         target=_S.COMPLETED,
-        when="with a final mint",
-        guard=lambda facts: facts.mints > 0 and facts.mint_is_final,
+        when="with a final mint; each is of the right amount, for the beneficiary",
+        guard=lambda facts: facts.mints > 0 and facts.mint_is_final and facts.mint_is_right,
     ),
     Rule(
         event=Event.RESOLVE_FAILED,

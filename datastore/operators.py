@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Final, TypeAlias, assert_never
 
@@ -27,7 +28,9 @@ from datastore.identity import execution_id_candidates
 from datastore.instructions import (
     AlreadySo,
     Cancel,
+    Delivery,
     Evidence,
+    FinalBlock,
     Hold,
     Instruction,
     NewGeneration,
@@ -65,6 +68,24 @@ _POSITION: Final = """
 SELECT block_number, block_hash, finalized_number, safe_number, head_number FROM cursor WHERE chain_id = $1
 """
 
+# A chain may say any time, and not every one fits.  $1 chain, $2 number, $3 the last final number
+_FINAL_BLOCK: Final = """
+SELECT hash, to_timestamp(least(timestamp, 32503680000)) AS at FROM block WHERE chain_id = $1 AND canonical AND number = $2 AND number <= $3
+"""
+# $1 chain, $2 the last final number
+_NEWEST_FINAL_BLOCK: Final = """
+SELECT number FROM block WHERE chain_id = $1 AND canonical AND number <= $2 ORDER BY number DESC LIMIT 1
+"""
+# $1 chain, $2 state, $3 reason, $4 how many
+_SELECTED: Final = """
+SELECT id FROM mint_request WHERE chain_id = $1 AND state = $2 AND state_reason = $3 ORDER BY id LIMIT $4
+"""
+# $1 request, $2 chain
+_ASKED_OF: Final = """
+SELECT r.consumer, r.expected_reference, c.finalized_number FROM mint_request r JOIN cursor c ON c.chain_id = r.chain_id
+WHERE r.id = $1 AND r.chain_id = $2
+"""
+
 # What came to review without the indexer's judgement (policy, duplicates): a retry must not go around it.
 _UNJUDGED: Final = tuple(
     rule.event.value
@@ -80,19 +101,8 @@ SELECT
         WHERE t.request_id = r.id AND t.from_state = 'seen'
           AND (t.to_state IN ('confirmed', 'rejected') OR (t.to_state = 'review' AND t.reason <> ALL($2::text[])))
     ) AS was_judged,
-    r.held_reason, r.generation, r.identity, r.nonce, r.lease_ends_at, f.mode,
-    coalesce(
-        coalesce(
-            f.receiver,
-            (
-                SELECT p.receiver FROM execution_id x
-                JOIN report p ON p.chain_id = x.chain_id AND p.execution_id = x.execution_id
-                WHERE x.request_id = r.id AND x.source = 'found'
-                LIMIT 1
-            )
-        ) = r.consumer,
-        false
-    ) AS is_frozen_for_its_consumer,
+    r.held_reason, r.generation, r.identity, r.nonce, r.consumer, r.expected_reference, r.lease_ends_at, f.mode,
+    s.latest_at, s.receivers,
     clock_timestamp() AS now,
     (
         SELECT max(a.started_at) FROM attempt a
@@ -108,12 +118,15 @@ SELECT
     ) AS restored_at,
     ARRAY(SELECT w.workflow_id FROM workflow w WHERE w.chain_id = r.chain_id ORDER BY w.listed_at, w.workflow_id) AS workflows,
     o.id AS rival_id, o.state AS rival_state, is_sent(o.id) AS rival_sent, o.chain_id = r.chain_id AS is_on_this_chain,
-    o.consumer = r.consumer AS shares_consumer, o.expected_reference = r.expected_reference AS shares_reference
+    o.consumer = r.consumer AS shares_consumer, o.expected_reference = r.expected_reference AS shares_reference,
+    t.latest_at AS rival_latest_at, t.receivers AS rival_receivers
 FROM mint_request r
+CROSS JOIN LATERAL sends(r.id) s
 JOIN control k ON k.chain_id = r.chain_id
 LEFT JOIN basket_pause b ON b.chain_id = r.chain_id AND b.stablecoin = r.stablecoin
 LEFT JOIN frozen_request f ON f.request_id = r.id AND f.generation = r.generation
 LEFT JOIN mint_request o ON o.bank_reference = r.bank_reference AND o.holds_reference AND o.id <> r.id
+LEFT JOIN LATERAL sends(o.id) t ON true
 WHERE r.id = $1
 """
 
@@ -234,6 +247,36 @@ class Answer:
     action_id: int | None = None
 
 
+async def selected(pool: Pool, chain_id: int, state: State, reason: str, *, limit: int) -> list[int]:
+    """The requests that are in a state for one reason; at most ``limit``, the oldest first.
+
+    Raises:
+        DatastoreUnavailable: Read again.
+    """
+    async with unit(pool) as connection:
+        return [row["id"] for row in await connection.fetch(_SELECTED, chain_id, state.value, reason, limit)]
+
+
+async def question(pool: Pool, chain_id: int, request_id: int, block_number: int) -> Evidence:
+    """What must be asked of the chain before a second id or request beside ``request_id``; without any answer yet.
+
+    Raises:
+        RequestUnknown: There is nothing to ask about.
+        DatastoreUnavailable: Read again.
+    """
+    async with unit(pool) as connection:
+        row = await connection.fetchrow(_ASKED_OF, request_id, chain_id)
+        if row is None:
+            raise RequestUnknown(f"chain {chain_id} has no request {request_id}; `bskt requests list` shows them")
+        block = await _final_block(connection, chain_id, block_number, row["finalized_number"])
+    return Evidence(
+        block_number=block_number,
+        block_hash=None if block is None else block.hash,
+        consumer=row["consumer"],
+        reference=row["expected_reference"],
+    )
+
+
 async def instruct(
     pool: Pool,
     chain_id: int,
@@ -243,6 +286,7 @@ async def instruct(
     *,
     finality: Finality,
     nonce_of: NonceOf,
+    deadline_seconds: float,
     dry_run: bool = False,
     confirmed: Will | None = None,
 ) -> Answer:
@@ -256,6 +300,7 @@ async def instruct(
         person: Who asks, and why.
         finality: What is final enough.
         nonce_of: Derives the id of a new generation.
+        deadline_seconds: After which time CRE does not bring an accepted send to the chain by itself any more.
         dry_run: Judge only; nothing is written.
         confirmed: What the person was shown and said yes to; if it is not what would happen now, nothing is done.
 
@@ -272,7 +317,16 @@ async def instruct(
         row = await connection.fetchrow(_STANDING, request_id, list(_UNJUDGED))
         if row is None:
             raise AssertionError(f"request {request_id} is locked and gone")
-        standing = _standing(request, row, finalized=position.finalized)
+        newest = await connection.fetchval(_NEWEST_FINAL_BLOCK, chain_id, position.finalized)
+        evidence = evidence_of(instruction)
+        named = None if evidence is None else evidence.block_number
+        standing = _standing(
+            request,
+            row,
+            deadline=timedelta(seconds=deadline_seconds),
+            evidence_block=await _final_block(connection, chain_id, named, position.finalized),
+            newest_final_block=newest,
+        )
         verdict = _as_confirmed(judge(instruction, standing), confirmed)
         before = await _shown(connection, request_id)
         if dry_run or not isinstance(verdict, Will):
@@ -287,7 +341,7 @@ async def instruct(
             _action(instruction),
             request_id,
             person.reason.strip(),
-            await _evidence(connection, instruction, standing),
+            await _evidence(connection, instruction, verdict, standing),
             json.dumps(before),
             json.dumps(after),
         )
@@ -378,21 +432,51 @@ def _action(instruction: Instruction) -> str:
     return names[type(instruction)]
 
 
-async def _evidence(connection: Connection, instruction: Instruction, standing: Standing) -> str | None:
-    """What the person brought, beside what the rows said at that moment."""
-    given: Evidence | None = getattr(instruction, "evidence", None)
-    if given is None:
+def evidence_of(instruction: Instruction) -> Evidence | None:
+    """The evidence that an instruction brings."""
+    return instruction.evidence if isinstance(instruction, NewGeneration | Release) else None
+
+
+async def _evidence(connection: Connection, instruction: Instruction, verdict: Will, standing: Standing) -> str | None:
+    """What was asked of the chain and answered, beside what the rows said at that moment; only if it rests on that."""
+    evidence, block = evidence_of(instruction), standing.evidence_block
+    if evidence is None or block is None or not verdict.rests_on_evidence:
         return None
-    attempts = json.loads(await connection.fetchval(_ATTEMPTS, standing.request_id))
+    sent = standing.rival or standing
+    until = sent.delivery.until
+    attempts = json.loads(await connection.fetchval(_ATTEMPTS, sent.request_id))
     return json.dumps(
-        asdict(given)
-        | {
-            "indexed_final_block": standing.finalized,
-            "mints_on_chain": standing.facts.mints,
+        {
+            "block_number": evidence.block_number,
+            "block_hash": _hex(block.hash),
+            "block_at": block.at.isoformat(),
+            "newest_final_block": standing.newest_final_block,
+            "delivered_until": None if until is None else until.isoformat(),
+            "consumer": _hex(evidence.consumer),
+            "reference": _hex(evidence.reference),
+            "answers": {
+                name: {
+                    "code_hash": _hex(answer.code_hash),
+                    "implementation": _hex(answer.implementation),
+                    "contract": answer.contract,
+                    "reference_is_used": answer.reference_is_used,
+                }
+                for name, answer in evidence.answers
+            },
+            "failures": dict(evidence.failures),
+            "sent": sent.request_id,
             "attempts": attempts,
-            "rival_id": None if standing.rival is None else standing.rival.request_id,
         }
     )
+
+
+def _hex(octets: bytes | None) -> str | None:
+    return None if octets is None else f"0x{octets.hex()}"
+
+
+async def _final_block(connection: Connection, chain_id: int, number: int | None, finalized: int) -> FinalBlock | None:
+    row = await connection.fetchrow(_FINAL_BLOCK, chain_id, number, finalized)
+    return None if row is None else FinalBlock(hash=row["hash"], at=row["at"])
 
 
 async def _shown(connection: Connection, request_id: int) -> dict[str, object]:
@@ -412,7 +496,14 @@ async def _position(connection: Connection, chain_id: int) -> Position:
     )
 
 
-def _standing(request: Known, row: asyncpg.Record, *, finalized: int) -> Standing:
+def _standing(
+    request: Known,
+    row: asyncpg.Record,
+    *,
+    deadline: timedelta,
+    evidence_block: FinalBlock | None,
+    newest_final_block: int | None,
+) -> Standing:
     rival = None
     if row["rival_id"] is not None:
         rival = Rival(
@@ -422,6 +513,7 @@ def _standing(request: Known, row: asyncpg.Record, *, finalized: int) -> Standin
             is_on_this_chain=row["is_on_this_chain"],
             shares_consumer=row["shares_consumer"],
             shares_reference=row["shares_reference"],
+            delivery=_delivery(row["rival_latest_at"], row["rival_receivers"], deadline),
         )
     return Standing(
         request_id=request.request_id,
@@ -433,17 +525,28 @@ def _standing(request: Known, row: asyncpg.Record, *, finalized: int) -> Standin
         held_for_its_basket=row["held_reason"] == HELD_BY_PAUSE and row["basket_paused_reason"] is not None,
         generation=row["generation"],
         frozen_mode=row["mode"],
-        is_frozen_for_its_consumer=row["is_frozen_for_its_consumer"],
+        consumer=row["consumer"],
+        reference=row["expected_reference"],
+        delivery=_delivery(row["latest_at"], row["receivers"], deadline),
         lease_ends_at=row["lease_ends_at"],
         last_sent_at=row["last_sent_at"],
         rival=rival,
-        finalized=finalized,
+        evidence_block=evidence_block,
+        newest_final_block=newest_final_block,
         now=row["now"],
         stopped=_stopped(row),
         restored_at=row["restored_at"],
         execution_ids=tuple(
             each for workflow in row["workflows"] for each in execution_id_candidates(workflow, row["nonce"].hex)
         ),
+    )
+
+
+def _delivery(latest_at: datetime | None, receivers: list[bytes] | None, deadline: timedelta) -> Delivery:
+    """The latest send may have begun its way as late as its token allows."""
+    token = timedelta(seconds=quarantine.TOKEN_SECONDS)
+    return Delivery(
+        until=None if latest_at is None else latest_at + token + deadline, consumers=frozenset(receivers or ())
     )
 
 

@@ -34,7 +34,7 @@ SELECT
     was_accepted(r.id) AS accepted_once,
     r.chain_status <> 'orphaned' AND r.block_number <= $3 AS final_enough,
     m.mints,
-    m.mints = 1 AND m.right_amount AS mint_is_right,
+    m.mints > 0 AND m.are_right AS mint_is_right,
     m.mints > 0 AND m.highest <= $2 AND r.block_number <= $2 AND r.chain_status <> 'orphaned' AS mint_is_final,
     EXISTS (
         SELECT FROM mint_execution e WHERE e.canonical AND e.bank_reference = r.expected_reference
@@ -51,14 +51,14 @@ SELECT
         WHERE x.request_id = r.id AND x.generation <> r.generation
     ) AND NOT EXISTS (
         SELECT FROM operator_action a
-        WHERE a.request_id = r.id AND a.action = 'new_generation' AND (a.evidence ->> 'consumer_refuses_used_references')::boolean
+        WHERE a.request_id = r.id AND a.action = 'new_generation' AND a.evidence IS NOT NULL
     ) AS stray_report,
     r.chain_id IN (SELECT chain_id FROM stopped) AS quarantined
 FROM mint_request r
 CROSS JOIN LATERAL (
     SELECT
         count(*) AS mints,
-        bool_and(e.amount IN (r.amount, r.predicted_amount) AND e.recipient = r.beneficiary) AS right_amount,
+        bool_and(e.amount IN (r.amount, r.predicted_amount) AND e.recipient = r.beneficiary) AS are_right,
         max(e.block_number) AS highest
     FROM mint_execution e
     WHERE e.request_id = r.id AND e.canonical

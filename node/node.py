@@ -60,6 +60,8 @@ DEFAULT_MAX_FILTER_ADDRESSES: Final = 500
 _SUSPICIOUS_COUNTS: Final = frozenset({100, 500, 1_000, 2_000, 5_000, 10_000, 20_000, 50_000, 100_000})
 """An answer with exactly so many logs may have been cut by a provider that does not say so (hard case 22)."""
 
+_WORD_BYTES: Final = 32
+
 _NO_SUCH_TAG: Final = frozenset({Refusal.UNSUPPORTED, Refusal.BLOCK_UNKNOWN, Refusal.INVALID_REQUEST})
 
 
@@ -282,9 +284,36 @@ class Node:
         Raises:
             BlockUnknown: Read the tip again.
         """
-        with _about(block):
-            code = await self._endpoint.call("eth_getCode", [to_hex(address), _block_parameter(block)], parse_octets)
+        code = await self.code(address, block)
         return keccak(code) if code else None
+
+    @_asked_of_one
+    async def code(self, address: bytes, block: Block = "latest") -> bytes:
+        """The contract's code; empty if there is no contract.
+
+        Raises:
+            BlockUnknown: Read the tip again.
+        """
+        with _about(block):
+            return await self._endpoint.call("eth_getCode", [to_hex(address), _block_parameter(block)], parse_octets)
+
+    @_asked_of_one
+    async def storage(self, address: bytes, slot: bytes, block: Block = "latest") -> bytes:
+        """The 32 bytes that a contract keeps at ``slot`` (32 bytes as well).
+
+        Raises:
+            BlockUnknown: Read the tip again.
+        """
+
+        def parse(value: object) -> bytes:
+            word = parse_octets(value)
+            if len(word) > _WORD_BYTES:
+                raise Malformed(f"a word of {len(word)} bytes")
+            return word.rjust(_WORD_BYTES, b"\0")
+
+        question = [to_hex(address), to_hex(slot), _block_parameter(block)]
+        with _about(block):
+            return await self._endpoint.call("eth_getStorageAt", question, parse)
 
     @_asked_of_one
     async def call(self, to: bytes, data: bytes, block: Block = "latest") -> bytes:

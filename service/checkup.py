@@ -124,6 +124,10 @@ def look_at_settings(findings: Findings, settings: Settings) -> None:
             refused(findings, error)
     if len(findings.found) == before:
         findings.ok("settings", "Everything that `bskt run` needs is set.")
+    for name in settings.caps_not_chosen:
+        findings.warn(
+            "caps", f"{name} is not set: no amount is too much.", f"set {name} to a number of tokens, or to none"
+        )
     try:
         EventCatalog(load_abis(settings.abi_dir or wiring.packaged_abis()))
     except AbiUnsuitable as error:
@@ -175,11 +179,16 @@ async def _may_act_as(findings: Findings, dsn: str, role: Role) -> bool:
 async def _look_at_server(findings: Findings, pool: Pool, clock: Clock) -> None:
     server = await inspection.server(pool)
     try:
-        await check_server(pool)
+        weaknesses = await check_server(pool)
     except DatastoreError as error:
         findings.error("database", str(error), "change the server, or use another one")
     else:
         findings.ok("database", f"Postgres {server.version}, synchronous_commit on.")
+        for each in weaknesses:
+            if each.is_declared:
+                findings.note("database", each.sentence)
+            else:
+                findings.warn("database", each.sentence, each.remedy)
     if server.is_standby:
         findings.error("database", "The server is a standby: it takes no writes.", "use the primary's address")
     _compare_clocks(findings, "the database's clock", (server.now - clock()).total_seconds())

@@ -72,7 +72,7 @@ _SETTINGS = {
     "logging_collector": "off",
     "log_checkpoints": "off",
 }
-_SETTINGS_WITHOUT_DURABILITY = {"fsync": "off", "full_page_writes": "off"}
+_SETTINGS_WITHOUT_DURABILITY = {"fsync": "off", "full_page_writes": "off", "bskt.disposable": "on"}
 
 
 class EmbeddedPostgresUnusable(Exception):

@@ -598,7 +598,8 @@ def _review(request: Request, standing: Standing) -> _Said:
     if request.id in standing.facts and not _commands(request, None, standing.facts[request.id]):
         following = (
             "Nothing that a person could do is safe now: a mint with its reference is on chain and nobody can say whose"
-            " it is, or is not final, or another request holds the reference.  A proven mint is recorded."
+            " it is, or is not final, or not what was asked for, or another request holds the reference.  A proven mint"
+            " is recorded."
         )
     return reason(request.state_reason, request.state_detail), following
 

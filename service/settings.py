@@ -18,7 +18,17 @@ from urllib.parse import SplitResult, urlsplit
 
 from dotenv import dotenv_values
 from eth_utils.address import is_checksum_address
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretBytes, SecretStr, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    SecretBytes,
+    SecretStr,
+    Tag,
+    ValidationError,
+)
 
 PREFIX: Final = "BSKT_"
 MINIMUM_SECRET_BYTES: Final = 32
@@ -232,6 +242,11 @@ Address = Annotated[bytes, BeforeValidator(_address)]
 Seconds = Annotated[float, Field(gt=0, le=_LONGEST_SECONDS, allow_inf_nan=False)]
 BlockNumber = Annotated[int, Field(ge=0, le=_BIGINT)]
 Tokens = Annotated[Decimal, Field(gt=0, max_digits=78, decimal_places=WEI_DIGITS)]
+# No cap must be said: a value that nobody chose would either stop honest mints or stop nothing.
+Cap = Annotated[
+    Annotated[Tokens, Tag("tokens")] | Annotated[Literal["none"], Tag("none")],
+    Discriminator(lambda value: "none" if value == "none" else "tokens"),
+]
 FinalityText = Annotated[Finality, BeforeValidator(_finality)]
 
 
@@ -392,7 +407,9 @@ class Settings(BaseModel):
         " forgotten the id; default: an operator decides",
     )
     currency: str = Field(default="USD", pattern=r"^[A-Z]{3}$", description="currency of the deposits, ISO 4217")
-    max_mint_tokens: Tokens | None = Field(default=None, description="largest single mint, tokens; default: no cap")
+    max_mint_tokens: Cap | None = Field(
+        default=None, description="largest single mint, tokens, or none; asked for at the first start, default: no cap"
+    )
     min_mint_tokens: Tokens | None = Field(
         default=None, description="smallest single mint, tokens; default: anything above nothing"
     )
@@ -401,9 +418,10 @@ class Settings(BaseModel):
         description="largest difference between the amount asked for and what the workflow's floating-point arithmetic"
         " makes of it, tokens",
     )
-    daily_cap_tokens: Tokens | None = Field(
+    daily_cap_tokens: Cap | None = Field(
         default=None,
-        description="most that is sent in one UTC day, tokens; what is more waits for the next day; default: no cap",
+        description="most that is sent in one UTC day, tokens, or none; what is more waits for the next day; asked for"
+        " at the first start, default: no cap",
     )
     listen: Annotated[Listen, BeforeValidator(_listen)] = Field(
         default=Listen(host="127.0.0.1", port=9464), description="HOST:PORT of /livez, /readyz, /status and /metrics"
@@ -425,6 +443,21 @@ class Settings(BaseModel):
         """
         secret = () if self.database_url is None else ("instance_secret",)
         _require(self, (*SENDING_FIELDS[self.cre_mode], *secret))
+
+    @property
+    def max_mint_wei(self) -> int | None:
+        """The largest single mint; ``None``: no cap."""
+        return _cap_wei(self.max_mint_tokens)
+
+    @property
+    def daily_cap_wei(self) -> int | None:
+        """The most that is sent in one UTC day; ``None``: no cap."""
+        return _cap_wei(self.daily_cap_tokens)
+
+    @property
+    def caps_not_chosen(self) -> tuple[str, ...]:
+        """The caps of which nobody said a number or ``none``, by name."""
+        return tuple(_name(field) for field in CAP_FIELDS if getattr(self, field) is None)
 
     @property
     def requester_share(self) -> int:
@@ -461,6 +494,7 @@ class Settings(BaseModel):
         return tuple(texts)
 
 
+CAP_FIELDS: Final = ("max_mint_tokens", "daily_cap_tokens")
 CHAIN_FIELDS: Final = ("chain_id", "rpc_url", "factory_address", "forwarder_address", "start_block")
 SENDING_FIELDS: Final = {
     "gateway": ("cre_gateway_url", "cre_workflow", "cre_signer_key"),
@@ -492,6 +526,10 @@ def wei(tokens: Decimal) -> int:
     """Tokens of 18 decimals as their smallest unit, exactly; the setting was checked for more digits than that."""
     numerator, denominator = tokens.as_integer_ratio()
     return numerator * 10**WEI_DIGITS // denominator
+
+
+def _cap_wei(cap: Decimal | Literal["none"] | None) -> int | None:
+    return wei(cap) if isinstance(cap, Decimal) else None
 
 
 def load(

@@ -7,7 +7,7 @@ import os
 import resource
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,6 +76,12 @@ T = TypeVar("T")
 
 Reached: TypeAlias = Callable[[str], None]
 Troubles: TypeAlias = Callable[[], tuple[str, ...]]
+StartsWithout: TypeAlias = Callable[[Sequence[str]], bool]
+"""Whether a first start may go on although these caps are not set."""
+
+
+def _always(_: Sequence[str]) -> bool:
+    return True
 
 
 async def run(
@@ -87,6 +93,7 @@ async def run(
     log_format: Literal["text", "json"] = "text",
     reached: Reached = lambda _: None,
     show: Callable[[str], None] = click.echo,
+    starts_without: StartsWithout = _always,
     secret_files: Mapping[str, Path] = MappingProxyType({}),
 ) -> int:
     """Run the daemon until it is asked to stop; the exit code.
@@ -99,6 +106,7 @@ async def run(
         log_format: For people or for machines.
         reached: Told each boundary around a commit or a call; tests end the process there.
         show: Gets what mode ``dry-run`` would send, a line a request.
+        starts_without: Asked at a first start only.
         secret_files: Where settings come from files, by name; who else can read them is told.
 
     Raises:
@@ -114,6 +122,8 @@ async def run(
             log.warning("secret.file_open_to_others", setting=name, path=str(path), remedy=f"chmod 600 {path}")
     settings.require_chain()
     settings.require_invocator()
+    if settings.caps_not_chosen:
+        log.warning("caps.not_chosen", settings=settings.caps_not_chosen, remedy="set a number of tokens, or none")
     async with AsyncExitStack() as stack:
         # From here on: a signal during the start is as graceful as one later.
         stack.enter_context(stop.on_signals())
@@ -124,9 +134,10 @@ async def run(
         node = _node(settings, rpc_metrics)
         stack.push_async_callback(node.close)
         pool = await _opened(stack, dsn, Role.INDEXER)
-        await check_server(pool)
+        for each in await check_server(pool):
+            log.warning("datastore.weak", sentence=each.sentence, remedy=each.remedy)
         sources = _sources(settings, secret)
-        pinned = await _pin(pool, node, settings, sources)
+        pinned = await _pin(pool, node, settings, sources, starts_without)
         in_force = await quarantine.notice(
             pool, sources.chain_id, deadline_seconds=settings.completion_deadline_seconds
         )
@@ -375,11 +386,16 @@ async def _found(node: Node, sources: Sources) -> pinning.Pin:
     )
 
 
-async def _pin(pool: Pool, node: Node, settings: Settings, sources: Sources) -> pinning.Pinned:
+async def _pin(
+    pool: Pool, node: Node, settings: Settings, sources: Sources, starts_without: StartsWithout = _always
+) -> pinning.Pinned:
     """Check the chain against what the first start pinned; be that first start if there was none."""
     pin = await _shown(pool, node, sources)
     if (pinned := await pinning.pinned(pool, pin)) is not None:
         return pinned
+    # In a thread: a person may think for long, and a signal must still end the start.
+    if (caps := settings.caps_not_chosen) and not await asyncio.to_thread(starts_without, caps):
+        raise SettingsError([f"{name}: not set; set it to a number of tokens, or to none" for name in caps])
     start = await node.header_by_number(max(1, _present(settings.start_block)))
     first_trigger = settings.trigger_from_block
     if first_trigger is None:
@@ -514,10 +530,10 @@ def _late_factories(
 
 
 def _rules(settings: Settings, sources: Sources, pinned: pinning.Pinned) -> Rules:
-    cap, minimum = settings.max_mint_tokens, settings.min_mint_tokens
+    minimum = settings.min_mint_tokens
     return Rules(
         policy=Policy(
-            max_mint_wei=None if cap is None else wei(cap),
+            max_mint_wei=settings.max_mint_wei,
             min_mint_wei=None if minimum is None else wei(minimum),
             max_drift_wei=wei(settings.max_drift_tokens),
             forbidden_beneficiaries=sources.factories | {sources.forwarder},
@@ -548,7 +564,6 @@ def _invocation(
             only_allowed=settings.only_allowed,
         ).tick
     simulated = settings.cre_mode == "simulate"
-    daily_cap, max_mint = settings.daily_cap_tokens, settings.max_mint_tokens
     gateway = _simulation(settings) if simulated else CreGateway.at(_present(settings.cre_gateway_url))
     terms = Terms(
         mode=claims.SIMULATE if simulated else claims.GATEWAY,
@@ -563,14 +578,14 @@ def _invocation(
             basket_max_in_flight=settings.basket_share,
             unserved_max_in_flight=settings.unserved_share,
             only_allowed=settings.only_allowed,
-            daily_cap_wei=None if daily_cap is None else wei(daily_cap),
+            daily_cap_wei=settings.daily_cap_wei,
         ),
         timeout_seconds=SIMULATION_SECONDS if simulated else settings.cre_timeout_seconds,
         lease_seconds=settings.claim_lease_seconds,
         completion_deadline_seconds=settings.completion_deadline_seconds,
         give_up_seconds=settings.give_up_seconds,
         resend_after_seconds=settings.resend_after_seconds,
-        max_mint_wei=None if max_mint is None else wei(max_mint),
+        max_mint_wei=settings.max_mint_wei,
     )
     return Invocator(
         pool=pool,

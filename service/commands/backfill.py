@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import click
 
+from service.commands.parameters import YES, consent
 from service.console import Command, Console, Exit, Refused, asynchronous
 
 if TYPE_CHECKING:
@@ -22,8 +23,9 @@ Progress: TypeAlias = "Callable[[Backfill], None]"
 @click.option("--blocks", required=True, metavar="A:B", help="For example 16M:17M, -1000:, 15M:+1000 or :finalized.")
 @click.option("--trigger", is_flag=True, help="Let new requests be sent to CRE.  Without it they are held.")
 @click.option("--dry-run", is_flag=True, help="Write nothing; say what would be found.")
+@YES
 @asynchronous
-async def backfill(console: Console, *, blocks: str, trigger: bool, dry_run: bool) -> None:
+async def backfill(console: Console, *, blocks: str, trigger: bool, dry_run: bool, yes: bool) -> None:
     """(Re)index the blocks A:B.
 
     It ends at the last block that is both indexed and final.  What is there already stays as it is, so that a backfill
@@ -36,6 +38,8 @@ async def backfill(console: Console, *, blocks: str, trigger: bool, dry_run: boo
 
     if trigger and dry_run:
         raise Refused("--trigger has no meaning with --dry-run, which writes nothing", Exit.USAGE)
+    if trigger:
+        consent(console, [f"What is new in the blocks {blocks} will be sent to CRE, and mint."], yes=yes)
     try:
         async with console.database() as dsn:
             with _bar() as progress:

@@ -5,23 +5,24 @@ Each first says what will happen and asks, where a person sits at the terminal; 
 
 from __future__ import annotations
 
-import sys
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 import click
 
+from datastore.lifecycle import State
 from service.commands.baskets import baskets, find_one
-from service.commands.parameters import NAMES, request_id
+from service.commands.parameters import NAMES, YES, consent, request_id
 from service.commands.requests import requests
 from service.console import Command, Console, Exit, Refused, asynchronous
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Sequence
     from uuid import UUID
 
     from datastore.connection import Pool
     from datastore.following import Position
-    from datastore.instructions import Evidence, Instruction, Will
+    from datastore.instructions import Instruction, Will
     from datastore.operators import Answer, BasketSwitch, Finality, Person, Switch
     from datastore.settlement import Horizon
     from service.settings import Settings
@@ -29,11 +30,14 @@ if TYPE_CHECKING:
     Act: TypeAlias = Callable[[bool, Will | None], Awaitable[Answer]]
     """Carry it out: as a dry run or not, and only if it is what was confirmed."""
 
+MOST_SELECTED: Final = 1_000
+"""Requests of one command.  Each is a transaction of its own, so that no lock is held for all of them."""
+
 
 def _by_a_person(command: Callable[..., None]) -> Callable[..., None]:
     """The options that every act of a person takes."""
     for option in (
-        click.option("--yes", is_flag=True, help="Do not ask."),
+        YES,
         click.option("--dry-run", is_flag=True, help="Write nothing; say what would happen."),
         click.option(
             "--operator",
@@ -48,157 +52,175 @@ def _by_a_person(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-def _with_evidence(command: Callable[..., None]) -> Callable[..., None]:
-    """The options by which a person vouches that two ids, or two requests, cannot both mint."""
+_with_evidence = click.option(
+    "--evidence-block",
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="A final block, later than what was sent can be delivered: the chain is asked whether, by then, the consumer "
+    "refuses used references for ever and has not used this one.",
+)
+
+
+def _of_requests(command: Callable[..., None]) -> Callable[..., None]:
+    """Which requests: one by its name, or all that are in a state for one reason."""
     for option in (
         click.option(
-            "--consumer-refuses-used-references",
-            is_flag=True,
-            help="The consumer irrevocably refuses a bank reference that it has seen: you have checked its code.",
+            "--limit",
+            type=click.IntRange(1, MOST_SELECTED),
+            default=100,
+            show_default=True,
+            help="With --state: at most so many, the oldest first.",
         ),
+        click.option("--reason-code", metavar="CODE", help="With --state: those that are in it for this reason."),
         click.option(
-            "--evidence-block",
-            type=click.IntRange(min=0),
-            metavar="N",
-            help="The final block up to which you found no mint with this reference on chain.",
+            "--state",
+            type=click.Choice([state.value for state in State]),
+            help="Instead of NAME, with --reason-code: every request in this state for that reason.",
         ),
+        click.argument("name", required=False),
     ):
         command = option(command)
     return command
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# About one request
+# About requests
 # ---------------------------------------------------------------------------------------------------------------------
 @requests.command(epilog=f"NAME is {NAMES}.")
-@click.argument("name")
-@click.option("--new-generation", is_flag=True, help="Under a new id; the old one must not be able to mint.")
+@click.option("--new-generation", is_flag=True, help="Under a new id; once it was sent, only with --evidence-block.")
 @_with_evidence
+@_of_requests
 @_by_a_person
 @asynchronous
-async def retry(
-    console: Console,
-    /,
-    *,
-    name: str,
-    new_generation: bool,
-    evidence_block: int | None,
-    consumer_refuses_used_references: bool,
-    **person: Any,
-) -> None:
+async def retry(console: Console, /, *, new_generation: bool, evidence_block: int | None, **asked: Any) -> Exit:
     """Send a failed or reviewed request again: the same bytes under the same id, if anything was sent before."""
     from datastore.instructions import NewGeneration, Retry
 
-    evidence = _evidence(evidence_block, refuses=consumer_refuses_used_references)
-    if evidence is not None and not new_generation:
+    if evidence_block is not None and not new_generation:
         raise Refused("a retry under the same id needs no evidence; it is for --new-generation", Exit.USAGE)
-    await _instruct(console, name, NewGeneration(evidence) if new_generation else Retry(), **person)
+    instruction = NewGeneration() if new_generation else Retry()
+    return await _instruct(console, instruction, evidence_block=evidence_block, **asked)
 
 
 @requests.command(epilog=f"NAME is {NAMES}.")
-@click.argument("name")
+@_of_requests
 @_by_a_person
 @asynchronous
-async def hold(console: Console, /, *, name: str, **person: Any) -> None:
+async def hold(console: Console, /, **asked: Any) -> Exit:
     """Send nothing (more) for a request until it is released."""
     from datastore.instructions import Hold
 
-    await _instruct(console, name, Hold(), **person)
+    return await _instruct(console, Hold(), **asked)
 
 
 @requests.command(epilog=f"NAME is {NAMES}.")
-@click.argument("name")
 @_with_evidence
+@_of_requests
 @_by_a_person
 @asynchronous
-async def release(
-    console: Console,
-    /,
-    *,
-    name: str,
-    evidence_block: int | None,
-    consumer_refuses_used_references: bool,
-    **person: Any,
-) -> None:
+async def release(console: Console, /, *, evidence_block: int | None, **asked: Any) -> Exit:
     """Take a request from its hold; a rejected duplicate takes the bank reference and is minted."""
     from datastore.instructions import Release
 
-    evidence = _evidence(evidence_block, refuses=consumer_refuses_used_references)
-    await _instruct(console, name, Release(evidence), **person)
+    return await _instruct(console, Release(), evidence_block=evidence_block, **asked)
 
 
 @requests.command(epilog=f"NAME is {NAMES}.")
-@click.argument("name")
+@_of_requests
 @_by_a_person
 @asynchronous
-async def cancel(console: Console, /, *, name: str, **person: Any) -> None:
+async def cancel(console: Console, /, **asked: Any) -> Exit:
     """End a request of which nothing was sent, for good."""
     from datastore.instructions import Cancel
 
-    await _instruct(console, name, Cancel(), **person)
+    return await _instruct(console, Cancel(), **asked)
 
 
 @requests.command(epilog=f"NAME is {NAMES}.")
-@click.argument("name")
 @click.option(
     "--as",
     "to",
     type=click.Choice(["completed", "failed"]),
     required=True,
-    help="completed: its mint is final on chain.  failed: no mint of it is on chain; it stays watched.",
+    help="completed: its mint is right, and final on chain.  failed: no mint of it is on chain; it stays watched.",
 )
+@_of_requests
 @_by_a_person
 @asynchronous
-async def resolve(console: Console, /, *, name: str, to: Literal["completed", "failed"], **person: Any) -> None:
+async def resolve(console: Console, /, *, to: Literal["completed", "failed"], **asked: Any) -> Exit:
     """Take a request out of review by what the chain shows."""
     from datastore.instructions import Resolve
 
-    await _instruct(console, name, Resolve(to), **person)
-
-
-def _evidence(block: int | None, *, refuses: bool) -> Evidence | None:
-    from datastore.instructions import Evidence
-
-    if block is None:
-        if refuses:
-            raise Refused("--consumer-refuses-used-references goes with --evidence-block", Exit.USAGE)
-        return None
-    return Evidence(final_block=block, consumer_refuses_used_references=refuses)
+    return await _instruct(console, Resolve(to), **asked)
 
 
 async def _instruct(
     console: Console,
-    name: str,
     instruction: Instruction,
     *,
+    name: str | None,
+    state: str | None,
+    reason_code: str | None,
+    limit: int,
     reason: str,
     operator: str,
     dry_run: bool,
     yes: bool,
-) -> None:
+    evidence_block: int | None = None,
+) -> Exit:
     from datastore import operators
     from datastore.connection import Role
 
+    if (name is None) == (state is None) or (state is None) != (reason_code is None):
+        raise Refused("name one request, or select some by --state and --reason-code", Exit.USAGE)
+    if name is None and evidence_block is not None:
+        raise Refused("evidence is about one request: name it", Exit.USAGE)
     person = _person(operator, reason)
     async with console.opened(Role.OPERATOR) as pool:
         chain_id = await console.chain_id(pool)
-        wanted = await request_id(pool, chain_id, name)
         nonce_of = await _nonce_of(console.settings, pool, chain_id, instruction)
 
-        async def act(dry_run: bool, confirmed: Will | None) -> Answer:
-            return await operators.instruct(
-                pool,
-                chain_id,
-                wanted,
-                instruction,
-                person,
-                finality=_finality(console.settings),
-                nonce_of=nonce_of,
-                dry_run=dry_run,
-                confirmed=confirmed,
-            )
+        def about(wanted: int, instruction: Instruction) -> Act:
+            async def act(dry_run: bool, confirmed: Will | None) -> Answer:
+                return await operators.instruct(
+                    pool,
+                    chain_id,
+                    wanted,
+                    instruction,
+                    person,
+                    finality=_finality(console.settings),
+                    nonce_of=nonce_of,
+                    deadline_seconds=console.settings.completion_deadline_seconds,
+                    dry_run=dry_run,
+                    confirmed=confirmed,
+                )
 
-        await _carry_out(console, act, {"request_id": wanted}, dry_run=dry_run, yes=yes)
+            return act
+
+        if state is not None and reason_code is not None:
+            found = await operators.selected(pool, chain_id, State(state), reason_code, limit=limit + 1)
+            if len(found) > limit:
+                console.message(f"More than {limit} are {state} for that reason; these are the {limit} oldest.")
+            acts = [(wanted, about(wanted, instruction)) for wanted in found[:limit]]
+            return await _carry_out_each(console, acts, dry_run=dry_run, yes=yes)
+        wanted = await request_id(pool, chain_id, name or "")
+        instruction = await _with_answers(console.settings, pool, chain_id, wanted, instruction, evidence_block)
+        await _carry_out(console, about(wanted, instruction), {"request_id": wanted}, dry_run=dry_run, yes=yes)
+        return Exit.DONE
+
+
+async def _with_answers(
+    settings: Settings, pool: Pool, chain_id: int, request_id: int, instruction: Instruction, block: int | None
+) -> Instruction:
+    """The instruction with what the chain says, where a person named the block to ask it of."""
+    from datastore import operators
+    from datastore.instructions import NewGeneration, Release
+    from service import evidence
+
+    if block is None or not isinstance(instruction, NewGeneration | Release):
+        return instruction
+    asked = await operators.question(pool, chain_id, request_id, block)
+    return replace(instruction, evidence=await evidence.ask(settings, asked))
 
 
 def _finality(settings: Settings) -> Finality:
@@ -381,44 +403,75 @@ async def _carry_out(console: Console, act: Act, about: dict[str, object], *, dr
 
     try:
         told = await act(True, None)
-        confirmed = told.verdict if isinstance(told.verdict, Will) else None
-        if dry_run or confirmed is None:
+        if dry_run or not isinstance(told.verdict, Will):
             _show(console, told, about, dry_run=dry_run)
             return
-        if not yes and sys.stdin.isatty():
-            console.message("\n".join((confirmed.sentence, *confirmed.warnings)))
-            if not click.confirm("Do it?", err=True):
-                raise Refused("nothing was done")
-        _show(console, await act(False, confirmed), about, dry_run=False)
+        consent(console, (told.verdict.sentence, *told.verdict.warnings), yes=yes)
+        _show(console, await act(False, told.verdict), about, dry_run=False)
     except (BasketUnknown, RequestUnknown) as error:
         raise Refused(str(error)) from error
 
 
-def _show(console: Console, answer: Answer, about: dict[str, object], *, dry_run: bool) -> None:
+async def _carry_out_each(console: Console, acts: Sequence[tuple[int, Act]], *, dry_run: bool, yes: bool) -> Exit:
+    """Show all, ask once, then do one after the other: what is refused, or has changed meanwhile, keeps none back."""
+    from datastore.instructions import Refused as Not
+    from datastore.instructions import Will
+
+    told = [(wanted, act, await act(True, None)) for wanted, act in acts]
+    willing = [answer.verdict for _, _, answer in told if isinstance(answer.verdict, Will)]
+    if willing and not dry_run:
+        console.message("\n".join(line for _, _, answer in told for line in _lines(answer)))
+        consent(console, [f"{len(willing)} of {len(told)} can be done."], yes=yes)
+    done: list[tuple[int, Answer]] = []
+    try:
+        for wanted, act, answer in told:
+            verdict = answer.verdict
+            if isinstance(verdict, Will) and not dry_run:
+                done.append((wanted, await act(False, verdict)))
+            else:
+                done.append((wanted, answer))
+    finally:
+        # Also what was done before the database went away: a person must know it.
+        console.rows(
+            [_shape(answer, {"request_id": wanted}, dry_run=dry_run) for wanted, answer in done],
+            {"id": "request_id", "outcome": "outcome", "what": "sentence", "mind": "warnings", "instead": "remedy"},
+        )
+    return Exit.ERROR if any(isinstance(answer.verdict, Not) for _, answer in done) else Exit.DONE
+
+
+def _lines(answer: Answer) -> tuple[str, ...]:
+    from datastore.instructions import Will
+
+    verdict = answer.verdict
+    return (verdict.sentence, *verdict.warnings) if isinstance(verdict, Will) else (f"Not done: {verdict.sentence}",)
+
+
+def _shape(answer: Answer, about: dict[str, object], *, dry_run: bool) -> dict[str, object]:
     from datastore import instructions
 
     verdict = answer.verdict
     outcome = "would be done" if dry_run else "done"
     if isinstance(verdict, instructions.AlreadySo):
         outcome = "already so"
-    if isinstance(verdict, instructions.Refused):
-        outcome = "refused"
-    remedy = verdict.remedy if isinstance(verdict, instructions.Refused) else None
-    warnings = verdict.warnings if isinstance(verdict, instructions.Will) else ()
-    shape = {
+    refused = verdict if isinstance(verdict, instructions.Refused) else None
+    return {
         **about,
-        "outcome": outcome,
+        "outcome": "refused" if refused else outcome,
         "sentence": verdict.sentence,
-        "remedy": remedy,
-        "warnings": list(warnings),
+        "remedy": refused and refused.remedy,
+        "unproven": refused and refused.unproven,
+        "warnings": list(verdict.warnings) if isinstance(verdict, instructions.Will) else [],
         "before": dict(answer.before),
         "after": dict(answer.after),
         "action_id": answer.action_id,
     }
-    if remedy is not None:
+
+
+def _show(console: Console, answer: Answer, about: dict[str, object], *, dry_run: bool) -> None:
+    shape = _shape(answer, about, dry_run=dry_run)
+    if shape["outcome"] == "refused":
         # Data for a program; a person reads the refusal itself.
         if console.output != "table":
             console.record(shape)
-        raise Refused(f"{verdict.sentence}\n{remedy}")
-    lines = {"outcome": "outcome", "what": "sentence", "mind": "warnings", "record": "action_id"}
-    console.record(shape, lines)
+        raise Refused(f"{shape['sentence']}\n{shape['remedy']}")
+    console.record(shape, {"outcome": "outcome", "what": "sentence", "mind": "warnings", "record": "action_id"})

@@ -1,8 +1,9 @@
-"""What the commands take: addresses, times, and a request by any of its names."""
+"""What the commands take: addresses, times, a request by any of its names, and a yes."""
 
 from __future__ import annotations
 
 import re
+import sys
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Final
 from uuid import UUID
@@ -12,13 +13,34 @@ import click
 from service.console import Exit, Refused
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from datastore.connection import Pool
+    from service.console import Console
 
 _UNITS: Final = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 _LARGEST_ID: Final = 2**63 - 1
 _NONCE_DIGITS: Final = 32
 _LEAST_PREFIX: Final = 4
 _MOST_PREFIX: Final = 64
+
+
+YES: Final = click.option("--yes", is_flag=True, help="Do not ask; needed where no terminal is there to ask at.")
+
+
+def consent(console: Console, lines: Iterable[str], *, yes: bool) -> None:
+    """Show what will be done, and ask the person at the terminal, unless the answer was given already.
+
+    Raises:
+        Refused: It is no, or there is no terminal to ask at.
+    """
+    if yes:
+        return
+    console.message("\n".join(lines))
+    if not sys.stdin.isatty():
+        raise Refused("nothing was done: there is no terminal to ask at, so `--yes` is needed", Exit.USAGE)
+    if not click.confirm("Do it?", err=True):
+        raise Refused("nothing was done")
 
 
 class Address(click.ParamType[bytes]):

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+from typing import TYPE_CHECKING
+
 import click
 
 from service.console import Command, Console, Exit, asynchronous
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 @click.command(cls=Command)
@@ -28,6 +34,14 @@ async def run(console: Console, parts: tuple[str, ...]) -> Exit:
         stop=Stop(),
         log_level=console.log_level,
         log_format=console.log_format,
+        starts_without=_starts_without,
         secret_files=secret_files(console.env_file),
     )
     return Exit(code)
+
+
+def _starts_without(caps: Sequence[str]) -> bool:
+    """Whether a first start may go on without these caps: a person at a terminal says so, elsewhere the log does."""
+    return not sys.stdin.isatty() or click.confirm(
+        f"{' and '.join(caps)} not set: whatever amount is asked for on chain is sent.  Start without?", err=True
+    )

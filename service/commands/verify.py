@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import click
 
+from service.commands.parameters import YES, consent
 from service.console import Command, Console, Exit, Refused, asynchronous
 
 if TYPE_CHECKING:
@@ -40,8 +41,9 @@ class Verified:
 @click.command(cls=Command)
 @click.option("--blocks", required=True, metavar="A:B", help="For example 16M:17M, -1000:, 15M:+1000 or :finalized.")
 @click.option("--repair", is_flag=True, help="Make the rows what the chain says, where two readings agree about it.")
+@YES
 @asynchronous
-async def verify(console: Console, *, blocks: str, repair: bool) -> Exit:
+async def verify(console: Console, *, blocks: str, repair: bool, yes: bool) -> Exit:
     """Compare the rows of the blocks A:B with the chain, up to the last block that is both indexed and final.
 
     Prints each difference: missing (the chain has it, the rows do not), extra (the rows have it, the chain does not),
@@ -54,6 +56,8 @@ async def verify(console: Console, *, blocks: str, repair: bool) -> Exit:
     from node.errors import NodeError
     from service.block_range import BlockRangeUnreadable
 
+    if repair:
+        consent(console, [f"The rows of the blocks {blocks} become what two readings of the chain say."], yes=yes)
     try:
         async with console.database() as dsn:
             with _bar() as progress:

@@ -335,6 +335,8 @@ def _environment(dsn: str, rpc_url: str, gateway_url: str, system: System) -> di
         "BSKT_CRE_WORKFLOW": WORKFLOW_ID.hex(),
         "BSKT_CRE_SIGNER_KEY": SIGNER_KEY,
         "BSKT_CRE_SECONDS_PER_TRIGGER": "0.5",
+        "BSKT_MAX_MINT_TOKENS": "100000",
+        "BSKT_DAILY_CAP_TOKENS": "1000000",
         "BSKT_CRE_TIMEOUT_SECONDS": "2",
         "BSKT_CLAIM_LEASE_SECONDS": "3",
         "BSKT_LISTEN": f"127.0.0.1:{_free_port()}",

@@ -2,8 +2,10 @@
 
 import asyncio
 import struct
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from urllib.parse import urlsplit
 
 import asyncpg
@@ -12,6 +14,7 @@ import pytest
 from datastore import connection
 from datastore.connection import Role, check_server, is_transient, open_pool, unit
 from datastore.errors import DatastoreUnavailable, DatastoreUnsuitable
+from service.embedded_postgres import EmbeddedPostgres
 
 
 @asynccontextmanager
@@ -56,6 +59,38 @@ async def test_a_server_that_acknowledges_before_it_wrote_is_refused(dsn: str) -
     async with await open_pool(dsn, Role.INDEXER) as pool:
         with pytest.raises(DatastoreUnsuitable, match="synchronous_commit = off"):
             await check_server(pool)
+
+
+async def test_a_server_that_does_not_write_through_is_refused_unless_it_says_that_its_data_may_be_lost(
+    dsn: str,
+) -> None:
+    """The server of the tests does not, and says so."""
+    connection = await asyncpg.connect(dsn)
+    database = await connection.fetchval("SELECT current_database()")
+    assert await connection.fetchval("SHOW fsync") == "off"
+    async with await open_pool(dsn, Role.INDEXER) as pool:
+        assert [each.is_declared for each in await check_server(pool)] == [True]
+    for said in ("off", ""):
+        await connection.execute(f"ALTER DATABASE {database} SET bskt.disposable = '{said}'")
+        async with await open_pool(dsn, Role.INDEXER) as pool:
+            with pytest.raises(DatastoreUnsuitable, match="fsync = off"):
+                await check_server(pool)
+    await connection.close()
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """Open to the user that the server runs as, which pytest's own is not."""
+    with TemporaryDirectory(prefix="bskt-test-") as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
+
+
+async def test_a_server_that_may_tear_pages_is_accepted_and_told_of(open_folder: Path) -> None:
+    torn = EmbeddedPostgres(open_folder / "postgres", options={"full_page_writes": "off"})
+    async with torn, await asyncpg.create_pool(torn.dsn, min_size=0) as pool:
+        (weakness,) = await check_server(pool)
+    assert (weakness.is_declared, "full_page_writes" in weakness.sentence) == (False, True)
 
 
 @pytest.mark.parametrize("role", [Role.INDEXER, Role.INVOCATOR, Role.OPERATOR])

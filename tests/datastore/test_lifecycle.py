@@ -109,8 +109,11 @@ ASKED: dict[tuple[Event, State, State], tuple[Asks, ...]] = {
     (Event.CONTESTED, S.CONFIRMED, S.REVIEW): (Asks(no="sent"),),
     (Event.ORPHANED_FOR_GOOD, S.SEEN, S.DROPPED): (Asks(no="sent"),),
     (Event.ORPHANED_FOR_GOOD, S.SEEN, S.REVIEW): (Asks("sent"),),
-    (Event.MINT_FINAL, S.EXECUTED, S.COMPLETED): (Asks("mint_is_final mint_is_right"),),
-    (Event.MINT_FINAL, S.EXECUTED, S.REVIEW): (Asks("mint_is_final", "mint_is_right"),),
+    (Event.MINT_FINAL, S.EXECUTED, S.COMPLETED): (Asks("mint_is_final mint_is_right", mints=(1,)),),
+    (Event.MINT_FINAL, S.EXECUTED, S.REVIEW): (
+        Asks("mint_is_final", "mint_is_right"),
+        Asks("mint_is_final", mints=(0, 2)),
+    ),
     (Event.CLAIM, S.CONFIRMED, S.CLAIMED): (Asks(chain=ON_CHAIN),),
     (Event.ATTEMPT_STARTED, S.CLAIMED, S.IN_DOUBT): (Asks(chain=ON_CHAIN),),
     (Event.ALL_REFUSED, S.IN_DOUBT, S.CONFIRMED): (Asks(no="sent", chain=ON_CHAIN),),
@@ -124,13 +127,13 @@ ASKED: dict[tuple[Event, State, State], tuple[Asks, ...]] = {
     (Event.CANCEL, S.SEEN, S.CANCELLED): (Asks(no="sent doubtful_mint quarantined"),),
     (Event.RELEASE, S.REJECTED, S.CONFIRMED): (
         Asks("final_enough", "visible_mint rival_holds_reference", chain=ON_CHAIN),
-        Asks("final_enough evidence", "visible_mint", chain=ON_CHAIN),
+        Asks("final_enough evidence", "visible_mint quarantined", chain=ON_CHAIN),
     ),
     (Event.NEW_GENERATION, S.FAILED, S.CONFIRMED): (
         Asks("final_enough", f"sent quarantined {NOTHING_SPEAKS_AGAINST}", chain=ON_CHAIN),
         Asks("final_enough evidence", f"quarantined {NOTHING_SPEAKS_AGAINST}", chain=ON_CHAIN),
     ),
-    (Event.RESOLVE_COMPLETED, S.REVIEW, S.COMPLETED): (Asks("mint_is_final", mints=(1, 2)),),
+    (Event.RESOLVE_COMPLETED, S.REVIEW, S.COMPLETED): (Asks("mint_is_final mint_is_right", mints=(1, 2)),),
     (Event.RESOLVE_FAILED, S.REVIEW, S.FAILED): (Asks(no="doubtful_mint"),),
 }
 

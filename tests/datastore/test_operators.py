@@ -3,9 +3,10 @@
 import asyncio
 import itertools
 import json
-from collections.abc import AsyncIterator, Coroutine, Iterable
+from collections.abc import AsyncIterator, Coroutine, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Final, TypeVar
 from uuid import UUID, uuid4
 
@@ -19,6 +20,7 @@ from datastore.identity import derive_nonce, execution_id_candidates
 from datastore.instructions import (
     AlreadySo,
     Cancel,
+    ConsumerAnswer,
     Evidence,
     Hold,
     Instruction,
@@ -27,6 +29,7 @@ from datastore.instructions import (
     Release,
     Resolve,
     Retry,
+    Unproven,
     Will,
 )
 from datastore.judgement import DUPLICATE_BANK_REFERENCE
@@ -35,7 +38,20 @@ from datastore.lifecycle import Actor, Event, Facts, State, allowed_transitions,
 from datastore.operators import Answer, Person, RequestUnknown, Switch, Unexplained
 from datastore.rows import Block
 from datastore.settlement import Horizon, known
-from tests.datastore.builders import ALICE, BOB, CHAIN, RULES, batch, block, hash_of, mint, pin_chain, report, request
+from tests.datastore.builders import (
+    ALICE,
+    BOB,
+    CHAIN,
+    CONSUMER,
+    RULES,
+    batch,
+    block,
+    hash_of,
+    mint,
+    pin_chain,
+    report,
+    request,
+)
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -45,7 +61,18 @@ WORKFLOW = hash_of("workflow")
 PERSON = Person(name="alice", reason="ticket 7")
 SECRET = bytes(range(32))
 FINAL = 5
-EVIDENCE = Evidence(final_block=FINAL, consumer_refuses_used_references=True)
+ONCE = ConsumerAnswer(
+    code_hash=hash_of("code"), implementation=None, contract="MintingConsumerOnce", reference_is_used=False
+)
+EVIDENCE = Evidence(
+    block_number=FINAL,
+    block_hash=block(FINAL).hash,
+    consumer=CONSUMER,
+    reference=bytes(32),  # of the request: see `instruct`
+    answers=(("0", ONCE), ("1", ONCE)),
+)
+DEADLINE_SECONDS = 2400.0
+SENT_AGO_SECONDS = 2 * DEADLINE_SECONDS
 UNDERWAY = {State.CONFIRMED, State.CLAIMED, State.IN_DOUBT, State.ACCEPTED}
 ENDED_UNSENT = {State.DROPPED, State.CANCELLED}
 
@@ -147,6 +174,10 @@ async def instruct(
     dry_run: bool = False,
     confirmed: Will | None = None,
 ) -> Answer:
+    evidence = operators.evidence_of(instruction)
+    if isinstance(instruction, NewGeneration | Release) and evidence is not None and evidence.reference == bytes(32):
+        reference = await pool.fetchval("SELECT expected_reference FROM mint_request WHERE id = $1", request_id)
+        instruction = replace(instruction, evidence=replace(evidence, reference=reference))
     return await operators.instruct(
         pool,
         CHAIN,
@@ -155,22 +186,25 @@ async def instruct(
         PERSON,
         finality=finality,
         nonce_of=nonce_of,
+        deadline_seconds=DEADLINE_SECONDS,
         dry_run=dry_run,
         confirmed=confirmed,
     )
 
 
 # -- the matrix -------------------------------------------------------------------------------------------------------
-async def place_all(dsn: str, pool: Pool, genesis: Block) -> dict[tuple[State, str], int]:
+async def place_all(
+    dsn: str, pool: Pool, genesis: Block, cells: Sequence[tuple[State, str]] = CELLS
+) -> dict[tuple[State, str], int]:
     """One request for each cell, written as if it had come to be so; its id."""
     one = block(1)
     requests = [
         request(f"{state} {name}", one, log_index=number, bank=f"D{number}")
-        for number, (state, name) in enumerate(CELLS)
+        for number, (state, name) in enumerate(cells)
     ]
     rivals = [
         request(f"rival of {state} {name}", one, log_index=1_000 + number, bank=f"D{number}")
-        for number, (state, name) in enumerate(CELLS)
+        for number, (state, name) in enumerate(cells)
         if VARIANTS[name].rival
     ]
     await following.commit(pool, CHAIN, batch(one, on=genesis, requests=(*requests, *rivals)), RULES)
@@ -181,9 +215,10 @@ async def place_all(dsn: str, pool: Pool, genesis: Block) -> dict[tuple[State, s
     await following.commit(pool, CHAIN, batch(*chain, on=one, final=-1), RULES)
     async with owner(dsn) as connection, connection.transaction():
         await connection.execute("UPDATE cursor SET finalized_number = $1, safe_number = $1", FINAL)
+        await connection.execute("UPDATE block SET timestamp = extract(epoch FROM now())::bigint")
         ids = {row["identity"]: row["id"] for row in await connection.fetch("SELECT id, identity FROM mint_request")}
         placed = {}
-        for number, (state, name) in enumerate(CELLS):
+        for number, (state, name) in enumerate(cells):
             variant = VARIANTS[name]
             request_id = ids[requests[number].identity]
             if variant.rival:
@@ -194,6 +229,11 @@ async def place_all(dsn: str, pool: Pool, genesis: Block) -> dict[tuple[State, s
                 await put(connection, request_id, state, variant, holds=not variant.rival and state not in ENDED_UNSENT)
                 placed[state, name] = request_id
     return placed
+
+
+async def place(dsn: str, pool: Pool, genesis: Block, state: State, variant: str) -> int:
+    """One request alone; its id."""
+    return (await place_all(dsn, pool, genesis, [(state, variant)]))[state, variant]
 
 
 async def put(connection: Connection, request_id: int, state: State, variant: Variant, *, holds: bool) -> None:
@@ -242,10 +282,11 @@ async def put(connection: Connection, request_id: int, state: State, variant: Va
     if variant.sent:
         await connection.execute(
             """
-            INSERT INTO attempt (request_id, attempt_no, generation, claim_no, worker_id, jti)
-            VALUES ($1, 1, 0, 1, gen_random_uuid(), gen_random_uuid())
+            INSERT INTO attempt (request_id, attempt_no, generation, claim_no, worker_id, jti, started_at)
+            VALUES ($1, 1, 0, 1, gen_random_uuid(), gen_random_uuid(), now() - make_interval(secs => $2))
             """,
             request_id,
+            SENT_AGO_SECONDS,
         )
     if variant.mint:
         await connection.execute(
@@ -431,49 +472,217 @@ async def test_nobody_acts_without_a_name_and_a_reason_or_on_a_request_that_is_n
         await instruct(operator_pool, 7, Cancel())
 
 
-@pytest.mark.parametrize(
-    ("evidence", "sentence"),
-    [
-        (None, "Two ids can mint twice"),
-        (Evidence(final_block=FINAL + 1, consumer_refuses_used_references=True), "final up to block 5, not up to 6"),
-        (Evidence(final_block=FINAL), "its present id may still mint at any time"),
-    ],
-)
-async def test_a_sent_request_gets_no_second_id_without_the_whole_evidence(
+def answered(*answers: ConsumerAnswer, failures: tuple[tuple[str, str], ...] = ()) -> Evidence:
+    return replace(EVIDENCE, answers=tuple((str(n), each) for n, each in enumerate(answers)), failures=failures)
+
+
+SILENT = (("1", "no answer"),)
+NOT_PROVEN: Final[dict[str, tuple[Evidence | None, str, Unproven]]] = {
+    "no evidence": (None, "", Unproven.NO_EVIDENCE),
+    "block above finality": (
+        replace(EVIDENCE, block_number=FINAL + 1, block_hash=block(FINAL + 1).hash),
+        "",
+        Unproven.BLOCK_NOT_HELD,
+    ),
+    "block that the index lacks": (
+        EVIDENCE,
+        "UPDATE block SET number = -1 WHERE number = 5",
+        Unproven.BLOCK_NOT_HELD,
+    ),
+    "block of another branch": (
+        EVIDENCE,
+        "UPDATE block SET canonical = false WHERE number = 5",
+        Unproven.BLOCK_NOT_HELD,
+    ),
+    "another block of that number": (replace(EVIDENCE, block_hash=block(1).hash), "", Unproven.CHANGED),
+    "another consumer asked": (replace(EVIDENCE, consumer=ALICE), "", Unproven.CHANGED),
+    "another reference asked": (replace(EVIDENCE, reference=hash_of("reference")), "", Unproven.CHANGED),
+    "before the deadline": (
+        EVIDENCE,
+        "UPDATE attempt SET started_at = now() - interval '2401 s'",  # its token lived 300 s
+        Unproven.BLOCK_TOO_EARLY,
+    ),
+    "block before the deadline": (
+        EVIDENCE,
+        "UPDATE block SET timestamp = timestamp - 2101 WHERE number = 5",
+        Unproven.BLOCK_TOO_EARLY,
+    ),
+    "a chain from the future": (
+        EVIDENCE,
+        "UPDATE block SET timestamp = 9223372036854775807; UPDATE attempt SET started_at = now()",
+        Unproven.BLOCK_TOO_EARLY,
+    ),
+    "a restore since then": (
+        EVIDENCE,
+        "INSERT INTO alarm (chain_id, kind, sentence) VALUES (31337, 'quarantine_entered', 'restored')",
+        Unproven.BLOCK_TOO_EARLY,
+    ),
+    "sent to another consumer": (
+        EVIDENCE,
+        "UPDATE frozen_request SET receiver = substring(sha256('x'), 1, 20)",
+        Unproven.OTHER_CONSUMER,
+    ),
+    "no endpoint": (answered(), "", Unproven.TOO_FEW_ENDPOINTS),
+    "one of two endpoints": (answered(ONCE, failures=SILENT), "", Unproven.TOO_FEW_ENDPOINTS),
+    "endpoints disagree": (
+        answered(ONCE, replace(ONCE, reference_is_used=True)),
+        "",
+        Unproven.ENDPOINTS_DISAGREE,
+    ),
+    "a proxy": (answered(replace(ONCE, implementation=ALICE)), "", Unproven.CONSUMER_UPGRADEABLE),
+    "unknown code": (answered(replace(ONCE, contract=None, reference_is_used=None)), "", Unproven.CONSUMER_UNKNOWN),
+    "no code": (
+        answered(ConsumerAnswer(code_hash=None, implementation=None, contract=None, reference_is_used=None)),
+        "",
+        Unproven.CONSUMER_UNKNOWN,
+    ),
+    "used reference": (answered(replace(ONCE, reference_is_used=True)), "", Unproven.REFERENCE_USED),
+}
+
+
+@pytest.mark.parametrize("kind", [NewGeneration, Release])
+@pytest.mark.parametrize("name", NOT_PROVEN)
+async def test_what_was_sent_gets_no_second_id_and_no_second_request_without_the_whole_evidence(
     dsn: str,
     indexer_pool: Pool,
     operator_pool: Pool,
     genesis: Block,
-    evidence: Evidence | None,
-    sentence: str,
+    name: str,
+    kind: type[NewGeneration | Release],
 ) -> None:
-    """Hard case 104."""
-    request_id = (await place_all(dsn, indexer_pool, genesis))[State.FAILED, "sent"]
-    answer = await instruct(operator_pool, request_id, NewGeneration(evidence))
+    evidence, change, unproven = NOT_PROVEN[name]
+    cell = (State.FAILED, "sent") if kind is NewGeneration else (State.REJECTED, "unsent, sent rival")
+    request_id = await place(dsn, indexer_pool, genesis, *cell)
+    async with owner(dsn) as connection:
+        await connection.execute(change or "SELECT")
+    answer = await instruct(operator_pool, request_id, kind(evidence))
     assert isinstance(answer.verdict, Refused)
-    assert sentence in answer.verdict.sentence
+    assert answer.verdict.unproven is unproven
+    assert await operator_pool.fetchval("SELECT count(*) FROM operator_action") == 0
+
+
+@pytest.mark.parametrize(
+    "evidence",
+    [EVIDENCE, answered(ONCE), answered(ONCE, ONCE, failures=(("2", "no answer"),))],
+    ids=["two endpoints", "the only one", "two of three"],
+)
+async def test_evidence_of_two_endpoints_or_of_the_only_one_is_whole(
+    dsn: str, indexer_pool: Pool, operator_pool: Pool, genesis: Block, evidence: Evidence
+) -> None:
+    request_id = await place(dsn, indexer_pool, genesis, State.FAILED, "sent")
+    assert isinstance((await instruct(operator_pool, request_id, NewGeneration(evidence))).verdict, Will)
+
+
+async def test_an_attempt_that_proves_undelivered_does_not_count_as_the_last_send(
+    dsn: str, indexer_pool: Pool, operator_pool: Pool, genesis: Block
+) -> None:
+    request_id = await place(dsn, indexer_pool, genesis, State.FAILED, "sent")
+    async with owner(dsn) as connection:
+        await connection.execute(
+            """
+            INSERT INTO attempt (request_id, attempt_no, generation, claim_no, worker_id, jti, answered_at, outcome)
+            VALUES ($1, 2, 0, 1, gen_random_uuid(), gen_random_uuid(), now(), 'refused_now')
+            """,
+            request_id,
+        )
+    assert isinstance((await instruct(operator_pool, request_id, NewGeneration(EVIDENCE))).verdict, Will)
+
+
+async def test_no_duplicate_takes_the_reference_from_a_sent_rival_in_quarantine(
+    dsn: str, indexer_pool: Pool, operator_pool: Pool, genesis: Block
+) -> None:
+    request_id = await place(dsn, indexer_pool, genesis, State.REJECTED, "unsent, sent rival")
+    await throw(operator_pool, Switch.QUARANTINE)
+    answer = await instruct(operator_pool, request_id, Release(EVIDENCE))
+    assert isinstance(answer.verdict, Refused)
+    assert answer.verdict.unproven is Unproven.QUARANTINED
+
+
+async def test_what_was_never_sent_gets_a_new_id_without_evidence(
+    dsn: str, indexer_pool: Pool, operator_pool: Pool, genesis: Block
+) -> None:
+    request_id = await place(dsn, indexer_pool, genesis, State.REVIEW, "unsent")
+    assert isinstance((await instruct(operator_pool, request_id, NewGeneration())).verdict, Will)
+
+
+async def test_the_question_to_the_chain_is_about_the_block_that_the_index_holds(
+    dsn: str, indexer_pool: Pool, operator_pool: Pool, genesis: Block
+) -> None:
+    request_id = await place(dsn, indexer_pool, genesis, State.FAILED, "sent")
+    reference = await operator_pool.fetchval("SELECT expected_reference FROM mint_request WHERE id = $1", request_id)
+    asked = await operators.question(operator_pool, CHAIN, request_id, FINAL)
+    assert asked == replace(EVIDENCE, reference=reference, answers=())
+    young = await operators.question(operator_pool, CHAIN, request_id, FINAL + 1)
+    assert (young.block_number, young.block_hash) == (FINAL + 1, None)
+    with pytest.raises(RequestUnknown):
+        await operators.question(operator_pool, CHAIN, 10**9, FINAL)
 
 
 async def test_a_new_generation_has_the_derived_id_and_its_evidence_is_kept(
     dsn: str, indexer_pool: Pool, operator_pool: Pool, genesis: Block
 ) -> None:
-    request_id = (await place_all(dsn, indexer_pool, genesis))[State.FAILED, "sent"]
+    request_id = await place(dsn, indexer_pool, genesis, State.FAILED, "sent")
     before = await operator_pool.fetchrow("SELECT * FROM mint_request WHERE id = $1", request_id)
-    await instruct(operator_pool, request_id, NewGeneration(EVIDENCE))
+    await instruct(operator_pool, request_id, NewGeneration(answered(ONCE, ONCE, failures=(("2", "no answer"),))))
     after = await operator_pool.fetchrow("SELECT * FROM mint_request WHERE id = $1", request_id)
     assert before is not None
     assert after is not None
     assert (after["generation"], after["nonce"]) == (1, nonce_of(before["identity"], 1))
     # What appears on chain stays the same: that is what makes the consumer refuse the second mint.
     assert after["expected_reference"] == before["expected_reference"]
-    assert json.loads(await operator_pool.fetchval("SELECT evidence FROM operator_action")) == {
-        "final_block": FINAL,
-        "consumer_refuses_used_references": True,
-        "indexed_final_block": FINAL,
-        "mints_on_chain": 0,
-        "attempts": [{"attempt_no": 1, "generation": 0, "outcome": None}],
-        "rival_id": None,
+    kept = json.loads(await operator_pool.fetchval("SELECT evidence FROM operator_action"))
+    until, block_at = (datetime.fromisoformat(kept.pop(name)) for name in ("delivered_until", "block_at"))
+    started_at = await operator_pool.fetchval("SELECT started_at FROM attempt WHERE request_id = $1", request_id)
+    timestamp = await operator_pool.fetchval("SELECT timestamp FROM block WHERE number = $1", FINAL)
+    assert (until - started_at).total_seconds() == DEADLINE_SECONDS + quarantine.TOKEN_SECONDS
+    assert block_at.timestamp() == timestamp
+    answer = {
+        "code_hash": f"0x{hash_of('code').hex()}",
+        "implementation": None,
+        "contract": "MintingConsumerOnce",
+        "reference_is_used": False,
     }
+    assert kept == {
+        "block_number": FINAL,
+        "block_hash": f"0x{block(FINAL).hash.hex()}",
+        "newest_final_block": FINAL,
+        "consumer": f"0x{CONSUMER.hex()}",
+        "reference": f"0x{before['expected_reference'].hex()}",
+        "answers": {"0": answer, "1": answer},
+        "failures": {"2": "no answer"},
+        "sent": request_id,
+        "attempts": [{"attempt_no": 1, "generation": 0, "outcome": None}],
+    }
+
+
+@pytest.mark.parametrize(
+    ("state", "variant", "instruction"),
+    [(State.REVIEW, "unsent", NewGeneration(EVIDENCE)), (State.FAILED, "sent, held", Release(EVIDENCE))],
+)
+async def test_evidence_that_nothing_rests_on_is_not_kept(
+    dsn: str, indexer_pool: Pool, operator_pool: Pool, genesis: Block, state: State, variant: str, instruction: Release
+) -> None:
+    request_id = await place(dsn, indexer_pool, genesis, state, variant)
+    assert isinstance((await instruct(operator_pool, request_id, instruction)).verdict, Will)
+    assert await operator_pool.fetchval("SELECT count(*) FROM operator_action WHERE evidence IS NULL") == 1
+
+
+async def test_the_record_of_an_action_takes_no_evidence_that_the_chain_did_not_give(operator_pool: Pool) -> None:
+    for action, evidence in (
+        ("new_generation", {"final_block": 0, "consumer_refuses_used_references": True}),
+        ("pause", {"block_hash": "", "consumer": "", "reference": "", "answers": {}}),
+    ):
+        with pytest.raises(asyncpg.CheckViolationError, match="evidence_is_what_the_chain_said"):
+            await operator_pool.execute(
+                """
+                INSERT INTO operator_action (chain_id, operator, action, request_id, reason, evidence, before, after)
+                VALUES ($1, 'alice', $2, $3, 'why', $4, '{}', '{}')
+                """,
+                CHAIN,
+                action,
+                None if action == "pause" else 1,
+                json.dumps(evidence),
+            )
 
 
 @pytest.mark.parametrize(
@@ -482,7 +691,7 @@ async def test_a_new_generation_has_the_derived_id_and_its_evidence_is_kept(
 async def test_no_evidence_releases_a_duplicate_that_the_chain_could_not_tell_from_its_sent_rival(
     dsn: str, indexer_pool: Pool, operator_pool: Pool, genesis: Block, change: str
 ) -> None:
-    request_id = (await place_all(dsn, indexer_pool, genesis))[State.REJECTED, "unsent, sent rival"]
+    request_id = await place(dsn, indexer_pool, genesis, State.REJECTED, "unsent, sent rival")
     value = "chain_id + 1" if change == "chain_id" else f"substring(sha256({change}), 1, length({change}))"
     async with owner(dsn) as connection:
         await connection.execute(
@@ -494,14 +703,16 @@ async def test_no_evidence_releases_a_duplicate_that_the_chain_could_not_tell_fr
         )
     answer = await instruct(operator_pool, request_id, Release(EVIDENCE))
     assert isinstance(answer.verdict, Refused)
-    assert "nothing on chain could tell the two apart" in answer.verdict.sentence
+    assert answer.verdict.unproven is Unproven.OTHER_REFERENCE
 
 
 async def test_a_released_duplicate_takes_the_reference_from_its_sent_rival(
     dsn: str, indexer_pool: Pool, operator_pool: Pool, genesis: Block
 ) -> None:
-    request_id = (await place_all(dsn, indexer_pool, genesis))[State.REJECTED, "unsent, sent rival"]
+    request_id = await place(dsn, indexer_pool, genesis, State.REJECTED, "unsent, sent rival")
     await instruct(operator_pool, request_id, Release(EVIDENCE))
+    sent = await operator_pool.fetchval("SELECT evidence -> 'sent' FROM operator_action")
+    assert await operator_pool.fetchval("SELECT is_sent($1)", int(sent))
     rows = await operator_pool.fetch(
         """
         SELECT state, holds_reference FROM mint_request
@@ -521,6 +732,41 @@ async def test_a_released_duplicate_takes_the_reference_from_its_sent_rival(
     answer = await instruct(operator_pool, rival, Retry())
     assert isinstance(answer.verdict, Refused)
     assert f"Request {request_id} (confirmed) holds its bank reference" in answer.verdict.sentence
+
+
+@pytest.mark.parametrize(
+    ("variant", "is_done"), [("sent, proven mint", True), ("sent, wrong mint", False), ("sent, young mint", False)]
+)
+async def test_a_request_is_resolved_as_completed_only_if_its_final_mint_is_right(
+    dsn: str, indexer_pool: Pool, operator_pool: Pool, genesis: Block, variant: str, is_done: bool
+) -> None:
+    request_id = await place(dsn, indexer_pool, genesis, State.REVIEW, variant)
+    answer = await instruct(operator_pool, request_id, Resolve("completed"))
+    assert isinstance(answer.verdict, Will if is_done else Refused)
+
+
+@pytest.mark.parametrize(("recipient", "amount"), [(ALICE, 1), (BOB, 0)], ids=["another amount", "another recipient"])
+async def test_of_several_mints_each_must_be_right_for_a_completion(
+    dsn: str, indexer_pool: Pool, operator_pool: Pool, genesis: Block, recipient: bytes, amount: int
+) -> None:
+    request_id = await place(dsn, indexer_pool, genesis, State.REVIEW, "sent, proven mint")
+    again = """
+        INSERT INTO mint_execution (
+            chain_id, block_hash, log_index, block_number, tx_hash, consumer, recipient, amount, bank_reference,
+            request_id, proof
+        )
+        SELECT chain_id, block_hash, log_index + $2, block_number, tx_hash, consumer, $3, amount + $4, bank_reference,
+            request_id, proof
+        FROM mint_execution WHERE request_id = $1 LIMIT 1
+    """
+    async with owner(dsn) as connection:
+        await connection.execute(again, request_id, 10_000, ALICE, 0)
+        twice = (await instruct(operator_pool, request_id, Resolve("completed"), dry_run=True)).verdict
+        assert isinstance(twice, Will)
+        assert len(twice.warnings) == 1
+        await connection.execute(again, request_id, 20_000, recipient, amount)
+    answer = await instruct(operator_pool, request_id, Resolve("completed"))
+    assert isinstance(answer.verdict, Refused)
 
 
 async def test_of_two_contested_requests_a_person_chooses_the_second_by_cancelling_the_first(
@@ -555,7 +801,7 @@ async def test_a_cancelled_holder_lets_its_duplicates_be_judged_again(
 async def test_what_was_run_in_mode_simulate_is_never_run_again(
     dsn: str, indexer_pool: Pool, operator_pool: Pool, genesis: Block
 ) -> None:
-    request_id = (await place_all(dsn, indexer_pool, genesis))[State.REVIEW, "sent"]
+    request_id = await place(dsn, indexer_pool, genesis, State.REVIEW, "sent")
     async with owner(dsn) as connection:
         await connection.execute("UPDATE frozen_request SET mode = 'simulate' WHERE request_id = $1", request_id)
     answer = await instruct(operator_pool, request_id, Retry())
@@ -618,7 +864,7 @@ async def test_a_retried_doubt_gets_its_whole_time_again(
     dsn: str, indexer_pool: Pool, invocator_pool: Pool, operator_pool: Pool, genesis: Block
 ) -> None:
     """A sweep that counted from the first attempt would give up before the retry could send."""
-    request_id = (await place_all(dsn, indexer_pool, genesis))[State.REVIEW, "sent"]
+    request_id = await place(dsn, indexer_pool, genesis, State.REVIEW, "sent")
     async with owner(dsn) as connection:
         await connection.execute("UPDATE attempt SET started_at = started_at - interval '10 days'")
         await connection.execute("UPDATE mint_request SET state_changed_at = state_changed_at - interval '9 days'")

@@ -68,6 +68,8 @@ async def world(anvil_binary: Path) -> AsyncIterator[World]:
                     "BSKT_CRE_GATEWAY_URL": cre.url,
                     "BSKT_CRE_WORKFLOW": WORKFLOW_ID.hex(),
                     "BSKT_CRE_SIGNER_KEY": KEY,
+                    "BSKT_MAX_MINT_TOKENS": "1000",
+                    "BSKT_DAILY_CAP_TOKENS": "none",
                 },
             )
 

@@ -124,6 +124,7 @@ async def test_a_lost_send_that_failed_is_retried_with_the_same_bytes_under_the_
             PERSON,
             finality=lambda position: Horizon(trigger=position.cursor.number, complete=position.finalized),
             nonce_of=lambda identity, generation: derive_nonce(SECRET, identity, generation),
+            deadline_seconds=2_400,
         )
     assert isinstance(answer.verdict, Will)
     await world.invoke()

@@ -8,14 +8,17 @@ them; each function names what it mirrors.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import cache, lru_cache
 from typing import NamedTuple
 
 from datastore import claims
 from datastore.instructions import (
     Cancel,
+    ConsumerAnswer,
+    Delivery,
     Evidence,
+    FinalBlock,
     Instruction,
     NewGeneration,
     Release,
@@ -145,7 +148,7 @@ def _facts(
         mints=mints,
         visible_mint=visible_mint,
         doubtful_mint=doubtful_mint,
-        mint_is_right=mints == 1,
+        mint_is_right=mints > 0,
         mint_is_final=mint_is_final,
         holds_reference=holds,
         rival_holds_reference=rival_holds,
@@ -590,7 +593,7 @@ def commands(database: Database, unused: tuple[int, ...], scenario: Scenario) ->
     if not scenario.people:
         return ()
     believed = scenario.once or scenario.design.evidence == "on trust"
-    evidence = Evidence(final_block=0, consumer_refuses_used_references=believed)
+    evidence = _CONSUMER_ONCE if believed else _CONSUMER_UNKNOWN
     instructions: tuple[tuple[Instruction, Event], ...] = (
         (Retry(), Event.RETRY),
         (Cancel(), Event.CANCEL),
@@ -612,6 +615,18 @@ def commands(database: Database, unused: tuple[int, ...], scenario: Scenario) ->
 
 
 _NOW = datetime(2026, 1, 1, tzinfo=UTC)
+_FINAL = FinalBlock(hash=b"", at=_NOW)
+_UNKNOWN = ConsumerAnswer(code_hash=b"", implementation=None, contract=None, reference_is_used=None)
+_ONCE = ConsumerAnswer(code_hash=b"", implementation=None, contract="MintingConsumerOnce", reference_is_used=False)
+_CONSUMER_UNKNOWN, _CONSUMER_ONCE = (
+    Evidence(block_number=0, block_hash=_FINAL.hash, consumer=b"", reference=b"", answers=(("0", answer),))
+    for answer in (_UNKNOWN, _ONCE)
+)
+
+
+def _delivery(row: Row) -> Delivery:
+    """Long ago: that nothing is on its way any more is not what the consumer is relied on for."""
+    return Delivery(until=_NOW - timedelta(days=1), consumers=frozenset({b""} if row.frozen or row.found else ()))
 
 
 def _standing(database: Database, request: int, scenario: Scenario, *, final_enough: bool) -> Standing:
@@ -626,6 +641,7 @@ def _standing(database: Database, request: int, scenario: Scenario, *, final_eno
             is_on_this_chain=True,
             shares_consumer=True,
             shares_reference=scenario.text,
+            delivery=_delivery(row_of(database, holder)),
         )
     return Standing(
         request_id=request,
@@ -637,11 +653,14 @@ def _standing(database: Database, request: int, scenario: Scenario, *, final_eno
         held_for_its_basket=False,
         generation=row.nonce,
         frozen_mode="gateway" if row.nonce in dict(row.frozen) else None,
-        is_frozen_for_its_consumer=bool(row.frozen or row.found),
+        consumer=b"",
+        reference=b"",
+        delivery=_delivery(row),
         lease_ends_at=None,
         last_sent_at=None,
         rival=rival,
-        finalized=0,
+        evidence_block=_FINAL,
+        newest_final_block=0,
         now=_NOW,
         stopped=None,
         restored_at=None,

@@ -198,6 +198,30 @@ async def test_code_is_told_apart_by_its_hash(world: World) -> None:
     assert await node.code_hash(world.system.factory, (await node.head()).hash) == code_hash
 
 
+async def test_code_and_storage_are_those_after_a_block(world: World) -> None:
+    node = world.node
+    assert await node.code(USER) == b""
+    code = await node.code(world.basket.token)
+    slot = (3).to_bytes(32, "big")
+    before = (await node.head()).hash
+    await world.chain.mine()
+    await world.chain.rpc("anvil_setStorageAt", f"0x{USER.hex()}", hex(3), f"0x{7:064x}")
+    await world.chain.mine()
+    after = (await node.head()).hash
+    assert keccak(code) == await node.code_hash(world.basket.token, after)
+    assert [int.from_bytes(await node.storage(USER, slot, each), "big") for each in (before, after)] == [0, 7]
+    with pytest.raises(BlockUnknown):
+        await node.storage(USER, slot, bytes(32))
+
+
+async def test_a_word_of_storage_has_at_most_32_bytes() -> None:
+    async with answering({"eth_getStorageAt": lambda _: "0x" + "01" * 33}) as node:
+        with pytest.raises(NodeAnswerInvalid):
+            await node.storage(USER, bytes(32))
+    async with answering({"eth_getStorageAt": lambda _: "0x01"}) as node:
+        assert await node.storage(USER, bytes(32)) == (1).to_bytes(32, "big")
+
+
 async def test_a_call_gives_what_the_contract_returns_or_that_it_refused(world: World) -> None:
     decimals = call(world.basket.token, "decimals()")
     head = await world.node.head()

@@ -25,6 +25,8 @@ SETTINGS = {
     "BSKT_CRE_GATEWAY_URL": "http://127.0.0.1:1/",
     "BSKT_CRE_WORKFLOW": WORKFLOW.hex(),
     "BSKT_CRE_SIGNER_KEY": KEY,
+    "BSKT_MAX_MINT_TOKENS": "1000",
+    "BSKT_DAILY_CAP_TOKENS": "none",
 }
 
 
@@ -52,8 +54,9 @@ async def pin(pool: Pool) -> None:
 async def test_a_sound_database_gives_no_finding(dsn: str, indexer_pool: Pool) -> None:
     await pin(indexer_pool)
     _, found = await check(dsn)
-    for name in ("schema", "roles", "database", "the database's clock", "instance secret"):
+    for name in ("schema", "roles", "the database's clock", "instance secret"):
         assert [each["severity"] for each in found[name]] == ["ok"], found[name]
+    assert [each["severity"] for each in found["database"]] == ["ok", "note"]  # the server of the tests is disposable
     assert "Postgres 18" in found["database"][0]["sentence"]
     assert [each["severity"] for each in found["signer"]] == ["ok", "note"]
 
@@ -95,6 +98,16 @@ async def test_settings_that_cannot_be_used_are_findings_not_a_refusal(dsn: str)
     ]
 
 
+async def test_a_cap_that_nobody_chose_is_found(dsn: str) -> None:
+    _, found = await check(dsn, BSKT_MAX_MINT_TOKENS="", BSKT_DAILY_CAP_TOKENS="")
+    assert [(each["severity"], each["remedy"].split()[1]) for each in found["caps"]] == [
+        ("warning", "BSKT_MAX_MINT_TOKENS"),
+        ("warning", "BSKT_DAILY_CAP_TOKENS"),
+    ]
+    _, chosen = await check(dsn)
+    assert "caps" not in chosen
+
+
 async def test_a_database_without_tables_is_found_with_its_remedy(empty_dsn: str) -> None:
     _, found = await check(empty_dsn)
     assert (found["schema"][0]["severity"], found["schema"][0]["remedy"]) == ("error", "run `bskt schema apply`")
@@ -129,6 +142,14 @@ async def test_a_server_on_which_a_commit_may_be_lost_is_found(dsn: str) -> None
         "error",
         True,
     )
+
+
+async def test_a_server_that_does_not_write_through_is_found(dsn: str) -> None:
+    connection = await asyncpg.connect(dsn)
+    await connection.execute(f"ALTER DATABASE {dsn.rpartition('/')[2]} SET bskt.disposable = off")
+    await connection.close()
+    _, found = await check(dsn)
+    assert (found["database"][0]["severity"], "fsync = off" in found["database"][0]["sentence"]) == ("error", True)
 
 
 async def test_another_secret_factory_or_forwarder_than_the_stored_ones_is_found(dsn: str, indexer_pool: Pool) -> None:

@@ -227,7 +227,7 @@ def test_only_what_would_not_be_refused_is_offered_where_the_facts_are_known() -
     assert offered(replace(shown, visible_mint=False, doubtful_mint=False)) == ["resolve", "retry", "cancel"]
     another_s = replace(shown, doubtful_mint=False)
     assert offered(another_s) == ["resolve", "cancel"]
-    minted = replace(shown, mints=1, mint_is_final=True, sent=True)
+    minted = replace(shown, mints=1, mint_is_right=True, mint_is_final=True, sent=True)
     assert explain(under_review, replace(STANDING, facts={REQUEST.id: minted})).commands == (
         f"bskt requests resolve {REQUEST.id} --as completed --reason …",
     )

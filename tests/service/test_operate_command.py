@@ -11,7 +11,9 @@ from typing import Any
 import asyncpg
 import pytest
 
+from datastore import operators
 from datastore.connection import Pool
+from datastore.errors import DatastoreUnavailable
 from datastore.identity import derive_nonce, secret_check_value
 from service.console import Exit
 from tests.datastore.builders import BOB, CONSUMER, TOKEN, request, role_change
@@ -19,6 +21,7 @@ from tests.service.rows import Chain, basket, bskt
 
 SECRET = bytes(range(32))
 WHO = ("--operator", "alice", "--reason", "ticket 7")
+YES = (*WHO, "--yes")
 
 
 @pytest.fixture
@@ -53,7 +56,7 @@ async def test_a_dry_run_says_what_would_happen_and_the_real_one_does_exactly_th
     told = await bskt(dsn, "--output", "json", "requests", "cancel", "1", *WHO, "--dry-run")
     assert (told.code, told.json["outcome"], told.json["action_id"]) == (Exit.DONE, "would be done", None)
     assert await written(chain.indexer) == before
-    done = await bskt(dsn, "--output", "json", "requests", "cancel", "1", *WHO)
+    done = await bskt(dsn, "--output", "json", "requests", "cancel", "1", *YES)
     assert (done.code, done.json["outcome"]) == (Exit.DONE, "done")
     assert done.json["sentence"] == told.json["sentence"]
     assert (done.json["before"]["state"], done.json["after"]["state"]) == ("confirmed", "cancelled")
@@ -62,7 +65,7 @@ async def test_a_dry_run_says_what_would_happen_and_the_real_one_does_exactly_th
         "holds": [None],
         "actions": ["cancel by alice"],
     }
-    again = await bskt(dsn, "--output", "json", "requests", "cancel", "1", *WHO)
+    again = await bskt(dsn, "--output", "json", "requests", "cancel", "1", *YES)
     assert (again.code, again.json["outcome"]) == (Exit.DONE, "already so")
 
 
@@ -71,7 +74,7 @@ async def test_the_example_in_the_docs_is_what_a_cancel_writes(chain: Chain, dsn
     heading = "### `bskt requests retry|hold|release|cancel|resolve`, `bskt [baskets] pause|resume`, `bskt quarantine`"
     example = json.loads(text.split(heading)[1].split("```json")[1].split("```")[0])
     await confirmed(chain, "DEP-1")
-    written_now = (await bskt(dsn, "--output", "json", "requests", "cancel", "1", *WHO)).json
+    written_now = (await bskt(dsn, "--output", "json", "requests", "cancel", "1", *YES)).json
     for side in ("before", "after"):
         example[side]["nonce"] = written_now[side]["nonce"]
         example[side]["chain_status"] = written_now[side]["chain_status"]
@@ -81,13 +84,13 @@ async def test_the_example_in_the_docs_is_what_a_cancel_writes(chain: Chain, dsn
 async def test_a_refusal_says_why_and_what_is_possible_and_a_program_gets_both_as_data(chain: Chain, dsn: str) -> None:
     await confirmed(chain, "DEP-1")
     await chain.send("accepted")
-    refused = await bskt(dsn, "requests", "cancel", "1", *WHO)
+    refused = await bskt(dsn, "requests", "cancel", "1", *YES)
     assert (refused.code, refused.stdout) == (Exit.ERROR, "")
     assert refused.stderr == (
         "bskt: Request 1: It was sent, and nothing can call it back: it may mint at any time.\n"
         "`bskt requests hold` stops further sends; it stays watched.\n"
     )
-    as_data = await bskt(dsn, "--output", "json", "requests", "cancel", "1", *WHO)
+    as_data = await bskt(dsn, "--output", "json", "requests", "cancel", "1", *YES)
     assert (as_data.code, as_data.json["outcome"]) == (Exit.ERROR, "refused")
     assert as_data.json["remedy"] == "`bskt requests hold` stops further sends; it stays watched."
     assert (await written(chain.indexer))["actions"] == []
@@ -95,11 +98,11 @@ async def test_a_refusal_says_why_and_what_is_possible_and_a_program_gets_both_a
 
 async def test_a_hold_and_its_release_are_told_in_the_story_with_who_and_why(chain: Chain, dsn: str) -> None:
     await confirmed(chain, "DEP-1")
-    held = await bskt(dsn, "requests", "hold", "1", *WHO)
+    held = await bskt(dsn, "requests", "hold", "1", *YES)
     assert "stays confirmed and is held" in held.stdout
     shown = (await bskt(dsn, "--output", "json", "requests", "show", "1")).json
     assert "a person holds it" in shown["why"]
-    released = await bskt(dsn, "requests", "release", "1", *WHO)
+    released = await bskt(dsn, "requests", "release", "1", *YES)
     assert "is no longer held (operator)" in released.stdout
     story = (await bskt(dsn, "--output", "json", "requests", "timeline", "1")).json
     assert [each["sentence"] for each in story if each["source"] == "operator"] == [
@@ -113,7 +116,9 @@ async def test_the_story_tells_what_paused_the_basket_while_it_concerned_the_req
     await chain.grow(baskets=(basket(one),))
 
     async def turn(word: str, reason: str) -> None:
-        assert (await bskt(dsn, "baskets", word, "AUD", "--operator", "alice", "--reason", reason)).code == Exit.DONE
+        assert (
+            await bskt(dsn, "baskets", word, "AUD", "--operator", "alice", "--reason", reason, "--yes")
+        ).code == Exit.DONE
 
     await turn("pause", "long ago")
     await turn("resume", "over")
@@ -121,7 +126,7 @@ async def test_the_story_tells_what_paused_the_basket_while_it_concerned_the_req
     two = chain.next()
     await chain.grow(requests=(request("DEP-1", two), request("DEP-2", two, log_index=1)))
     await turn("resume", "audited")
-    await bskt(dsn, "requests", "cancel", "2", *WHO)
+    await bskt(dsn, "requests", "cancel", "2", *YES)
     await chain.grow(role_changes=(role_change(chain.next()),), final=2)
     await turn("resume", "ours")
 
@@ -146,13 +151,21 @@ async def test_the_story_tells_what_paused_the_basket_while_it_concerned_the_req
         (("requests", "cancel", "1"), {}, "Missing option '--reason'"),
         (("requests", "cancel", "1", "--reason", " ", "--operator", "a"), {}, "nothing is done without a reason"),
         (("pause", "--reason", "x"), {"USER": "", "LOGNAME": ""}, "nothing is done without a name"),
-        (("requests", "resolve", "1", *WHO), {}, "Missing option '--as'"),
-        (("requests", "retry", "1", *WHO, "--evidence-block", "1"), {}, "it is for --new-generation"),
+        (("requests", "resolve", "1", *YES), {}, "Missing option '--as'"),
+        (("requests", "retry", "1", *YES, "--evidence-block", "1"), {}, "it is for --new-generation"),
+        (("requests", "cancel", *YES), {}, "name one request, or select some"),
+        (("requests", "cancel", "1", *YES, "--state", "seen", "--reason-code", "x"), {}, "name one request"),
+        (("requests", "cancel", *YES, "--state", "seen"), {}, "select some by --state and --reason-code"),
+        (("requests", "cancel", "1", *YES, "--reason-code", "x"), {}, "select some by --state and --reason-code"),
         (
-            ("requests", "release", "1", *WHO, "--consumer-refuses-used-references"),
+            ("requests", "release", *YES, "--state", "rejected", "--reason-code", "x", "--evidence-block", "1"),
             {},
-            "goes with --evidence-block",
+            "evidence is about one request",
         ),
+        (("requests", "cancel", "1", *WHO), {}, "`--yes` is needed"),
+        (("pause", *WHO), {}, "`--yes` is needed"),
+        (("baskets", "pause", "AUD", *WHO), {}, "`--yes` is needed"),
+        (("backfill", "--blocks", "1:2", "--trigger"), {}, "`--yes` is needed"),
     ],
 )
 async def test_what_is_missing_is_a_usage_error(
@@ -162,20 +175,21 @@ async def test_what_is_missing_is_a_usage_error(
     answer = await bskt(dsn, *arguments, **environment)
     assert (answer.code, answer.stdout) == (Exit.USAGE, "")
     assert sentence in answer.stderr
+    assert (await written(chain.indexer))["actions"] == []
 
 
 async def test_the_name_of_the_session_is_recorded_where_no_other_is_given(chain: Chain, dsn: str) -> None:
     await confirmed(chain, "DEP-1")
-    await bskt(dsn, "pause", "--reason", "maintenance", USER="bob")
+    await bskt(dsn, "pause", "--reason", "maintenance", "--yes", USER="bob")
     assert (await written(chain.indexer))["actions"] == ["pause by bob"]
 
 
 async def test_a_pause_shows_in_the_status_until_it_is_lifted(chain: Chain, dsn: str) -> None:
     await confirmed(chain, "DEP-1")
-    assert (await bskt(dsn, "pause", *WHO)).code == Exit.DONE
+    assert (await bskt(dsn, "pause", *YES)).code == Exit.DONE
     status = await bskt(dsn, "--output", "json", "status")
     assert (status.code, status.json["paused"]["reason"]) == (Exit.PAUSED, "alice: ticket 7")
-    assert (await bskt(dsn, "resume", *WHO)).code == Exit.DONE
+    assert (await bskt(dsn, "resume", *YES)).code == Exit.DONE
     assert (await bskt(dsn, "--output", "json", "status")).json["paused"] is None
 
 
@@ -199,12 +213,12 @@ async def test_a_paused_basket_shows_everywhere_until_it_is_resumed(chain: Chain
     shown = await read("requests", "show", "1")
     assert "its basket is paused" in shown["why"]
     assert shown["commands"] == [f"bskt baskets resume {token} --reason …"]
-    refused = await bskt(dsn, "requests", "release", "1", *WHO)
+    refused = await bskt(dsn, "requests", "release", "1", *YES)
     assert (refused.code, "bskt baskets resume" in refused.stderr) == (Exit.ERROR, True)
 
     told = await read("baskets", "resume", "AUD", *WHO, "--dry-run")
     assert (told["outcome"], (await written(chain.indexer))["actions"]) == ("would be done", [])
-    done = await read("baskets", "resume", "AUD", *WHO)
+    done = await read("baskets", "resume", "AUD", *YES)
     assert (done["basket"], done["outcome"], done["sentence"]) == (token, "done", told["sentence"])
     assert (done["before"]["held_requests"], done["after"]["held_requests"]) == (1, 0)
     assert (await written(chain.indexer)) == {
@@ -218,25 +232,25 @@ async def test_a_paused_basket_shows_everywhere_until_it_is_resumed(chain: Chain
 
 async def test_a_person_pauses_a_basket_by_any_of_its_names(chain: Chain, dsn: str) -> None:
     await confirmed(chain, "DEP-1")
-    paused = await bskt(dsn, "baskets", "pause", "0x" + CONSUMER.hex(), *WHO)
+    paused = await bskt(dsn, "baskets", "pause", "0x" + CONSUMER.hex(), *YES)
     assert (paused.code, "Basket AUD" in paused.stdout) == (Exit.DONE, True)
-    again = await bskt(dsn, "baskets", "pause", "AUD", *WHO)
+    again = await bskt(dsn, "baskets", "pause", "AUD", *YES)
     assert "is paused already (alice: ticket 7)" in again.stdout
-    unknown = await bskt(dsn, "baskets", "pause", "NZD", *WHO)
+    unknown = await bskt(dsn, "baskets", "pause", "NZD", *YES)
     assert (unknown.code, "no basket of chain" in unknown.stderr) == (Exit.ERROR, True)
     assert (await written(chain.indexer))["actions"] == ["pause_basket by alice"]
 
 
 async def test_a_quarantine_shows_in_the_status_and_no_resume_ends_it(chain: Chain, dsn: str) -> None:
     await confirmed(chain, "DEP-1")
-    told = await bskt(dsn, "quarantine", *WHO, BSKT_COMPLETION_DEADLINE_SECONDS="60")
+    told = await bskt(dsn, "quarantine", *YES, BSKT_COMPLETION_DEADLINE_SECONDS="60")
     assert "It ends by itself; nothing else ends it." in told.stdout
     assert await chain.indexer.fetchval("SELECT quarantined_until - quarantined_at = interval '360 s' FROM control")
-    resumed = await bskt(dsn, "resume", *WHO)
+    resumed = await bskt(dsn, "resume", *YES)
     assert "is not paused" in resumed.stdout
     status = await bskt(dsn, "--output", "json", "status")
     assert status.code == Exit.PAUSED
-    refused = await bskt(dsn, "requests", "cancel", "1", *WHO)
+    refused = await bskt(dsn, "requests", "cancel", "1", *YES)
     assert "cre execution status" in refused.stderr
 
 
@@ -260,7 +274,7 @@ async def test_a_new_generation_needs_the_instance_secret_of_this_very_database(
     owner = await asyncpg.connect(dsn)
     await owner.execute("UPDATE chain SET secret_check = $1", secret_check_value(SECRET))
     await owner.close()
-    command = ("--output", "json", "requests", "retry", "1", *WHO, "--new-generation", "--evidence-block", "1")
+    command = ("--output", "json", "requests", "retry", "1", *YES, "--new-generation")
     final = {"BSKT_TRIGGER_FINALITY": "depth:1"}
     missing = await bskt(dsn, *command, **final)
     assert (missing.code, "BSKT_INSTANCE_SECRET is needed" in missing.stderr) == (Exit.USAGE, True)
@@ -306,15 +320,88 @@ async def test_a_person_at_a_terminal_is_asked_and_nothing_is_done_without_a_yes
     assert (await written(chain.indexer))["states"] == ["cancelled", "cancelled"]
 
 
+async def test_many_are_shown_and_asked_about_once_at_a_terminal(chain: Chain, dsn: str) -> None:
+    await confirmed(chain, "DEP-1", "DEP-2")
+    many = ("requests", "hold", "--state", "confirmed", "--reason-code", "allowed", *WHO)
+    code, asked = await at_a_terminal(dsn, "n\n", *many)
+    assert (code, asked.count("Do it? [y/N]")) == (Exit.ERROR, 1)
+    assert "Request 1 stays confirmed and is held" in asked
+    assert "Request 2 stays confirmed and is held" in asked
+    assert (await written(chain.indexer))["actions"] == []
+    assert (await at_a_terminal(dsn, "y\n", *many))[0] == Exit.DONE
+    assert (await written(chain.indexer))["holds"] == ["operator", "operator"]
+
+
+async def test_many_of_one_state_and_reason_are_acted_on_each_by_itself_and_a_refusal_of_one_keeps_none_back(
+    chain: Chain, dsn: str
+) -> None:
+    await confirmed(chain, *(f"DEP-{n}" for n in range(1, 5)))
+    await chain.send("accepted")
+    owner = await asyncpg.connect(dsn)
+    await owner.execute("SET session_replication_role = replica")
+    await owner.execute("UPDATE mint_request SET state = 'review', state_reason = 'gave_up' WHERE id < 4")
+    await owner.close()
+    many = ("requests", "cancel", "--state", "review", "--reason-code", "gave_up")
+    told = await bskt(dsn, "--output", "json", *many, *WHO, "--dry-run")
+    assert [(each["request_id"], each["outcome"]) for each in told.json] == [
+        (1, "refused"),
+        (2, "would be done"),
+        (3, "would be done"),
+    ]
+    assert (told.code, (await written(chain.indexer))["actions"]) == (Exit.ERROR, [])
+    assert (await bskt(dsn, *many, *WHO)).code == Exit.USAGE
+    done = await bskt(dsn, "--output", "json", *many, *YES)
+    assert [(each["request_id"], each["outcome"]) for each in done.json] == [(1, "refused"), (2, "done"), (3, "done")]
+    assert [each["action_id"] for each in done.json] == [None, 1, 2]
+    assert done.json[0]["remedy"] is not None
+    assert done.code == Exit.ERROR
+    assert await written(chain.indexer) == {
+        "states": ["review", "cancelled", "cancelled", "confirmed"],
+        "holds": [None] * 4,
+        "actions": ["cancel by alice", "cancel by alice"],
+    }
+    nothing = await bskt(dsn, "--output", "json", "requests", "cancel", "--state", "seen", "--reason-code", "x", *YES)
+    assert (nothing.code, nothing.json) == (Exit.DONE, [])
+
+
+async def test_what_was_done_of_many_is_shown_though_the_database_went_away(
+    chain: Chain, dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await confirmed(chain, "DEP-1", "DEP-2")
+    instruct = operators.instruct
+
+    async def once(pool: Pool, chain_id: int, request_id: int, *what: Any, **how: Any) -> operators.Answer:
+        if request_id == 2 and not how["dry_run"]:
+            raise DatastoreUnavailable("gone")
+        return await instruct(pool, chain_id, request_id, *what, **how)
+
+    monkeypatch.setattr(operators, "instruct", once)
+    many = ("requests", "cancel", "--state", "confirmed", "--reason-code", "allowed", *YES)
+    answer = await bskt(dsn, "--output", "json", *many)
+    assert (answer.code, [each["request_id"] for each in answer.json]) == (Exit.NOT_READY, [1])
+    assert (await written(chain.indexer))["states"] == ["cancelled", "confirmed"]
+
+
+async def test_no_more_than_the_limit_are_selected_and_the_oldest_first(chain: Chain, dsn: str) -> None:
+    await confirmed(chain, "DEP-1", "DEP-2", "DEP-3")
+    many = ("requests", "cancel", "--state", "confirmed", "--reason-code", "allowed", "--limit", "2", *YES)
+    first = await bskt(dsn, *many)
+    assert (first.code, "More than 2 are confirmed for that reason" in first.stderr) == (Exit.DONE, True)
+    assert (await written(chain.indexer))["states"] == ["cancelled", "cancelled", "confirmed"]
+    second = await bskt(dsn, *many)
+    assert (second.code, "More than" in second.stderr) == (Exit.DONE, False)
+    assert (await written(chain.indexer))["states"] == ["cancelled"] * 3
+
+
 async def test_an_unknown_request_is_named(chain: Chain, dsn: str) -> None:
     assert chain.tip.number == 0
-    answer = await bskt(dsn, "requests", "hold", "7", *WHO)
+    answer = await bskt(dsn, "requests", "hold", "7", *YES)
     assert (answer.code, "'7'" in answer.stderr) == (Exit.ERROR, True)
 
 
 async def test_json_lines_hold_one_object(chain: Chain, dsn: str) -> None:
     await confirmed(chain, "DEP-1")
-    answer = await bskt(dsn, "--output", "jsonl", "requests", "hold", "1", *WHO)
+    answer = await bskt(dsn, "--output", "jsonl", "requests", "hold", "1", *YES)
     assert json.loads(answer.stdout)["outcome"] == "done"
     assert answer.stdout.count("\n") == 1
 

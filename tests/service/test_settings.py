@@ -136,6 +136,8 @@ def test_a_dollar_sign_in_the_env_file_is_kept(tmp_path: Path) -> None:
         ("FINALITY_TIMEOUT_SECONDS", "inf"),
         ("RPC_REQUESTS_PER_SECOND", "0"),
         ("MAX_MINT_TOKENS", "0"),
+        ("MAX_MINT_TOKENS", "no"),
+        ("DAILY_CAP_TOKENS", "None"),
         ("MAX_MINT_TOKENS", "1.0000000000000000001"),
         ("CURRENCY", "usd"),
         ("LISTEN", "9464"),
@@ -237,8 +239,17 @@ def test_an_external_database_needs_an_instance_secret() -> None:
 
 def test_tokens_become_wei_exactly() -> None:
     tokens = read({"BSKT_MAX_MINT_TOKENS": "123456789012345678901234567890.000000000000000001"}).max_mint_tokens
+    assert isinstance(tokens, Decimal)
     assert tokens == Decimal("123456789012345678901234567890.000000000000000001")
     assert wei(tokens) == 123456789012345678901234567890_000000000000000001
+
+
+def test_a_cap_is_a_number_or_none_said_on_purpose_and_one_that_nobody_chose_is_named() -> None:
+    chosen = read({"BSKT_MAX_MINT_TOKENS": "1.5", "BSKT_DAILY_CAP_TOKENS": "none"})
+    assert (chosen.max_mint_wei, chosen.daily_cap_wei, chosen.caps_not_chosen) == (15 * 10**17, None, ())
+    nothing = read({})
+    assert (nothing.max_mint_wei, nothing.daily_cap_wei) == (None, None)
+    assert nothing.caps_not_chosen == ("BSKT_MAX_MINT_TOKENS", "BSKT_DAILY_CAP_TOKENS")
 
 
 def test_every_setting_is_documented_in_a_sentence() -> None:

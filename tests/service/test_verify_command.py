@@ -58,8 +58,10 @@ async def test_a_gap_is_told_and_repaired_when_asked_to(indexer_pool: Pool, dsn:
         missing = rows(told)
         assert {(row["kind"], row["outcome"]) for row in missing} == {("missing", "confirmed")}
         assert {row["event"] for row in missing} <= {"BasketCreated", "MintRequested"}
-        assert await made.wrong() == before, "without --repair nothing is written"
-        repaired = await bskt(made, dsn, "--blocks", ":finalized", "--repair", "--output", "json")
+        unasked = await bskt(made, dsn, "--blocks", ":finalized", "--repair")
+        assert (unasked.exit_code, "`--yes` is needed" in unasked.stderr) == (2, True)
+        assert await made.wrong() == before, "without --repair and a yes nothing is written"
+        repaired = await bskt(made, dsn, "--blocks", ":finalized", "--repair", "--yes", "--output", "json")
         assert repaired.exit_code == 0
         assert [row | {"outcome": "confirmed"} for row in rows(repaired)] == missing
         assert await made.wrong() == []
@@ -70,7 +72,7 @@ async def test_what_two_nodes_say_differently_is_left_to_a_person(indexer_pool: 
     async with scene(indexer_pool, history(), endpoints=2) as made:
         await made.daemon.follow()
         made.world.endpoints[1].fail(Fault.LOGS_MISSING, times=None, seed=1)
-        result = await bskt(made, dsn, "--blocks", "1:", "--repair", "--output", "json")
+        result = await bskt(made, dsn, "--blocks", "1:", "--repair", "--yes", "--output", "json")
         assert result.exit_code == 4
         assert {(row["kind"], row["outcome"]) for row in rows(result)} == {("extra", "endpoints disagree")}
         assert await made.wrong() == []

@@ -3,7 +3,7 @@
 import asyncio
 import json
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -51,13 +51,20 @@ def environment(dsn: str, *urls: str, **more: str) -> dict[str, str]:
 class Daemon:
     """The daemon in this process, and each of its commits as they happen."""
 
-    def __init__(self, environ: dict[str, str]) -> None:
+    def __init__(self, environ: dict[str, str], *, starts_without: Callable[[Sequence[str]], bool] = bool) -> None:
         self._settings = settings.load({}, None, environ)
+        self._starts_without = starts_without
         self.stop = Stop()
         self._commits: asyncio.Queue[str] = asyncio.Queue()
 
     async def run(self) -> int:
-        return await wiring.run(self._settings, parts=("indexer",), stop=self.stop, reached=self._reached)
+        return await wiring.run(
+            self._settings,
+            parts=("indexer",),
+            stop=self.stop,
+            reached=self._reached,
+            starts_without=self._starts_without,
+        )
 
     def _reached(self, boundary: str) -> None:
         if boundary == "indexer.after_commit":
@@ -195,6 +202,34 @@ async def test_a_first_start_whose_nodes_are_too_far_apart_is_refused_for_what_i
             assert await connection.fetchval("SELECT first_trigger_block_number FROM chain") == 2
         finally:
             await connection.close()
+
+
+async def test_only_a_first_start_asks_for_the_caps_that_nobody_chose_and_a_no_pins_nothing(dsn: str) -> None:
+    asked: list[Sequence[str]] = []
+
+    def no(caps: Sequence[str]) -> bool:
+        asked.append(tuple(caps))
+        return False
+
+    async def start(daemon: Daemon) -> int:
+        async def stop_after_the_first_commit() -> None:
+            await daemon.commits(1)
+            daemon.stop.ask()
+
+        code, _ = await asyncio.gather(daemon.run(), stop_after_the_first_commit())
+        return code
+
+    async with RpcStandIn(chain=BASE).running() as good:
+        environ = environment(dsn, good.url, BSKT_DAILY_CAP_TOKENS="none")
+        with pytest.raises(SettingsError, match="BSKT_MAX_MINT_TOKENS: not set"):
+            await Daemon(environ, starts_without=no).run()
+        connection = await asyncpg.connect(dsn)
+        assert await connection.fetchval("SELECT count(*) FROM chain") == 0
+        await connection.close()
+        assert await start(Daemon(environ | {"BSKT_MAX_MINT_TOKENS": "5"}, starts_without=no)) == 0
+        good.chain = mined(good.chain, [NOISE])
+        assert await start(Daemon(environ, starts_without=no)) == 0
+        assert asked == [("BSKT_MAX_MINT_TOKENS",)]
 
 
 def test_the_first_block_to_trigger_is_after_the_highest_head_of_those_that_are_about_equal() -> None:
