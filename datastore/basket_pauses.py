@@ -34,8 +34,8 @@ INSERT INTO basket_pause (chain_id, stablecoin, paused_reason)
 SELECT $1, n.stablecoin, n.reason FROM unnest($2::bytea[], $3::text[]) AS n (stablecoin, reason)
 ON CONFLICT (chain_id, stablecoin) DO UPDATE SET paused_reason = basket_pause.paused_reason
 """
-# Locked until the hold is written, so that a person's resume comes before it or releases it.  $1 chain
-_PAUSED: Final = "SELECT stablecoin FROM basket_pause WHERE chain_id = $1 FOR SHARE"
+# The chain is locked, so a person's resume comes before the hold, or releases it.  $1 chain
+_PAUSED: Final = "SELECT stablecoin FROM basket_pause WHERE chain_id = $1"
 # By the partial indexes of the open requests, and locked in the one order of locks.  $1 chain, $2 tokens
 _HOLD: Final = """
 UPDATE mint_request SET held_at = clock_timestamp(), held_reason = 'basket_paused'
@@ -58,15 +58,6 @@ WHERE id IN (
 ) AND held_at IS NULL AND state IN ('seen', 'confirmed', 'claimed', 'in_doubt')
 """
 
-# $1 chain, $2 token
-_LOCK_HELD: Final = """
-SELECT id FROM mint_request
-WHERE chain_id = $1 AND stablecoin = $2 AND held_reason = 'basket_paused'
-ORDER BY bank_reference, id
-FOR UPDATE
-"""
-# $1 chain, $2 token
-_LOCK_PAUSE: Final = "SELECT FROM basket_pause WHERE chain_id = $1 AND stablecoin = $2 FOR UPDATE"
 # $1 chain, $2 token
 _RESUME: Final = "DELETE FROM basket_pause WHERE chain_id = $1 AND stablecoin = $2"
 # $1 chain, $2 token
@@ -118,21 +109,14 @@ async def pause(connection: Connection, chain_id: int, reason_by_token: dict[byt
     await connection.execute(_PAUSE, chain_id, list(reason_by_token), list(reason_by_token.values()))
 
 
-async def lock(connection: Connection, chain_id: int, stablecoin: bytes) -> None:
-    """Let no change of roles come between what a person is told of a pause and what becomes of it."""
-    # Requests first, then the pause, as whoever holds requests does: one order of locks.
-    await connection.fetch(_LOCK_HELD, chain_id, stablecoin)
-    await connection.execute(_LOCK_PAUSE, chain_id, stablecoin)
-
-
 async def resume(connection: Connection, chain_id: int, stablecoin: bytes) -> None:
-    """End a locked pause, and release exactly what was held for it, whatever became of it since."""
+    """End a pause, and release exactly what was held for it, whatever became of it since."""
     await connection.execute(_RESUME, chain_id, stablecoin)
     await connection.execute(_RELEASE, chain_id, stablecoin)
 
 
 async def hold_requests(connection: Connection, chain_id: int) -> None:
-    """Hold whatever might be sent for a paused basket and is not held already."""
+    """Hold whatever might be sent for a paused basket and is not held already; the chain must be locked."""
     paused = [row["stablecoin"] for row in await connection.fetch(_PAUSED, chain_id)]
     if paused:
         await connection.execute(_HOLD, chain_id, paused)
