@@ -22,7 +22,7 @@ from datastore import basket_pauses, quarantine
 from datastore.alarms import AlarmKind, raise_alarm, raise_alarms
 from datastore.connection import Connection, Pool, lock_chain, translated, unit
 from datastore.errors import BlockMisplaced, CursorMoved, FinalityViolated
-from datastore.judgement import Allowed, Candidate, ForReview, Holder, Refused, Rival, Verdict, judge
+from datastore.judgement import Allowed, Candidate, ForReview, Holder, Refused, Undecided, Verdict, judge
 from datastore.lifecycle import Event, Facts, State
 from datastore.reference import folded_reference, reference_text
 from datastore.rows import Basket, Batch, Block, BlockRef, Finality, LogRow, Mint, Place, Report, Request
@@ -1251,9 +1251,9 @@ async def _judge_among_rivals(
         committed.more_to_judge = True
     ids = [candidate.id for candidate in candidates]
     minted = await connection.fetch(_MINTED_BY_NOBODY, sorted({c.expected_reference for c in candidates}))
-    rivals: dict[bytes, list[Rival]] = {}
+    rivals: dict[bytes, list[Undecided]] = {}
     for row in await connection.fetch(_UNDECIDED, references):
-        rival = Rival(id=row["id"], bank_reference=row["bank_reference"], beneficiary=row["beneficiary"])
+        rival = Undecided(id=row["id"], bank_reference=row["bank_reference"], beneficiary=row["beneficiary"])
         rivals.setdefault(row["asked"], []).append(rival)
     verdicts = judge(
         candidates,

@@ -55,7 +55,7 @@ class Holder:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Rival:
+class Undecided:
     """Another request for the same deposit, by the same reference or a look-alike, that has no verdict now."""
 
     id: int
@@ -98,7 +98,7 @@ def judge(
     minted: Collection[bytes],
     contest: bool,
     look_alikes: Mapping[int, int] = MappingProxyType({}),
-    rivals: Mapping[bytes, Sequence[Rival]] = MappingProxyType({}),
+    rivals: Mapping[bytes, Sequence[Undecided]] = MappingProxyType({}),
     in_line: Mapping[int, int] = MappingProxyType({}),
     spelled_alike: Mapping[int, int] = MappingProxyType({}),
 ) -> Iterable[tuple[Candidate, Verdict]]:
@@ -146,7 +146,7 @@ def judge(
         yield candidate, verdict
 
 
-def _differs(rival: Rival, candidate: Candidate) -> bool:
+def _differs(rival: Undecided, candidate: Candidate) -> bool:
     return rival.beneficiary != candidate.beneficiary
 
 
@@ -166,7 +166,7 @@ def _beside_a_holder(candidate: Candidate, holder: Holder, *, contest: bool) -> 
     )
 
 
-def _unheld(candidate: Candidate, alike: int | None, earlier: int | None, opponent: Rival | None) -> Verdict:
+def _unheld(candidate: Candidate, alike: int | None, earlier: int | None, opponent: Undecided | None) -> Verdict:
     if alike is not None:
         return ForReview(code=LOOK_ALIKE_REFERENCE, sentence=_spelled_alike(alike))
     if earlier is not None:

@@ -9,7 +9,7 @@ import pytest
 
 from datastore import basket_pauses, claims, following, operators
 from datastore.claims import Answered, Frozen, Pacing
-from datastore.connection import Pool, Role, open_pool, unit
+from datastore.connection import Pool, Role, lock_chain, open_pool, unit
 from datastore.following import Rules
 from datastore.instructions import AlreadySo, Hold, Refused, Release, Retry, Will
 from datastore.operators import BasketSwitch, BasketUnknown, Person
@@ -326,7 +326,7 @@ async def test_a_change_that_meets_a_resume_pauses_anew(
 
     async def resuming() -> None:
         async with owner(dsn) as watcher, unit(operator_pool) as connection:
-            await basket_pauses.lock(connection, CHAIN, TOKEN)
+            await lock_chain(connection, CHAIN)
             await basket_pauses.resume(connection, CHAIN, TOKEN)
             is_resumed.set()
             await waiting(watcher, 1)
@@ -350,6 +350,7 @@ async def test_a_resume_that_meets_a_commit_releases_what_that_commit_holds(
 
     async def committing() -> None:
         async with owner(dsn) as watcher, unit(indexer_pool) as connection:
+            await lock_chain(connection, CHAIN)
             await basket_pauses.hold_requests(connection, CHAIN)
             is_held.set()
             await waiting(watcher, 1)
