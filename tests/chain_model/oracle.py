@@ -205,7 +205,7 @@ class Oracle:
         return found
 
     async def _thefts(self, connection: Connection) -> list[str]:
-        """No request went on while another one for the same deposit, for somebody else, was on the branch and undecided.
+        """No request went on while another for the same deposit, for somebody else, was on the branch and undecided.
 
         Where the branch was left in between, it is not known any more what was on it, so nothing is said.
         """
