@@ -344,6 +344,8 @@ CREATE INDEX mint_request_to_judge ON mint_request (chain_id, block_number) WHER
 CREATE INDEX mint_request_to_claim ON mint_request (chain_id, stablecoin, requester, block_number, log_index)
     WHERE state = 'confirmed' AND held_at IS NULL AND chain_status <> 'orphaned';
 CREATE INDEX mint_request_held ON mint_request (chain_id, next_attempt_at) WHERE state = 'confirmed' AND held_at IS NOT NULL;
+CREATE INDEX mint_request_to_hold ON mint_request (chain_id, stablecoin)
+    WHERE state = 'seen' AND held_at IS NULL AND chain_status <> 'orphaned';
 CREATE INDEX mint_request_held_for_basket ON mint_request (chain_id, stablecoin) WHERE held_reason = 'basket_paused';
 CREATE INDEX mint_request_to_resend ON mint_request (chain_id, next_attempt_at) WHERE state = 'in_doubt';
 CREATE INDEX mint_request_with_lease ON mint_request (chain_id, lease_ends_at) WHERE state = 'claimed';

@@ -17,6 +17,9 @@ from datastore.rows import RoleChange
 HELD_BY_PAUSE: Final = "basket_paused"
 """``held_reason`` while the request's basket is paused."""
 
+HELD_AT_ONCE: Final = 5_000
+"""Anybody may make a basket, ask for many mints of it, and change the roles of its token in one transaction."""
+
 # Of these places, which hold a log that was recorded before, on whatever branch.  $1 chain, $2 block hashes, $3 log indexes
 _KNOWN: Final = """
 SELECT l.block_hash, l.log_index
@@ -36,22 +39,26 @@ ON CONFLICT (chain_id, stablecoin) DO UPDATE SET paused_reason = basket_pause.pa
 """
 # The chain is locked, so a person's resume comes before the hold, or releases it.  $1 chain
 _PAUSED: Final = "SELECT stablecoin FROM basket_pause WHERE chain_id = $1"
-# By the partial indexes of the open requests, and locked in the one order of locks.  $1 chain, $2 tokens
+# By the partial indexes of the open requests, and locked in the one order of locks.  $1 chain, $2 tokens, $3 limit
 _HOLD: Final = """
 UPDATE mint_request SET held_at = clock_timestamp(), held_reason = 'basket_paused'
 WHERE id IN (
     SELECT id FROM mint_request
     WHERE id IN (
         SELECT id FROM mint_request
-        WHERE chain_id = $1 AND state = 'seen' AND chain_status <> 'orphaned' AND stablecoin = ANY($2::bytea[])
+        WHERE chain_id = $1 AND state = 'seen' AND held_at IS NULL AND chain_status <> 'orphaned'
+          AND stablecoin = ANY($2::bytea[])
         UNION ALL
         SELECT id FROM mint_request
         WHERE chain_id = $1 AND state = 'confirmed' AND held_at IS NULL AND chain_status <> 'orphaned'
           AND stablecoin = ANY($2::bytea[])
         UNION ALL
-        SELECT id FROM mint_request WHERE chain_id = $1 AND state = 'claimed' AND stablecoin = ANY($2::bytea[])
+        SELECT id FROM mint_request
+        WHERE chain_id = $1 AND state = 'claimed' AND held_at IS NULL AND stablecoin = ANY($2::bytea[])
         UNION ALL
-        SELECT id FROM mint_request WHERE chain_id = $1 AND state = 'in_doubt' AND stablecoin = ANY($2::bytea[])
+        SELECT id FROM mint_request
+        WHERE chain_id = $1 AND state = 'in_doubt' AND held_at IS NULL AND stablecoin = ANY($2::bytea[])
+        LIMIT $3
     ) AND held_at IS NULL
     ORDER BY bank_reference, id
     FOR UPDATE
@@ -115,8 +122,10 @@ async def resume(connection: Connection, chain_id: int, stablecoin: bytes) -> No
     await connection.execute(_RELEASE, chain_id, stablecoin)
 
 
-async def hold_requests(connection: Connection, chain_id: int) -> None:
-    """Hold whatever might be sent for a paused basket and is not held already; the chain must be locked."""
+async def hold_requests(connection: Connection, chain_id: int) -> bool:
+    """Hold what might be sent for a paused basket and is not held already; the chain must be locked.
+
+    At most ``HELD_AT_ONCE``; ``True`` if there may be more, which the next commit holds.  No attempt begins for them either.
+    """
     paused = [row["stablecoin"] for row in await connection.fetch(_PAUSED, chain_id)]
-    if paused:
-        await connection.execute(_HOLD, chain_id, paused)
+    return bool(paused) and await connection.execute(_HOLD, chain_id, paused, HELD_AT_ONCE) == f"UPDATE {HELD_AT_ONCE}"

@@ -653,7 +653,7 @@ async def commit(pool: Pool, chain_id: int, batch: Batch, rules: Rules) -> Commi
         await _settle_outcomes(connection, chain_id, hashes, committed, again=again)
         await _judge(connection, chain_id, batch.finality.trigger, rules, committed)
         await _settle_finality(connection, chain_id, batch.finality, committed)
-        await basket_pauses.hold_requests(connection, chain_id)
+        committed.more_to_judge |= await basket_pauses.hold_requests(connection, chain_id)
         await _announce(connection, chain_id, committed)
     return committed
 
@@ -713,7 +713,7 @@ async def record(
     await _settle_outcomes(connection, chain_id, [block.hash for block in batch.blocks], committed)
     await _judge(connection, chain_id, batch.finality.trigger, rules, committed)
     await _settle_finality(connection, chain_id, batch.finality, committed)
-    await basket_pauses.hold_requests(connection, chain_id)
+    committed.more_to_judge |= await basket_pauses.hold_requests(connection, chain_id)
     await _announce(connection, chain_id, committed)
 
 
@@ -1190,7 +1190,7 @@ async def settle_references(pool: Pool, chain_id: int, rules: Rules) -> Committe
             await _judge_the_first_in_line(connection, chain_id, rows, rules, committed)
         else:
             await _feed(connection, chain_id, event, rows, committed)
-        await basket_pauses.hold_requests(connection, chain_id)
+        committed.more_to_judge |= await basket_pauses.hold_requests(connection, chain_id)
         await _announce(connection, chain_id, committed)
     return committed
 

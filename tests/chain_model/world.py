@@ -125,7 +125,7 @@ class World:
         self.view.head = block
 
     def steal(self, a: int, b: int) -> None:
-        """Mine a request, and in the block before it somebody else's copy of its reference, spelled alike or the same."""
+        """Mine a request, and in the block before it somebody else's copy of its reference, or a look-alike of it."""
         number = self.next_number()
         owners = Ask(
             ordinal=a % 3,

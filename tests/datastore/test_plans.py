@@ -63,7 +63,7 @@ STATEMENTS: dict[str, tuple[str, tuple[Any, ...]]] = {
     "orphan for good": (F._ORPHAN_FOR_GOOD, (CHAIN, 10, 5_000)),
     "executed": (F._EXECUTED, (CHAIN,)),
     "known role changes": (basket_pauses._KNOWN, (CHAIN, HASHES, IDS)),
-    "hold for paused baskets": (basket_pauses._HOLD, (CHAIN, [bytes(20)])),
+    "hold for paused baskets": (basket_pauses._HOLD, (CHAIN, [bytes(20)], 5_000)),
     "release what is held for a basket": (basket_pauses._RELEASE, (CHAIN, bytes(20))),
     "lock": (settlement._LOCK, (IDS,)),
     "facts": (settlement._FACTS, (IDS, 1, 1)),
