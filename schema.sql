@@ -381,11 +381,12 @@ BEGIN
     INSERT INTO unsettled_reference (chain_id, bank_reference, event)
     SELECT c.chain_id, NEW.bank_reference, 'rival_gave_up'
     FROM chain c
-    WHERE EXISTS (
+    CROSS JOIN LATERAL (
         SELECT FROM mint_request d
         WHERE d.bank_reference = NEW.bank_reference AND d.chain_id = c.chain_id
           AND d.state = 'rejected' AND d.state_reason = 'duplicate_bank_reference'
-    );
+        LIMIT 1
+    ) d;
     RETURN NULL;
 END
 $$;

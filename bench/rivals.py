@@ -172,6 +172,7 @@ async def _give_up(place: Place, rivals: int) -> None:
         "UPDATE mint_request SET state = 'rejected', state_reason = 'duplicate_bank_reference', beneficiary = $1 WHERE id > 1",
         STRANGER,
     )
+    await place.owner.execute("VACUUM ANALYZE")
     await place.owner.execute("SET session_replication_role = origin")
     await place.owner.execute("SET ROLE bskt_indexer")
     began = time.perf_counter()

@@ -90,11 +90,12 @@ INSERT INTO unsettled_reference (chain_id, bank_reference, event, cause)
 SELECT c.chain_id, n.bank_reference, $3, n.cause
 FROM unnest($1::bytea[], $2::bigint[]) AS n (bank_reference, cause)
 CROSS JOIN chain c
-WHERE EXISTS (
+CROSS JOIN LATERAL (
     SELECT FROM mint_request r
     WHERE r.bank_reference = n.bank_reference AND r.chain_id = c.chain_id
       AND r.state IN ('seen', 'rejected', 'failed') AND r.state = ANY($4::text[])
-)
+    LIMIT 1
+) r
 """
 
 
