@@ -440,6 +440,28 @@ COMMENT ON COLUMN mint_request.claim_no IS 'The fencing token: every write of a 
 
 CREATE UNIQUE INDEX bank_reference_is_held_once ON mint_request (bank_reference) WHERE holds_reference;
 CREATE INDEX mint_request_by_bank_reference ON mint_request (bank_reference);
+-- Without case, spaces and dashes, as datastore/reference.py folds it: what a person would read as the same reference.
+CREATE FUNCTION folded_reference(reference bytea) RETURNS bytea LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE AS $$
+    SELECT decode(
+        translate(
+            encode(rtrim(reference, '\x00'::bytea), 'escape'), 'ABCDEFGHIJKLMNOPQRSTUVWXYZ -', 'abcdefghijklmnopqrstuvwxyz'
+        ),
+        'escape'
+    )
+$$;
+-- Anybody may ask for any reference as often as he pays for: each question about rivals is answered by one step in an index.
+CREATE INDEX mint_request_spelled_alike ON mint_request (folded_reference(bank_reference)) WHERE holds_reference;
+CREATE INDEX mint_request_undecided ON mint_request (folded_reference(bank_reference), beneficiary)
+    WHERE state IN ('seen', 'review') AND NOT holds_reference AND chain_status <> 'orphaned';
+CREATE INDEX mint_request_in_line ON mint_request (bank_reference, chain_id, block_number, log_index)
+    WHERE state = 'rejected' AND state_reason = 'duplicate_bank_reference';
+CREATE INDEX mint_request_in_line_for ON mint_request (bank_reference, beneficiary)
+    WHERE state = 'rejected' AND state_reason = 'duplicate_bank_reference';
+CREATE INDEX mint_request_without_reference ON mint_request (bank_reference, chain_id, state)
+    WHERE state IN ('seen', 'rejected', 'failed');
+CREATE INDEX mint_request_sent_and_orphaned ON mint_request (chain_id, requester, stablecoin, beneficiary, id)
+    WHERE chain_status = 'orphaned' AND state IN ('in_doubt', 'accepted', 'failed', 'executed', 'completed', 'review')
+      AND (NOT orphaned_for_good OR state = 'review');
 -- Where the two are the same, which is the rule, the index above serves.
 CREATE INDEX mint_request_by_expected_reference ON mint_request (expected_reference) WHERE expected_reference <> bank_reference;
 CREATE INDEX mint_request_by_block ON mint_request (chain_id, block_hash);
@@ -448,6 +470,8 @@ CREATE INDEX mint_request_to_judge ON mint_request (chain_id, block_number) WHER
 CREATE INDEX mint_request_to_claim ON mint_request (chain_id, stablecoin, requester, block_number, log_index)
     WHERE state = 'confirmed' AND held_at IS NULL AND chain_status <> 'orphaned';
 CREATE INDEX mint_request_held ON mint_request (chain_id, next_attempt_at) WHERE state = 'confirmed' AND held_at IS NOT NULL;
+CREATE INDEX mint_request_to_hold ON mint_request (chain_id, stablecoin)
+    WHERE state = 'seen' AND held_at IS NULL AND chain_status <> 'orphaned';
 CREATE INDEX mint_request_held_for_basket ON mint_request (chain_id, stablecoin) WHERE held_reason = 'basket_paused';
 CREATE INDEX mint_request_to_resend ON mint_request (chain_id, next_attempt_at) WHERE state = 'in_doubt';
 CREATE INDEX mint_request_with_lease ON mint_request (chain_id, lease_ends_at) WHERE state = 'claimed';
@@ -467,6 +491,43 @@ CREATE FUNCTION is_served_basket(of_chain bigint, token bytea) RETURNS boolean L
 $$;
 COMMENT ON FUNCTION is_served_basket IS
     'Baskets are made by anybody: an alarm of one that is not served is limited and does not page.';
+
+CREATE TABLE unsettled_reference (
+    chain_id bigint NOT NULL REFERENCES chain,
+    id bigint GENERATED ALWAYS AS IDENTITY,
+    bank_reference hash NOT NULL,
+    event text NOT NULL,
+    cause bigint,
+    PRIMARY KEY (chain_id, id),
+    CONSTRAINT unsettled_reference_event_is_known CHECK (
+        event IN ('rival_gave_up', 'rival_minted', 'rival_sent', 'reference_minted')
+    ),
+    CONSTRAINT unsettled_reference_names_the_rival CHECK ((cause IS NOT NULL) = (event IN ('rival_minted', 'rival_sent')))
+);
+COMMENT ON TABLE unsettled_reference IS
+    'What a commit leaves to bounded steps: requests of this chain for this reference that hold nothing, so that nothing can be sent for them, and that an event is still to be fed to.  Only inserted and deleted, so that nobody waits for a row.';
+COMMENT ON COLUMN unsettled_reference.cause IS 'The request that was minted or sent.';
+
+-- A refused duplicate is there because somebody holds the reference; whoever gives it up, by whatever statement, leaves a
+-- row for each chain with such a duplicate.
+CREATE FUNCTION reference_given_up() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
+BEGIN
+    INSERT INTO unsettled_reference (chain_id, bank_reference, event)
+    SELECT c.chain_id, NEW.bank_reference, 'rival_gave_up'
+    FROM chain c
+    CROSS JOIN LATERAL (
+        SELECT FROM mint_request d
+        WHERE d.bank_reference = NEW.bank_reference AND d.chain_id = c.chain_id
+          AND d.state = 'rejected' AND d.state_reason = 'duplicate_bank_reference'
+        LIMIT 1
+    ) d;
+    RETURN NULL;
+END
+$$;
+CREATE TRIGGER reference_given_up
+    AFTER UPDATE OF holds_reference ON mint_request
+    FOR EACH ROW WHEN (OLD.holds_reference AND NOT NEW.holds_reference) EXECUTE FUNCTION reference_given_up();
 
 CREATE TABLE mint_transition (
     id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
@@ -591,7 +652,6 @@ BEGIN
     ('invocator', 'in_doubt', 'confirmed'),
     ('invocator', 'in_doubt', 'review'),
     ('invocator', 'in_doubt', 'seen'),
-    ('invocator', 'rejected', 'seen'),
     ('operator', 'confirmed', 'cancelled'),
     ('operator', 'failed', 'cancelled'),
     ('operator', 'failed', 'confirmed'),
@@ -599,7 +659,6 @@ BEGIN
     ('operator', 'failed', 'seen'),
     ('operator', 'rejected', 'cancelled'),
     ('operator', 'rejected', 'confirmed'),
-    ('operator', 'rejected', 'seen'),
     ('operator', 'review', 'cancelled'),
     ('operator', 'review', 'completed'),
     ('operator', 'review', 'confirmed'),
@@ -986,13 +1045,15 @@ $$;
 GRANT SELECT ON ALL TABLES IN SCHEMA public TO bskt_indexer, bskt_invocator, bskt_operator, bskt_reader;
 
 GRANT INSERT ON chain, cursor, control, block, log, basket, reorg, mint_request, mint_execution, report, execution_id, alarm,
-    sweep, sweep_difference, factory, basket_pause TO bskt_indexer;
+    sweep, sweep_difference, factory, basket_pause, unsettled_reference TO bskt_indexer;
+GRANT DELETE ON unsettled_reference TO bskt_indexer;
 GRANT UPDATE (filled_up_to, live_at) ON factory TO bskt_indexer;
 GRANT UPDATE (block_number, swept_at) ON sweep TO bskt_indexer;
 GRANT EXECUTE ON FUNCTION discard_log TO bskt_indexer;
 GRANT EXECUTE ON FUNCTION fold_tally TO bskt_indexer;
 GRANT UPDATE (block_number, block_hash, finalized_number, safe_number, head_number, baskets_version, indexed_at)
     ON cursor TO bskt_indexer;
+GRANT UPDATE (indexed_at) ON cursor TO bskt_invocator, bskt_operator;  -- to lock it
 GRANT UPDATE (
     halted_at, halted_reason, quarantined_at, quarantined_reason, quarantined_until, server_identifier, server_timeline
 ) ON control TO bskt_indexer;
@@ -1021,7 +1082,7 @@ GRANT INSERT ON operator_action, alarm, basket_pause TO bskt_operator;
 GRANT DELETE ON basket_pause TO bskt_operator;
 GRANT INSERT (chain_id, stablecoin, allowed, allowed_at, allowed_reason) ON basket_standing TO bskt_operator;
 GRANT UPDATE (allowed, allowed_at, allowed_reason) ON basket_standing TO bskt_operator;
-GRANT UPDATE (paused_reason) ON basket_pause TO bskt_indexer, bskt_invocator, bskt_operator;  -- to lock it
+GRANT UPDATE (paused_reason) ON basket_pause TO bskt_indexer, bskt_operator;  -- to lock it
 GRANT UPDATE (role_changes) ON basket_pause TO bskt_indexer, bskt_operator;
 GRANT UPDATE (times, last_at) ON alarm TO bskt_indexer, bskt_invocator;
 GRANT UPDATE (paused_at, paused_reason, quarantined_at, quarantined_reason, quarantined_until) ON control TO bskt_operator;

@@ -19,6 +19,9 @@ from datastore.rows import RoleChange
 HELD_BY_PAUSE: Final = "basket_paused"
 """``held_reason`` while the request's basket is paused."""
 
+HELD_AT_ONCE: Final = 5_000
+"""Anybody may make a basket, ask for many mints of it, and change the roles of its token in one transaction."""
+
 # Of these places, which hold a log that was recorded before, on whatever branch.  $1 chain, $2 block hashes, $3 log indexes
 _KNOWN: Final = """
 SELECT l.block_hash, l.log_index
@@ -36,39 +39,34 @@ INSERT INTO basket_pause AS p (chain_id, stablecoin, paused_reason, role_changes
 SELECT $1, n.stablecoin, n.reason, n.changes FROM unnest($2::bytea[], $3::text[], $4::bigint[]) AS n (stablecoin, reason, changes)
 ON CONFLICT (chain_id, stablecoin) DO UPDATE SET role_changes = p.role_changes + excluded.role_changes
 """
-# Locked until the hold is written, so that a person's resume comes before it or releases it.  $1 chain
-_PAUSED: Final = "SELECT stablecoin FROM basket_pause WHERE chain_id = $1 FOR SHARE"
-# By the partial indexes of the open requests, and locked in the one order of locks.  $1 chain, $2 tokens
+# The chain is locked, so a person's resume comes before the hold, or releases it.  $1 chain
+_PAUSED: Final = "SELECT stablecoin FROM basket_pause WHERE chain_id = $1"
+# By the partial indexes of the open requests, and locked in the one order of locks.  $1 chain, $2 tokens, $3 limit
 _HOLD: Final = """
 UPDATE mint_request SET held_at = clock_timestamp(), held_reason = 'basket_paused'
 WHERE id IN (
     SELECT id FROM mint_request
     WHERE id IN (
         SELECT id FROM mint_request
-        WHERE chain_id = $1 AND state = 'seen' AND chain_status <> 'orphaned' AND stablecoin = ANY($2::bytea[])
+        WHERE chain_id = $1 AND state = 'seen' AND held_at IS NULL AND chain_status <> 'orphaned'
+          AND stablecoin = ANY($2::bytea[])
         UNION ALL
         SELECT id FROM mint_request
         WHERE chain_id = $1 AND state = 'confirmed' AND held_at IS NULL AND chain_status <> 'orphaned'
           AND stablecoin = ANY($2::bytea[])
         UNION ALL
-        SELECT id FROM mint_request WHERE chain_id = $1 AND state = 'claimed' AND stablecoin = ANY($2::bytea[])
+        SELECT id FROM mint_request
+        WHERE chain_id = $1 AND state = 'claimed' AND held_at IS NULL AND stablecoin = ANY($2::bytea[])
         UNION ALL
-        SELECT id FROM mint_request WHERE chain_id = $1 AND state = 'in_doubt' AND stablecoin = ANY($2::bytea[])
+        SELECT id FROM mint_request
+        WHERE chain_id = $1 AND state = 'in_doubt' AND held_at IS NULL AND stablecoin = ANY($2::bytea[])
+        LIMIT $3
     ) AND held_at IS NULL
     ORDER BY bank_reference, id
     FOR UPDATE
 ) AND held_at IS NULL AND state IN ('seen', 'confirmed', 'claimed', 'in_doubt')
 """
 
-# $1 chain, $2 token
-_LOCK_HELD: Final = """
-SELECT id FROM mint_request
-WHERE chain_id = $1 AND stablecoin = $2 AND held_reason = 'basket_paused'
-ORDER BY bank_reference, id
-FOR UPDATE
-"""
-# $1 chain, $2 token
-_LOCK_PAUSE: Final = "SELECT FROM basket_pause WHERE chain_id = $1 AND stablecoin = $2 FOR UPDATE"
 # $1 chain, $2 token
 _RESUME: Final = "DELETE FROM basket_pause WHERE chain_id = $1 AND stablecoin = $2"
 # $1 chain, $2 token
@@ -130,21 +128,16 @@ async def pause(
     await connection.execute(_PAUSE, chain_id, list(reason_by_token), list(reason_by_token.values()), changes)
 
 
-async def lock(connection: Connection, chain_id: int, stablecoin: bytes) -> None:
-    """Let no change of roles come between what a person is told of a pause and what becomes of it."""
-    # Requests first, then the pause, as whoever holds requests does: one order of locks.
-    await connection.fetch(_LOCK_HELD, chain_id, stablecoin)
-    await connection.execute(_LOCK_PAUSE, chain_id, stablecoin)
-
-
 async def resume(connection: Connection, chain_id: int, stablecoin: bytes) -> None:
-    """End a locked pause, and release exactly what was held for it, whatever became of it since."""
+    """End a pause, and release exactly what was held for it, whatever became of it since."""
     await connection.execute(_RESUME, chain_id, stablecoin)
     await connection.execute(_RELEASE, chain_id, stablecoin)
 
 
-async def hold_requests(connection: Connection, chain_id: int) -> None:
-    """Hold whatever might be sent for a paused basket and is not held already."""
+async def hold_requests(connection: Connection, chain_id: int) -> bool:
+    """Hold what might be sent for a paused basket and is not held already; the chain must be locked.
+
+    At most ``HELD_AT_ONCE``; ``True`` if there may be more, which the next commit holds.  No attempt begins for them either.
+    """
     paused = [row["stablecoin"] for row in await connection.fetch(_PAUSED, chain_id)]
-    if paused:
-        await connection.execute(_HOLD, chain_id, paused)
+    return bool(paused) and await connection.execute(_HOLD, chain_id, paused, HELD_AT_ONCE) == f"UPDATE {HELD_AT_ONCE}"

@@ -20,7 +20,7 @@ import asyncpg
 from datastore import basket_standings
 from datastore.alarms import AlarmKind, raise_alarm, raise_alarms, raise_hourly
 from datastore.basket_pauses import hold_requests
-from datastore.connection import Connection, Pool, translated, unit
+from datastore.connection import Connection, Pool, lock_chain, translated, unit
 from datastore.lifecycle import Event, State, decide
 from datastore.rows import LogRow
 from datastore.settlement import Move, known, move, settle
@@ -551,6 +551,13 @@ ORDER BY r.state_changed_at
 LIMIT 50
 """
 # $1 chain, $2 reasons
+_OVERDUE_HOLDS: Final = """
+SELECT EXISTS (
+    SELECT FROM mint_request
+    WHERE chain_id = $1 AND state = 'confirmed' AND held_at IS NOT NULL AND next_attempt_at <= statement_timestamp()
+      AND held_reason = ANY($2::text[])
+)
+"""
 _RELEASE_HOLDS: Final = """
 UPDATE mint_request SET held_at = NULL, held_reason = NULL
 WHERE chain_id = $1 AND state = 'confirmed' AND held_at IS NOT NULL AND next_attempt_at <= statement_timestamp()
@@ -793,6 +800,7 @@ async def give_to_a_person(
     async with unit(pool) as connection:
         if not await connection.fetch(_LEFT_ALONE, *arguments):
             return 0
+        await lock_chain(connection, chain_id)
         await known(connection, arguments[0])
         rows = await connection.fetch(_LEFT_ALONE, *arguments)
         unsent = [row["id"] for row in rows if row["state"] == State.CONFIRMED]
@@ -1074,13 +1082,13 @@ async def sweep(
     async with unit(pool) as connection:
         # Re-read under the lock: a lease that was used, or a deadline that was met, meanwhile is left alone.
         leases = await _sweep(
-            connection, Event.GIVEN_BACK, _OVERDUE_LEASES, [chain_id], reason="lease_expired", detail=None
+            connection, Event.GIVEN_BACK, _OVERDUE_LEASES, chain_id, reason="lease_expired", detail=None
         )
         deadlines = await _sweep(
             connection,
             Event.DEADLINE,
             _OVERDUE_DEADLINES,
-            [chain_id],
+            chain_id,
             reason="not_delivered",
             detail="CRE accepted the request, but no delivery reached the chain in time.  It is still watched.",
         )
@@ -1088,7 +1096,9 @@ async def sweep(
             connection,
             Event.GIVE_UP,
             _OVERDUE_DOUBTS,
-            [chain_id, timedelta(seconds=give_up_seconds), timedelta(seconds=deadline_seconds)],
+            chain_id,
+            timedelta(seconds=give_up_seconds),
+            timedelta(seconds=deadline_seconds),
             reason="gave_up",
             detail="No attempt got an answer that settles whether it was delivered.",
         )
@@ -1104,11 +1114,15 @@ async def sweep(
                 connection,
                 Event.RESEND,
                 _OVERDUE_RESENDS,
-                [chain_id, timedelta(seconds=resend_after_seconds)],
+                chain_id,
+                timedelta(seconds=resend_after_seconds),
                 reason="resend",
                 detail="Not delivered long ago: the same bytes are sent again under the same id.",
             )
-        holds = await connection.execute(_RELEASE_HOLDS, chain_id, list(HELD_FOR_NOW))
+        holds = "UPDATE 0"
+        if await connection.fetchval(_OVERDUE_HOLDS, chain_id, list(HELD_FOR_NOW)):
+            await lock_chain(connection, chain_id)
+            holds = await connection.execute(_RELEASE_HOLDS, chain_id, list(HELD_FOR_NOW))
         if resends or holds != "UPDATE 0":
             await hold_requests(connection, chain_id)
     return Swept(
@@ -1121,11 +1135,19 @@ async def sweep(
 
 
 async def _sweep(
-    connection: Connection, event: Event, overdue: str, arguments: list[object], *, reason: str, detail: str | None
+    connection: Connection,
+    event: Event,
+    overdue: str,
+    chain_id: int,
+    *intervals: timedelta,
+    reason: str,
+    detail: str | None,
 ) -> list[int]:
+    arguments = (chain_id, *intervals)
     candidates = [row["id"] for row in await connection.fetch(overdue, *arguments)]
     if not candidates:
         return []
+    await lock_chain(connection, chain_id)
     await known(connection, candidates)
     still = {row["id"] for row in await connection.fetch(overdue, *arguments)}
     overdue_now = [request for request in candidates if request in still]

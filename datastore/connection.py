@@ -188,3 +188,16 @@ async def unit(pool: Pool) -> AsyncIterator[Connection]:
     """
     async with translated(), pool.acquire() as connection, connection.transaction():
         yield connection
+
+
+# $1 chain
+_LOCK_CHAIN: Final = "SELECT block_number, block_hash FROM cursor WHERE chain_id = $1 FOR UPDATE"
+
+
+async def lock_chain(connection: Connection, chain_id: int) -> asyncpg.Record | None:
+    """Let nobody else work on several requests of this chain until this unit ends; first of all locks.
+
+    Returns:
+        The cursor; ``None`` of a chain that was not pinned.
+    """
+    return await connection.fetchrow(_LOCK_CHAIN, chain_id)

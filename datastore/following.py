@@ -1,8 +1,12 @@
 """The indexer's commit: one transaction that leaves the rows as if the chain had always been so.
 
-Order inside (design §4): the cursor by compare-and-swap, orphanings, requests, reports, mints, judgement, finality; last
-of all, what waits for a paused basket is held.
+Order inside: the cursor by compare-and-swap, orphanings, requests, reports, mints, judgement, finality; last of all, what
+waits for a paused basket is held.
 Every insert is idempotent by the key that the chain gives; a block that comes back (A→B→A) becomes canonical again.
+
+A commit's work is bounded by its own logs, whatever strangers have stored: of all requests for one reference it touches
+the one that holds it, for nothing can be sent for any other.  What an event means for the others is left, in the same
+transaction, as a row of ``unsettled_reference``; ``settle_references`` works these off in bounded steps.
 """
 
 from __future__ import annotations
@@ -16,18 +20,24 @@ import asyncpg
 
 from datastore import basket_pauses, quarantine
 from datastore.alarms import AlarmKind, Concern, raise_about_baskets, raise_alarms, served_baskets
-from datastore.connection import Connection, Pool, translated, unit
+from datastore.connection import Connection, Pool, lock_chain, translated, unit
 from datastore.errors import BlockMisplaced, CursorMoved, FinalityViolated
-from datastore.judgement import Allowed, Candidate, ForReview, Holder, Refused, judge
+from datastore.judgement import Allowed, Candidate, ForReview, Holder, Refused, Undecided, Verdict, judge
 from datastore.lifecycle import Event, Facts, State
+from datastore.reference import folded_reference, reference_text
 from datastore.rows import Basket, Batch, Block, BlockRef, Finality, LogRow, Mint, Place, Report, Request
-from datastore.settlement import Horizon, Known, Move, Settled, move, settle
+from datastore.settlement import Horizon, Known, Move, Settled, fed_later, leave, move, settle
 
 Policy: TypeAlias = Callable[[Candidate], Refused | None]
 """What the indexer refuses whatever the reference says; pure."""
 
 JUDGED_A_COMMIT: Final = 5_000
-"""Bounds a commit's memory after a long stall of finality; ``Committed.more_to_judge`` asks for another commit."""
+"""Bounds what a commit judges and calls final after a long stall; ``Committed.more_to_judge`` asks for another commit."""
+
+REFERENCES_A_STEP: Final = 50
+JUDGED_OF_A_REFERENCE: Final = 10
+REQUESTS_A_STEP: Final = 500
+"""Bound a step of ``settle_references``: it takes some 0.1 s, so that a new block need not wait."""
 
 CONFIRMED_CHANNEL: Final = "bskt_confirmed"
 """NOTIFY channel that shortens the invocator's pause; polling stays the truth."""
@@ -149,8 +159,28 @@ WHERE t.chain_id = $1 AND t.block_hash = n.block_hash AND t.log_index = n.log_in
   AND (t.undecodable IS NULL) <> (n.undecodable IS NULL)
 """
 
-# Bank references that somebody else asked for, ever.  $1 bank references
-_ASKED_FOR: Final = "SELECT bank_reference FROM mint_request WHERE bank_reference = ANY($1::bytea[])"
+# Bank references that somebody else asked for, ever, or that are held or undecided in another spelling.
+# $1 bank references
+_ASKED_FOR: Final = """
+SELECT n.bank_reference
+FROM unnest($1::bytea[]) AS n (bank_reference)
+CROSS JOIN LATERAL (
+    (SELECT FROM mint_request r WHERE r.bank_reference = n.bank_reference LIMIT 1)
+    UNION ALL
+    (
+        SELECT FROM mint_request r
+        WHERE folded_reference(r.bank_reference) = folded_reference(n.bank_reference) AND r.holds_reference
+        LIMIT 1
+    )
+    UNION ALL
+    (
+        SELECT FROM mint_request r
+        WHERE folded_reference(r.bank_reference) = folded_reference(n.bank_reference)
+          AND r.state IN ('seen', 'review') AND NOT r.holds_reference AND r.chain_status <> 'orphaned'
+        LIMIT 1
+    )
+) r
+"""
 # Decimals that were read from the token.  $1 chain, $2 tokens
 _DECIMALS: Final = """
 SELECT stablecoin, decimals FROM basket
@@ -159,13 +189,20 @@ WHERE chain_id = $1 AND canonical AND stablecoin = ANY($2::bytea[]) AND decimals
 # Whether _LOOK_ALIKES could find anything.  $1 chain
 _MAY_HAVE_LOOK_ALIKES: Final = """
 SELECT EXISTS (
-    SELECT FROM mint_request WHERE chain_id = $1 AND chain_status = 'orphaned' AND NOT orphaned_for_good
-) OR EXISTS (
-    SELECT FROM mint_request WHERE chain_id = $1 AND state = 'review' AND orphaned_for_good
+    SELECT FROM mint_request
+    WHERE chain_id = $1 AND chain_status = 'orphaned'
+      AND state IN ('in_doubt', 'accepted', 'failed', 'executed', 'completed', 'review')
+      AND (NOT orphaned_for_good OR state = 'review')
 )
 """
 # $1 references that mints carry
-_MINTED: Final = "SELECT bank_reference FROM mint_execution WHERE canonical AND bank_reference = ANY($1::bytea[])"
+_MINTED: Final = """
+SELECT n.bank_reference
+FROM unnest($1::bytea[]) AS n (bank_reference)
+CROSS JOIN LATERAL (
+    SELECT FROM mint_execution e WHERE e.canonical AND e.bank_reference = n.bank_reference LIMIT 1
+) e
+"""
 
 # A token keeps the consumer that it was announced with first; what was taken for that while the first one was missing
 # is none any more.  $1 chain, $2 stablecoins, $3 block numbers, $4 log indexes
@@ -305,9 +342,9 @@ SELECT r.id, r.state, r.bank_reference, r.orphaned_for_good,
 FROM mint_request r WHERE r.id = ANY($1::bigint[])
 """
 
-# $1 bank references, $2 the requests that were minted
+# Of others with these references, those that something may be sent for.  $1 bank references, $2 the requests that were minted
 _RIVALS: Final = """
-SELECT id FROM mint_request WHERE bank_reference = ANY($1::bytea[]) AND id <> ALL($2::bigint[])
+SELECT id FROM mint_request WHERE bank_reference = ANY($1::bytea[]) AND holds_reference AND id <> ALL($2::bigint[])
 """
 
 # Mints of the new blocks that no request of ours accounts for.  One that a simulation of ours may just have made is left
@@ -338,9 +375,10 @@ FROM (
 ) r
 WHERE is_served_basket(r.chain_id, r.stablecoin) OR is_sent(r.id)
 """
-# $1 references
+# Requests that something may be sent for.  Those that are known on chain by their nonce have it alone.  $1 references
 _REQUESTS_WITH_REFERENCE: Final = """
-SELECT id FROM mint_request WHERE bank_reference = ANY($1::bytea[]) AND expected_reference = bank_reference
+SELECT id FROM mint_request
+WHERE bank_reference = ANY($1::bytea[]) AND holds_reference AND expected_reference = bank_reference
 UNION ALL
 SELECT id FROM mint_request WHERE expected_reference = ANY($1::bytea[]) AND expected_reference <> bank_reference
 """
@@ -367,44 +405,178 @@ LEFT JOIN basket b ON b.chain_id = r.chain_id AND b.stablecoin = r.stablecoin AN
 WHERE r.id = ANY($1::bigint[]) AND r.state = 'seen'
 ORDER BY r.block_number, r.log_index
 """
-# Requests that were sent, lost their block, and are not settled: whoever replaced their transaction asks a second time.
-# $1 chain, $2 candidates
+# Requests that were sent, lost their block, and are not settled: a replaced transaction asks a second time.  Whoever has a
+# hundred such requests under review, sent or not, waits for a person.  $1 chain, $2 candidates
 _LOOK_ALIKES: Final = """
-SELECT c.id, min(o.id) AS look_alike
+SELECT c.id, o.id AS look_alike
 FROM (
-    SELECT id, requester, stablecoin, beneficiary FROM mint_request
-    WHERE chain_id = $1 AND chain_status = 'orphaned' AND NOT orphaned_for_good
-    UNION ALL
-    SELECT id, requester, stablecoin, beneficiary FROM mint_request
-    WHERE chain_id = $1 AND state = 'review' AND orphaned_for_good
+    SELECT DISTINCT requester, stablecoin, beneficiary FROM mint_request WHERE id = ANY($2::bigint[])
+) t
+CROSS JOIN LATERAL (
+    SELECT m.id
+    FROM (
+        SELECT o.id, row_number() OVER (ORDER BY o.id) AS nth FROM mint_request o
+        WHERE o.chain_id = $1 AND o.requester = t.requester AND o.stablecoin = t.stablecoin AND o.beneficiary = t.beneficiary
+          AND o.chain_status = 'orphaned' AND o.state IN ('in_doubt', 'accepted', 'failed', 'executed', 'completed', 'review')
+          AND (NOT o.orphaned_for_good OR o.state = 'review')
+        ORDER BY o.id
+        LIMIT 100
+    ) m
+    WHERE m.nth = 100 OR is_sent(m.id)
+    ORDER BY m.id
+    LIMIT 1
 ) o
-JOIN mint_request c ON c.requester = o.requester AND c.stablecoin = o.stablecoin AND c.beneficiary = o.beneficiary
-WHERE c.id = ANY($2::bigint[]) AND c.id <> o.id AND is_sent(o.id)
-GROUP BY c.id
+JOIN mint_request c ON c.requester = t.requester AND c.stablecoin = t.stablecoin AND c.beneficiary = t.beneficiary
+WHERE c.id = ANY($2::bigint[])
 """
-# $1 bank references
+# Of all that ask for a reference or a look-alike of it and have no verdict, on any chain, those with the lowest and the
+# highest beneficiary: if anyone's is another than a candidate's, one of these is.  Refused duplicates have none if the
+# reference is held by nobody.  $1 bank references
+_UNDECIDED: Final = """
+SELECT n.bank_reference AS asked, r.id, r.bank_reference, r.beneficiary
+FROM unnest($1::bytea[]) AS n (bank_reference)
+CROSS JOIN LATERAL (
+    (
+        SELECT r.id, r.bank_reference, r.beneficiary FROM mint_request r
+        WHERE folded_reference(r.bank_reference) = folded_reference(n.bank_reference)
+          AND r.state IN ('seen', 'review') AND NOT r.holds_reference AND r.chain_status <> 'orphaned'
+        ORDER BY r.beneficiary
+        LIMIT 1
+    )
+    UNION ALL
+    (
+        SELECT r.id, r.bank_reference, r.beneficiary FROM mint_request r
+        WHERE folded_reference(r.bank_reference) = folded_reference(n.bank_reference)
+          AND r.state IN ('seen', 'review') AND NOT r.holds_reference AND r.chain_status <> 'orphaned'
+        ORDER BY r.beneficiary DESC
+        LIMIT 1
+    )
+    UNION ALL
+    (
+        SELECT r.id, r.bank_reference, r.beneficiary FROM mint_request r
+        WHERE r.bank_reference = n.bank_reference
+          AND r.state = 'rejected' AND r.state_reason = 'duplicate_bank_reference'
+        ORDER BY r.beneficiary
+        LIMIT 1
+    )
+    UNION ALL
+    (
+        SELECT r.id, r.bank_reference, r.beneficiary FROM mint_request r
+        WHERE r.bank_reference = n.bank_reference
+          AND r.state = 'rejected' AND r.state_reason = 'duplicate_bank_reference'
+        ORDER BY r.beneficiary DESC
+        LIMIT 1
+    )
+) r
+"""
+# Candidates that come after a refused duplicate of the same reference.  $1 chain, $2 candidates
+_IN_LINE: Final = """
+SELECT c.id, f.id AS earlier
+FROM mint_request c
+CROSS JOIN LATERAL (
+    SELECT d.id, d.block_number, d.log_index FROM mint_request d
+    WHERE d.bank_reference = c.bank_reference AND d.chain_id = $1
+      AND d.state = 'rejected' AND d.state_reason = 'duplicate_bank_reference'
+    ORDER BY d.block_number, d.log_index
+    LIMIT 1
+) f
+WHERE c.id = ANY($2::bigint[]) AND (f.block_number, f.log_index) < (c.block_number, c.log_index)
+"""
+# Holders of look-alikes of the candidates' references.  $1 candidates
+_SPELLED_ALIKE: Final = """
+SELECT c.id, h.id AS holder
+FROM mint_request c
+CROSS JOIN LATERAL (
+    SELECT h.id FROM mint_request h
+    WHERE folded_reference(h.bank_reference) = folded_reference(c.bank_reference) AND h.holds_reference
+      AND h.bank_reference <> c.bank_reference
+    LIMIT 1
+) h
+WHERE c.id = ANY($1::bigint[])
+"""
+# $1 bank references, $2 chain
 _LOCK_HOLDERS: Final = """
-SELECT id FROM mint_request WHERE bank_reference = ANY($1::bytea[]) AND holds_reference ORDER BY bank_reference, id FOR UPDATE
+SELECT id FROM mint_request WHERE bank_reference = ANY($1::bytea[]) AND holds_reference AND chain_id = $2
+ORDER BY bank_reference, id
+FOR UPDATE
+"""
+# Another chain's commit may hold these and wait for ours.  $1 bank references, $2 chain
+_LOCK_HOLDERS_ELSEWHERE: Final = """
+SELECT id FROM mint_request WHERE bank_reference = ANY($1::bytea[]) AND holds_reference AND chain_id <> $2
+FOR UPDATE SKIP LOCKED
 """
 # $1 bank references
 _HOLDERS: Final = """
-SELECT id, bank_reference, beneficiary, state, is_sent(id) AS sent
+SELECT id, chain_id, bank_reference, beneficiary, state, is_sent(id) AS sent
 FROM mint_request WHERE bank_reference = ANY($1::bytea[]) AND holds_reference
 """
 # $1 references that mints carry
 _MINTED_BY_NOBODY: Final = """
-SELECT DISTINCT bank_reference FROM mint_execution
-WHERE canonical AND request_id IS NULL AND bank_reference = ANY($1::bytea[])
+SELECT n.bank_reference
+FROM unnest($1::bytea[]) AS n (bank_reference)
+CROSS JOIN LATERAL (
+    SELECT FROM mint_execution e WHERE e.canonical AND e.request_id IS NULL AND e.bank_reference = n.bank_reference LIMIT 1
+) e
 """
 
-# $1 chain, $2 finalized number
+# $1 chain
+_ANY_UNSETTLED: Final = "SELECT EXISTS (SELECT FROM unsettled_reference WHERE chain_id = $1)"
+# $1 chain, $2 limit
+_UNSETTLED: Final = """
+SELECT id, bank_reference, event, cause FROM unsettled_reference WHERE chain_id = $1 ORDER BY id LIMIT $2
+"""
+# $1 chain, $2 bank references, $3 causes, $4 states, $5 limit
+_STILL_TO_FEED: Final = """
+SELECT id FROM mint_request
+WHERE bank_reference = ANY($2::bytea[]) AND chain_id = $1
+  AND state IN ('seen', 'rejected', 'failed') AND state = ANY($4::text[]) AND id <> ALL($3::bigint[])
+LIMIT $5
+"""
+# The first refused duplicates of each reference that nobody holds.  $1 chain, $2 bank references, $3 limit
+_FIRST_IN_LINE: Final = """
+SELECT f.id
+FROM unnest($2::bytea[]) AS n (bank_reference)
+CROSS JOIN LATERAL (
+    SELECT d.id FROM mint_request d
+    WHERE d.bank_reference = n.bank_reference AND d.chain_id = $1
+      AND d.state = 'rejected' AND d.state_reason = 'duplicate_bank_reference'
+    ORDER BY d.block_number, d.log_index
+    LIMIT $3
+) f
+WHERE NOT EXISTS (SELECT FROM mint_request h WHERE h.bank_reference = n.bank_reference AND h.holds_reference)
+"""
+# $1 chain, $2 ids
+_SETTLED: Final = "DELETE FROM unsettled_reference WHERE chain_id = $1 AND id = ANY($2::bigint[])"
+# Somebody holds the reference, or there is nobody left to judge.  $1 chain, $2 ids
+_NO_LINE_LEFT: Final = """
+DELETE FROM unsettled_reference u
+WHERE u.chain_id = $1 AND u.id = ANY($2::bigint[]) AND (
+    EXISTS (SELECT FROM mint_request h WHERE h.bank_reference = u.bank_reference AND h.holds_reference)
+    OR NOT EXISTS (
+        SELECT FROM mint_request d
+        WHERE d.bank_reference = u.bank_reference AND d.chain_id = $1
+          AND d.state = 'rejected' AND d.state_reason = 'duplicate_bank_reference'
+    )
+)
+"""
+
+# $1 chain, $2 finalized number, $3 limit
 _FINALIZE_REQUESTS: Final = """
 UPDATE mint_request SET chain_status = 'finalized'
-WHERE chain_id = $1 AND chain_status = 'canonical' AND block_number <= $2
+WHERE id IN (
+    SELECT id FROM mint_request WHERE chain_id = $1 AND chain_status = 'canonical' AND block_number <= $2
+    ORDER BY block_number
+    LIMIT $3
+)
 """
 _ORPHAN_FOR_GOOD: Final = """
 UPDATE mint_request SET orphaned_for_good = true
-WHERE chain_id = $1 AND chain_status = 'orphaned' AND NOT orphaned_for_good AND block_number <= $2
+WHERE id IN (
+    SELECT id FROM mint_request
+    WHERE chain_id = $1 AND chain_status = 'orphaned' AND NOT orphaned_for_good AND block_number <= $2
+    ORDER BY block_number
+    LIMIT $3
+)
 RETURNING id
 """
 # $1 chain
@@ -498,7 +670,7 @@ async def commit(pool: Pool, chain_id: int, batch: Batch, rules: Rules) -> Commi
         await _settle_outcomes(connection, chain_id, hashes, committed, again=again)
         await _judge(connection, chain_id, batch.finality.trigger, rules, committed)
         await _settle_finality(connection, chain_id, batch.finality, committed)
-        await basket_pauses.hold_requests(connection, chain_id)
+        committed.more_to_judge |= await basket_pauses.hold_requests(connection, chain_id)
         await _announce(connection, chain_id, committed)
     return committed
 
@@ -513,8 +685,7 @@ async def record_range(pool: Pool, chain_id: int, batch: Batch, rules: Rules, *,
     """
     committed = Committed(cursor=batch.expected)
     async with unit(pool) as connection:
-        # The cursor's row is locked first, as the follower does: one order of locks.
-        await connection.execute("SELECT FROM cursor WHERE chain_id = $1 FOR UPDATE", chain_id)
+        await lock_chain(connection, chain_id)
         await record(connection, chain_id, batch, rules, committed, hold_reason=hold_reason)
     return committed
 
@@ -556,7 +727,7 @@ async def record(
     await _settle_outcomes(connection, chain_id, [block.hash for block in batch.blocks], committed)
     await _judge(connection, chain_id, batch.finality.trigger, rules, committed)
     await _settle_finality(connection, chain_id, batch.finality, committed)
-    await basket_pauses.hold_requests(connection, chain_id)
+    committed.more_to_judge |= await basket_pauses.hold_requests(connection, chain_id)
     await _announce(connection, chain_id, committed)
 
 
@@ -813,9 +984,10 @@ async def _verdicts_beyond_doubt(
     final = [request for request in requests if request.block_number <= height]
     if not final or await connection.fetchval(_MAY_HAVE_LOOK_ALIKES, chain_id):
         return {}
-    asked = Counter(request.bank_reference for request in final)
-    touched = {reference for reference, times in asked.items() if times > 1}
-    touched |= {row["bank_reference"] for row in await connection.fetch(_ASKED_FOR, list(asked))}
+    asked = Counter(folded_reference(request.bank_reference) for request in requests)
+    references = {request.bank_reference for request in final}
+    touched = {reference for reference in references if asked[folded_reference(reference)] > 1}
+    touched |= {row["bank_reference"] for row in await connection.fetch(_ASKED_FOR, list(references - touched))}
     expected = [request.expected_reference for request in final]
     minted = {row["bank_reference"] for row in await connection.fetch(_MINTED, expected)}
     tokens = list({request.stablecoin for request in final})
@@ -952,8 +1124,9 @@ async def _settle_mints(connection: Connection, chain_id: int, minted: set[int],
         connection,
         Event.RIVAL_MINTED,
         [row["id"] for row in rivals],
-        detail="Another request for the same deposit was minted.",
+        detail=_DETAIL[Event.RIVAL_MINTED],
     )
+    await leave(connection, Event.RIVAL_MINTED, {row["bank_reference"]: row["id"] for row in before})
 
 
 async def _settle_unattributed(
@@ -971,8 +1144,11 @@ async def _settle_unattributed(
         connection,
         Event.REFERENCE_MINTED,
         [row["id"] for row in requests],
-        detail="A mint with this reference is on chain that no delivery of ours accounts for.",
+        detail=_DETAIL[Event.REFERENCE_MINTED],
     )
+    # The others with a reference that the chain shows in another form are known by their nonces.
+    shown = [reference for reference in references if reference_text(reference) is not None]
+    await leave(connection, Event.REFERENCE_MINTED, dict.fromkeys(shown))
     committed.alarms[AlarmKind.UNATTRIBUTED_MINT] += len(foreign)
     concerns = [
         Concern(
@@ -992,50 +1168,114 @@ def _candidate(row: asyncpg.Record) -> Candidate:
     return Candidate(**{**row, **amounts})
 
 
+async def settle_references(pool: Pool, chain_id: int, rules: Rules) -> Committed | None:
+    """One bounded step of what commits have left; call again until there is nothing (``None``).
+
+    Each row is looked at as things are now, and deleted by the transaction that has done the last of it.
+
+    Raises:
+        DatastoreUnavailable: Nothing is known to be written; call again.
+    """
+    async with unit(pool) as connection:
+        if not await connection.fetchval(_ANY_UNSETTLED, chain_id):
+            return None
+        cursor = await lock_chain(connection, chain_id)
+        rows = await connection.fetch(_UNSETTLED, chain_id, REFERENCES_A_STEP)
+        if cursor is None or not rows:
+            return None
+        committed = Committed(cursor=BlockRef(number=cursor["block_number"], hash=cursor["block_hash"]))
+        event = Event(rows[0]["event"])
+        rows = [row for row in rows if row["event"] == event]
+        if event is Event.RIVAL_GAVE_UP:
+            await _judge_the_first_in_line(connection, chain_id, rows, rules, committed)
+        else:
+            await _feed(connection, chain_id, event, rows, committed)
+        committed.more_to_judge |= await basket_pauses.hold_requests(connection, chain_id)
+        await _announce(connection, chain_id, committed)
+    return committed
+
+
+async def _judge_the_first_in_line(
+    connection: Connection, chain_id: int, rows: Sequence[asyncpg.Record], rules: Rules, committed: Committed
+) -> None:
+    """Whoever takes the reference is the one that all behind it are refused for, now as before."""
+    references = list({row["bank_reference"] for row in rows})
+    rows_in_line = await connection.fetch(_FIRST_IN_LINE, chain_id, references, JUDGED_OF_A_REFERENCE)
+    first = [row["id"] for row in rows_in_line]
+    committed.settled += await settle(connection, Event.RIVAL_GAVE_UP, first)
+    await _judge_among_rivals(connection, chain_id, first, rules, committed)
+    # Those that are left, behind one that holds nothing, are for the next step.
+    await connection.execute(_NO_LINE_LEFT, chain_id, [row["id"] for row in rows])
+
+
+async def _feed(
+    connection: Connection, chain_id: int, event: Event, rows: Sequence[asyncpg.Record], committed: Committed
+) -> None:
+    """Feed an event to requests that hold nothing, if it is still so."""
+    so: set[bytes] = {row["bank_reference"] for row in rows}
+    if event is Event.REFERENCE_MINTED:
+        so = {row["bank_reference"] for row in await connection.fetch(_MINTED_BY_NOBODY, sorted(so))}
+    elif event is Event.RIVAL_MINTED:
+        minted = await _minted_among(connection, {row["cause"] for row in rows})
+        so = {row["bank_reference"] for row in rows if row["cause"] in minted}
+    causes = [row["cause"] for row in rows if row["cause"] is not None]
+    found = await connection.fetch(_STILL_TO_FEED, chain_id, sorted(so), causes, fed_later(event), REQUESTS_A_STEP)
+    committed.settled += await settle(connection, event, [row["id"] for row in found], detail=_DETAIL[event])
+    if len(found) < REQUESTS_A_STEP:
+        await connection.execute(_SETTLED, chain_id, [row["id"] for row in rows])
+
+
 async def _judge(connection: Connection, chain_id: int, height: int, rules: Rules, committed: Committed) -> None:
     locked = [row["id"] for row in await connection.fetch(_LOCK_CANDIDATES, chain_id, height, JUDGED_A_COMMIT)]
+    committed.more_to_judge |= len(locked) == JUDGED_A_COMMIT
+    await _judge_among_rivals(connection, chain_id, locked, rules, committed)
+
+
+async def _judge_among_rivals(
+    connection: Connection, chain_id: int, locked: Sequence[int], rules: Rules, committed: Committed
+) -> None:
+    """Judge locked requests of this chain that are seen and final enough."""
     if not locked:
         return
-    committed.more_to_judge = len(locked) == JUDGED_A_COMMIT
     candidates = [_candidate(row) for row in await connection.fetch(_CANDIDATES, locked)]
+    refusals = {c.id: refusal for c in candidates if (refusal := rules.policy(c)) is not None}
+    # First of all, so that what is refused contests nothing.
+    committed.settled += await move(connection, [_moved(c, refusals[c.id]) for c in candidates if c.id in refusals])
+    candidates = [candidate for candidate in candidates if candidate.id not in refusals]
     references = sorted({candidate.bank_reference for candidate in candidates})
-    await connection.execute(_LOCK_HOLDERS, references)
-    holders = {
-        row["bank_reference"]: Holder(
-            id=row["id"], beneficiary=row["beneficiary"], state=State(row["state"]), sent=row["sent"]
-        )
-        for row in await connection.fetch(_HOLDERS, references)
-    }
+    await connection.execute(_LOCK_HOLDERS, references, chain_id)
+    elsewhere = {row["id"] for row in await connection.fetch(_LOCK_HOLDERS_ELSEWHERE, references, chain_id)}
+    rows = await connection.fetch(_HOLDERS, references)
+    if moving := {row["bank_reference"] for row in rows if row["chain_id"] != chain_id and row["id"] not in elsewhere}:
+        candidates = [candidate for candidate in candidates if candidate.bank_reference not in moving]
+        committed.more_to_judge = True
+    ids = [candidate.id for candidate in candidates]
     minted = await connection.fetch(_MINTED_BY_NOBODY, sorted({c.expected_reference for c in candidates}))
+    rivals: dict[bytes, list[Undecided]] = {}
+    for row in await connection.fetch(_UNDECIDED, references):
+        rival = Undecided(id=row["id"], bank_reference=row["bank_reference"], beneficiary=row["beneficiary"])
+        rivals.setdefault(row["asked"], []).append(rival)
     verdicts = judge(
         candidates,
-        holders=holders,
+        holders={
+            row["bank_reference"]: Holder(
+                id=row["id"], beneficiary=row["beneficiary"], state=State(row["state"]), sent=row["sent"]
+            )
+            for row in rows
+        },
         minted={row["bank_reference"] for row in minted},
-        refusals={c.id: refusal for c in candidates if (refusal := rules.policy(c)) is not None},
         contest=rules.contest,
-        look_alikes={row["id"]: row["look_alike"] for row in await connection.fetch(_LOOK_ALIKES, chain_id, locked)},
+        look_alikes={row["id"]: row["look_alike"] for row in await connection.fetch(_LOOK_ALIKES, chain_id, ids)},
+        rivals=rivals,
+        in_line={row["id"]: row["earlier"] for row in await connection.fetch(_IN_LINE, chain_id, ids)},
+        spelled_alike={row["id"]: row["holder"] for row in await connection.fetch(_SPELLED_ALIKE, ids)},
     )
     moves: list[Move] = []
     contested: set[int] = set()
     for candidate, verdict in verdicts:
-        # A seen request is locked and its rules have no guard: its facts need not be read.
-        request = Known(
-            request_id=candidate.id,
-            state=State.SEEN,
-            reason=None,
-            holds_reference=False,
-            bank_reference=candidate.bank_reference,
-            facts=Facts(),
-        )
-        match verdict:
-            case Allowed():
-                moves.append(Move(request=request, after=State.CONFIRMED, reason="allowed", takes_reference=True))
-            case Refused():
-                moves.append(Move(request=request, after=State.REJECTED, reason=verdict.code, detail=verdict.sentence))
-            case ForReview():
-                moves.append(Move(request=request, after=State.REVIEW, reason=verdict.code, detail=verdict.sentence))
-                if verdict.contested_with is not None:
-                    contested.add(verdict.contested_with)
+        moves.append(_moved(candidate, verdict))
+        if isinstance(verdict, ForReview) and verdict.contested_with is not None:
+            contested.add(verdict.contested_with)
     committed.settled += await move(connection, moves)
     committed.settled += await settle(
         connection,
@@ -1046,10 +1286,30 @@ async def _judge(connection: Connection, chain_id: int, height: int, rules: Rule
     )
 
 
+def _moved(candidate: Candidate, verdict: Verdict) -> Move:
+    # A seen request is locked and its rules have no guard: its facts need not be read.
+    request = Known(
+        request_id=candidate.id,
+        state=State.SEEN,
+        reason=None,
+        holds_reference=False,
+        bank_reference=candidate.bank_reference,
+        facts=Facts(),
+    )
+    match verdict:
+        case Allowed():
+            return Move(request=request, after=State.CONFIRMED, reason="allowed", takes_reference=True)
+        case Refused():
+            return Move(request=request, after=State.REJECTED, reason=verdict.code, detail=verdict.sentence)
+        case ForReview():
+            return Move(request=request, after=State.REVIEW, reason=verdict.code, detail=verdict.sentence)
+
+
 async def _settle_finality(connection: Connection, chain_id: int, finality: Finality, committed: Committed) -> None:
     finalized = min(finality.finalized, committed.cursor.number)
-    await connection.execute(_FINALIZE_REQUESTS, chain_id, finalized)
-    gone = [row["id"] for row in await connection.fetch(_ORPHAN_FOR_GOOD, chain_id, finalized)]
+    final = await connection.execute(_FINALIZE_REQUESTS, chain_id, finalized, JUDGED_A_COMMIT)
+    gone = [row["id"] for row in await connection.fetch(_ORPHAN_FOR_GOOD, chain_id, finalized, JUDGED_A_COMMIT)]
+    committed.more_to_judge |= JUDGED_A_COMMIT in {int(final.removeprefix("UPDATE ")), len(gone)}
     settled = await settle(connection, Event.ORPHANED_FOR_GOOD, gone)
     committed.settled += settled
     await _alarm(
@@ -1091,6 +1351,12 @@ async def _alarm(
     await raise_alarms(connection, chain_id, kind, sentences)
 
 
+# What people read of these, whether the commit or a later step settles them.
+_DETAIL: Final = {
+    Event.RIVAL_MINTED: "Another request for the same deposit was minted.",
+    Event.RIVAL_SENT: quarantine.RIVAL_SENT,
+    Event.REFERENCE_MINTED: "A mint with this reference is on chain that no delivery of ours accounts for.",
+}
 _BLOCK: Final = ("number", "hash", "parent_hash", "timestamp")
 _ALLOWED: Final = Allowed()
 _CONFIRMED: Final[tuple[State, str | None, str | None, bool]] = (State.CONFIRMED, "allowed", None, True)

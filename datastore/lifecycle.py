@@ -277,10 +277,10 @@ RULES: Final[tuple[Rule, ...]] = (
         sources=(*_UNSENT_STATES, *_UNDELIVERED, _S.FAILED),
         target=_S.REVIEW,
     ),
-    # A reference is given up by whoever ends or un-confirms its holder; the duplicates are judged again.
+    # A reference is given up by whoever ends or un-confirms its holder; the first duplicates in line are judged again.
     Rule(
         event=Event.RIVAL_GAVE_UP,
-        actors=(Actor.INDEXER, Actor.INVOCATOR, Actor.OPERATOR),
+        actors=_INDEXER,
         sources=(_S.REJECTED,),
         target=_S.SEEN,
         when="it was refused as a duplicate",

@@ -1,6 +1,6 @@
 """What people do to rows: each instruction is one transaction, recorded with who, why and what was so before and after.
 
-The order inside: lock the request together with its rivals for the bank reference, read the facts (``is_sent`` must see
+The order inside: lock the chain, the request and the holder of its bank reference, read the facts (``is_sent`` must see
 what committed while we waited), judge, write, record.  A worker or the indexer that wants the same rows comes before or
 after, never in between; so the guards of the lifecycle hold against a claim, an attempt or a late mint of this moment.
 
@@ -21,7 +21,7 @@ import asyncpg
 from datastore import basket_pauses, basket_standings, quarantine
 from datastore.basket_pauses import HELD_BY_PAUSE
 from datastore.claims import HELD_FOR_NOW
-from datastore.connection import Connection, Pool, unit
+from datastore.connection import Connection, Pool, lock_chain, unit
 from datastore.errors import DatastoreError
 from datastore.following import Position
 from datastore.identity import execution_id_candidates
@@ -55,10 +55,11 @@ Finality: TypeAlias = Callable[[Position], Horizon]
 HELD_BY_OPERATOR: Final = "operator"
 """``held_reason`` of a hold by a person; the words are in ``operator_action``."""
 
-# $1 request, $2 chain: with every row that it may contend with for its bank reference, in the one order of locks
+# $1 request, $2 chain: with the one that holds its bank reference, in the one order of locks
 _LOCK: Final = """
 SELECT id FROM mint_request
 WHERE bank_reference = (SELECT bank_reference FROM mint_request WHERE id = $1 AND chain_id = $2)
+  AND (id = $1 OR holds_reference)
 ORDER BY bank_reference, id
 FOR UPDATE
 """
@@ -309,6 +310,7 @@ async def instruct(
         DatastoreUnavailable: Nothing is known to be written; look, then repeat.
     """
     async with unit(pool) as connection:
+        await lock_chain(connection, chain_id)
         if not await connection.fetch(_LOCK, request_id, chain_id):
             raise RequestUnknown(f"chain {chain_id} has no request {request_id}; `bskt requests list` shows them")
         # After the locks: a reorg that moves this request waits for them, or is seen here.
@@ -685,7 +687,7 @@ async def turn_basket(
         DatastoreUnavailable: Nothing is known to be written; look, then repeat.
     """
     async with unit(pool) as connection:
-        await basket_pauses.lock(connection, chain_id, stablecoin)
+        await lock_chain(connection, chain_id)
         basket = await _basket(connection, chain_id, stablecoin)
         verdict = _as_confirmed(_judge_basket(switch, basket), confirmed)
         before = _switches(basket)

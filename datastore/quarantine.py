@@ -29,13 +29,15 @@ from datastore.alarms import AlarmKind, raise_alarm, raise_alarms
 from datastore.connection import Connection, Pool, unit
 from datastore.identity import execution_id_candidates
 from datastore.lifecycle import Event
-from datastore.settlement import Settled, known, settle
+from datastore.settlement import Settled, known, leave, settle
 
 NonceOf: TypeAlias = Callable[[bytes, int], UUID]
 """The nonce of an identity in a generation, under the instance's secret."""
 
 TOKEN_SECONDS: Final = 300.0
 """A worker that slept since before the quarantine can deliver for so long: its token's lifetime (cre.md §1.5)."""
+
+RIVAL_SENT: Final = "Another request for the same deposit was sent by commits that a restore lost."
 
 _MOVED: Final = (
     "The database moved to another server or was restored (system identifier or timeline changed), so the last commits "
@@ -100,10 +102,11 @@ SELECT $1, n.execution_id, n.request_id, 'found', n.generation, n.workflow_id
 FROM unnest($2::bytea[], $3::bigint[], $4::integer[], $5::bytea[]) AS n (execution_id, request_id, generation, workflow_id)
 ON CONFLICT (chain_id, execution_id) DO NOTHING
 """
-# $1 the requests that were found
+# Of others with their references, those that something may be sent for.  $1 the requests that were found
 _RIVALS: Final = """
 SELECT id FROM mint_request
-WHERE bank_reference IN (SELECT bank_reference FROM mint_request WHERE id = ANY($1::bigint[])) AND id <> ALL($1::bigint[])
+WHERE bank_reference IN (SELECT bank_reference FROM mint_request WHERE id = ANY($1::bigint[])) AND holds_reference
+  AND id <> ALL($1::bigint[])
 """
 # One deposit, one mint: what was sent keeps the reference, so an unsent rival gives it up.  $1 the rivals
 _GIVE_UP_REFERENCE: Final = """
@@ -282,7 +285,7 @@ async def _settle_lost_sends(connection: Connection, chain_id: int, sends: Seque
     found = sorted({send.request_id for send in sends})
     rivals = [row["id"] for row in await connection.fetch(_RIVALS, found)]
     # All locks at once, in their one order; only then the rows that make the found ones sent.
-    await known(connection, [*found, *rivals])
+    requests = await known(connection, [*found, *rivals])
     await connection.execute(
         _REMEMBER,
         chain_id,
@@ -295,8 +298,9 @@ async def _settle_lost_sends(connection: Connection, chain_id: int, sends: Seque
         connection,
         Event.RIVAL_SENT,
         rivals,
-        detail="Another request for the same deposit was sent by commits that a restore lost.",
+        detail=RIVAL_SENT,
     )
+    await leave(connection, Event.RIVAL_SENT, {requests[request].bank_reference: request for request in found})
     await connection.execute(_GIVE_UP_REFERENCE, rivals)
     settled += await settle(
         connection,

@@ -30,6 +30,14 @@ def expected_reference(bank_reference: bytes, nonce: UUID) -> bytes:
     return bank_reference if _TEXT.fullmatch(bank_reference) else nonce.hex.encode("ascii")
 
 
+def folded_reference(bank_reference: bytes) -> bytes:
+    """What is left of a reference without case, spaces and dashes: two that a person would read as one fold alike.
+
+    ``folded_reference`` of ``schema.sql`` is the same rule, for its indexes.
+    """
+    return bank_reference.rstrip(b"\0").lower().translate(None, b" -")
+
+
 def sent_reference(expected: bytes) -> str:
     """The text to send so that ``expected`` (from `expected_reference`) appears on chain.
 

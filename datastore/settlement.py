@@ -7,15 +7,14 @@ locks are held: an attempt that another session committed while we waited must b
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 import asyncpg
 
 from datastore.connection import Connection
-from datastore.judgement import DUPLICATE_BANK_REFERENCE
-from datastore.lifecycle import ChainStatus, Event, Facts, State, decide, keeps_reference, reason_of
+from datastore.lifecycle import RULES, ChainStatus, Event, Facts, State, decide, keeps_reference, reason_of
 
 # $1 ids
 _LOCK: Final = """
@@ -84,11 +83,19 @@ FROM unnest($1::bigint[], $2::text[], $3::text[], $4::text[], $5::text[], $6::bo
 WHERE r.id = n.id AND r.state = n.from_state
 """
 
-# $1 bank references; $2 the reason code of a duplicate
-_REJECTED_DUPLICATES: Final = """
-SELECT id FROM mint_request
-WHERE bank_reference = ANY($1::bytea[]) AND state = 'rejected' AND state_reason = $2
-ORDER BY bank_reference, id
+# An event that is still to be fed to requests which hold nothing, where there are any.
+# $1 bank references, $2 their causes, $3 event, $4 states
+_LEAVE: Final = """
+INSERT INTO unsettled_reference (chain_id, bank_reference, event, cause)
+SELECT c.chain_id, n.bank_reference, $3, n.cause
+FROM unnest($1::bytea[], $2::bigint[]) AS n (bank_reference, cause)
+CROSS JOIN chain c
+CROSS JOIN LATERAL (
+    SELECT FROM mint_request r
+    WHERE r.bank_reference = n.bank_reference AND r.chain_id = c.chain_id
+      AND r.state IN ('seen', 'rejected', 'failed') AND r.state = ANY($4::text[])
+    LIMIT 1
+) r
 """
 
 
@@ -210,7 +217,10 @@ async def settle(
 
 
 async def move(connection: Connection, moves: Sequence[Move]) -> list[Settled]:
-    """Write decided transitions of locked requests, and let the duplicates of a given-up reference be judged again."""
+    """Write decided transitions of locked requests.
+
+    Whoever gives its reference up thereby leaves a row of ``unsettled_reference``, if there are refused duplicates.
+    """
     if not moves:
         return []
     status = await connection.execute(
@@ -226,9 +236,15 @@ async def move(connection: Connection, moves: Sequence[Move]) -> list[Settled]:
     if status != f"UPDATE {len(moves)}":
         # Not weather: the rows are locked, so a different count is a bug; the transaction must not commit.
         raise AssertionError(f"{status} of {len(moves)} locked requests")
-    settled = [Settled(request_id=m.request.request_id, before=m.request.state, after=m.after) for m in moves]
-    given_up = {m.request.bank_reference for m in moves if m.request.holds_reference and not m.holds_reference}
-    if given_up:
-        duplicates = await connection.fetch(_REJECTED_DUPLICATES, sorted(given_up), DUPLICATE_BANK_REFERENCE)
-        settled += await settle(connection, Event.RIVAL_GAVE_UP, [row["id"] for row in duplicates])
-    return settled
+    return [Settled(request_id=m.request.request_id, before=m.request.state, after=m.after) for m in moves]
+
+
+async def leave(connection: Connection, event: Event, causes: Mapping[bytes, int | None]) -> None:
+    """Leave to ``following.settle_references`` what an event means for requests that hold none of these references."""
+    await connection.execute(_LEAVE, list(causes), list(causes.values()), event.value, fed_later(event))
+
+
+def fed_later(event: Event) -> list[str]:
+    """The states in which requests that hold nothing are moved by this event."""
+    sources = {source for rule in RULES if rule.event is event for source in rule.sources}
+    return sorted(sources & {State.SEEN, State.REJECTED, State.FAILED})

@@ -20,7 +20,7 @@ from typing import Final
 import orjson
 
 from datastore.alarms import AlarmKind, raise_alarm, raise_hourly
-from datastore.connection import Connection, Pool, translated, unit
+from datastore.connection import Connection, Pool, lock_chain, translated, unit
 from datastore.errors import CursorMoved
 from datastore.following import Committed, Rules, baskets_changed, lose, record
 from datastore.rows import Batch, BlockRef, Difference, Kind, LogRow, StoredRange
@@ -200,8 +200,7 @@ async def conclude(
         DatastoreUnavailable: Nothing is known to be written; begin again.
     """
     async with unit(pool) as connection:
-        # The follower's row first, as everybody does: one order of locks.
-        await connection.execute("SELECT FROM cursor WHERE chain_id = $1 FOR UPDATE", chain_id)
+        await lock_chain(connection, chain_id)
         if swept is not None:
             first, last = swept
             moved = await connection.fetchval(_MOVE_ON, chain_id, first - 1, last)

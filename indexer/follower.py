@@ -125,6 +125,13 @@ class Follower:
             DatastoreUnavailable: Nothing is known to be written; call again.
             FinalityViolated: Nothing was written; do not call again.
         """
+        # First, so that it goes on while the node is away; a step is short.
+        left = await following.settle_references(self._pool, self._sources.chain_id, self._rules)
+        if left is not None:
+            self._more_to_judge |= left.more_to_judge
+        return await self._index() or left is not None
+
+    async def _index(self) -> bool:
         position = await following.position(self._pool, self._sources.chain_id)
         try:
             cursor = position.cursor.number

@@ -227,6 +227,16 @@ class Histories(RuleBasedStateMachine):
     def reorganise(self, depth: int, branch: list[list[Order]]) -> None:
         self.world.reorganise(depth, branch)
 
+    @operation(a=small, b=small, is_known=st.booleans(), is_copy_final=st.booleans())
+    def steal(self, a: int, b: int, is_known: bool, is_copy_final: bool) -> None:
+        """Somebody copies the reference of a request that is not mined yet, and is mined before it."""
+        self.world.steal(a, b)
+        if is_known:
+            self.arena.run(self._forgiven(self.running.follower.tick))
+        if is_copy_final:
+            self.world.become_final(self.world.view.head.number - 1 - max(self.world.finalized, 0), 0)
+        self.arena.run(self._forgiven(self.running.follower.tick))
+
     @operation(choice=st.integers(0, 200))
     def flip(self, choice: int) -> None:
         self.world.flip(choice)

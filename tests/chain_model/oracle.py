@@ -11,6 +11,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 from uuid import UUID
 
+from asyncpg import Record
+
 from bench.aged import MISCOUNTED
 from datastore.connection import Connection
 from datastore.lifecycle import allowed_transitions
@@ -55,6 +57,11 @@ _TRANSITIONS: Final = """
 SELECT t.request_id, t.from_state, t.to_state, t.actor FROM mint_transition t
 JOIN mint_request r ON r.id = t.request_id WHERE r.chain_id = $1 ORDER BY t.id
 """
+_STORY: Final = """
+SELECT t.request_id, t.from_state, t.to_state, t.reason, t.at, r.beneficiary, r.bank_reference
+FROM mint_transition t JOIN mint_request r ON r.id = t.request_id ORDER BY t.id
+"""
+_REORGS: Final = "SELECT at FROM reorg"
 _ROLE_CHANGES: Final = """
 SELECT address, count(*) AS changes FROM log
 WHERE chain_id = $1 AND event = ANY($2::text[]) GROUP BY address
@@ -143,6 +150,7 @@ class Oracle:
         found += await self._told(connection, said, branch, final)
         if is_swept_clean:
             found += await self._pauses(connection)
+            found += await self._thefts(connection)
         found += await self._requests(
             connection, said, at, final=final, trigger=min(trigger, at.number), exact_trigger=exact_trigger
         )
@@ -196,6 +204,31 @@ class Oracle:
             is_paused = row["stablecoin"] in paused
             if (row["held_reason"] is not None) != is_paused and (row["open"] or not is_paused):
                 found.append(f"request {row['id']} is held for {row['held_reason']}; is its basket paused? {is_paused}")
+        return found
+
+    async def _thefts(self, connection: Connection) -> list[str]:
+        """No request went on while another for the same deposit, for somebody else, was on the branch and undecided.
+
+        Where the branch was left in between, it is not known any more what was on it, so nothing is said.
+        """
+        reorgs = [row["at"] for row in await connection.fetch(_REORGS)]
+        story = await connection.fetch(_STORY)
+        found: list[str] = []
+        state: dict[int, str] = {}
+        recorded: dict[int, Record] = {}
+        for step in story:
+            request = step["request_id"]
+            if (step["from_state"], step["to_state"], step["reason"]) == ("seen", "confirmed", "allowed"):
+                found += [
+                    f"request {request} went on although {other} asked for the same deposit for somebody else"
+                    for other, asked in recorded.items()
+                    if state[other] in {"seen", "review"}
+                    and asked["beneficiary"] != step["beneficiary"]
+                    and _as_read(asked["bank_reference"]) == _as_read(step["bank_reference"])
+                    and not any(asked["at"] <= at <= step["at"] for at in reorgs)
+                ]
+            state[request] = step["to_state"]
+            recorded.setdefault(request, step)
         return found
 
     async def _proofs(self, connection: Connection, mints: list[Row]) -> list[str]:
@@ -268,6 +301,14 @@ class Oracle:
         before = self._final_rows.get(table, set())
         self._final_rows[table] = final
         return [f"a final row of {table} changed or went away: {_short(row)}" for row in before - final]
+
+
+def _as_read(reference: bytes) -> list[int]:
+    """The characters of a reference that a bank clerk would compare."""
+    letters = [c - 32 if ord("a") <= c <= ord("z") else c for c in reference if c not in {ord(" "), ord("-")}]
+    while letters and letters[-1] == 0:
+        letters.pop()
+    return letters
 
 
 def _standing(row: Mapping[str, object], at: Block, *, final: int, trigger: int, exact_trigger: bool) -> Iterator[str]:

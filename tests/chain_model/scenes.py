@@ -24,7 +24,7 @@ class Scene:
     pool: Pool
     server: Server
 
-    async def wrong(self) -> list[str]:
+    async def wrong(self, *, is_swept_clean: bool = False) -> list[str]:
         world = self.world
         oracle = Oracle(chain_id=CHAIN_ID, blocks_by_hash=world.blocks_by_hash)
         async with self.pool.acquire() as connection:
@@ -34,7 +34,7 @@ class Scene:
                 finalized=(world.finalized, world.finalized),
                 trigger=world.finalized,
                 exact_trigger=True,
-                is_swept_clean=False,
+                is_swept_clean=is_swept_clean,
             )
 
     async def found(self) -> list[tuple[str, str, bool]]:

@@ -26,6 +26,7 @@ def test_whatever_the_chain_and_its_nodes_do_the_rows_are_those_of_its_branch() 
     assert tally.operations["reorganise"] > SEQUENCES
     assert tally.requests > SEQUENCES
     assert tally.resumed > 0
+    assert tally.operations["steal"] > SEQUENCES / 2
     # Some strike only in the middle of a fork, or where receipts are asked, which so few histories may miss.
     assert len(set(Fault) - tally.faults.keys()) <= 5
     assert {"indexer.before_commit", "indexer.after_commit", "sweep.before_commit", "sweep.after_commit"} <= set(

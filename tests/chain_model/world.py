@@ -124,6 +124,22 @@ class World:
         self.blocks_by_hash[block.hash] = block
         self.view.head = block
 
+    def steal(self, a: int, b: int) -> None:
+        """Mine a request, and in the block before it somebody else's copy of its reference, or a look-alike of it."""
+        number = self.next_number()
+        owners = Ask(
+            ordinal=a % 3,
+            form="token",
+            requester=user(a),
+            beneficiary=user(2 + b % 2),
+            amount=ETHER,
+            reference=f"Bank {number}-{a}".encode().ljust(32, b"\0"),
+        )
+        spelled = (f"Bank {number}-{a}", f"BANK{number}{a}", f"bank-{number} {a}")[b % 3]
+        copy = replace(owners, requester=user(5), beneficiary=user(5), reference=spelled.encode().ljust(32, b"\0"))
+        for name, wish in (("copy", copy), ("owner", owners)):
+            self.mine([Transaction(hash=digest("tx", name, number), wishes=(wish,))])
+
     def reorganise(self, depth: int, branch: Sequence[Sequence[Order]]) -> None:
         """Another branch takes over; what the old one held waits to be mined again, replaced, or lost."""
         ancestor = self.view.head

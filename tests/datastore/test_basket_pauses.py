@@ -9,7 +9,7 @@ import pytest
 
 from datastore import basket_pauses, claims, following, operators
 from datastore.claims import Answered, Frozen, Pacing
-from datastore.connection import Pool, Role, open_pool, unit
+from datastore.connection import Pool, Role, lock_chain, open_pool, unit
 from datastore.following import Rules
 from datastore.instructions import AlreadySo, Hold, Refused, Release, Retry, Will
 from datastore.operators import BasketSwitch, BasketUnknown, Person
@@ -326,7 +326,7 @@ async def test_a_change_that_meets_a_resume_pauses_anew(
 
     async def resuming() -> None:
         async with owner(dsn) as watcher, unit(operator_pool) as connection:
-            await basket_pauses.lock(connection, CHAIN, TOKEN)
+            await lock_chain(connection, CHAIN)
             await basket_pauses.resume(connection, CHAIN, TOKEN)
             is_resumed.set()
             await waiting(watcher, 1)
@@ -340,6 +340,18 @@ async def test_a_change_that_meets_a_resume_pauses_anew(
     assert (await holds(indexer_pool))[0] == ("confirmed", "basket_paused")
 
 
+async def test_a_paused_basket_with_many_requests_is_held_commit_by_commit(
+    indexer_pool: Pool, one: Block, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(basket_pauses, "HELD_AT_ONCE", 2)
+    two, more = block(2), tuple(request(f"more {n}", block(2), log_index=n) for n in range(2))
+    changed = batch(two, on=one, requests=more, role_changes=(role_change(two),), final=1)
+    assert (await following.commit(indexer_pool, CHAIN, changed, RULES)).more_to_judge
+    assert not (await following.commit(indexer_pool, CHAIN, batch(block(3), on=two, final=1), RULES)).more_to_judge
+    held = "SELECT count(*) FROM mint_request WHERE held_reason = 'basket_paused'"
+    assert await indexer_pool.fetchval(held) == 3
+
+
 @pytest.mark.usefixtures("one")
 async def test_a_resume_that_meets_a_commit_releases_what_that_commit_holds(
     dsn: str, indexer_pool: Pool, operator_pool: Pool
@@ -350,6 +362,7 @@ async def test_a_resume_that_meets_a_commit_releases_what_that_commit_holds(
 
     async def committing() -> None:
         async with owner(dsn) as watcher, unit(indexer_pool) as connection:
+            await lock_chain(connection, CHAIN)
             await basket_pauses.hold_requests(connection, CHAIN)
             is_held.set()
             await waiting(watcher, 1)

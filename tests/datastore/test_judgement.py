@@ -4,7 +4,7 @@ import pytest
 
 from datastore import claims, following
 from datastore.connection import Pool
-from datastore.judgement import Allowed, Candidate, ForReview, Holder, Refused, Verdict, judge
+from datastore.judgement import Allowed, Candidate, ForReview, Holder, Undecided, Verdict, judge
 from datastore.lifecycle import State
 from datastore.rows import Batch, Finality
 from tests.datastore.builders import (
@@ -36,11 +36,10 @@ FIRST = Candidate(
 )
 SECOND = FIRST._replace(id=2)
 STRANGER = FIRST._replace(id=3, beneficiary=BOB)
-NO = Refused(code="amount_zero", sentence="No.")
 
 
 def verdicts(*candidates: Candidate, contest: bool = True, **given: object) -> list[Verdict]:
-    known: dict[str, object] = {"holders": {}, "minted": set(), "refusals": {}, "look_alikes": {}} | given
+    known: dict[str, object] = {"holders": {}, "minted": set()} | given
     return [verdict for _, verdict in judge(candidates, contest=contest, **known)]  # type: ignore[arg-type]
 
 
@@ -75,8 +74,43 @@ def test_a_look_alike_of_a_sent_orphan_waits_for_a_person_and_takes_no_reference
     assert codes(FIRST, SECOND, look_alikes={1: 9}) == ["look_alike_of_orphaned", "allowed"]
 
 
-def test_the_policy_comes_first() -> None:
-    assert codes(FIRST, refusals={1: NO}, look_alikes={1: 9}, minted={REFERENCE}) == ["amount_zero"]
+def rival(id_: int, of: Candidate, **changes: bytes) -> Undecided:
+    made = of._replace(**changes)  # type: ignore[arg-type]
+    return Undecided(id=id_, bank_reference=made.bank_reference, beneficiary=made.beneficiary)
+
+
+def test_a_rival_without_a_verdict_contests_unless_the_first_one_shall_win() -> None:
+    rivals = {REFERENCE: [rival(1, FIRST), rival(8, FIRST, beneficiary=BOB)]}
+    (contested,) = verdicts(FIRST, rivals=rivals)
+    assert isinstance(contested, ForReview)
+    assert (contested.code, contested.contested_with) == ("contested_bank_reference", None)
+    assert codes(FIRST, contest=False, rivals=rivals) == ["allowed"]
+    assert codes(FIRST, rivals={REFERENCE: [rival(8, FIRST)]}) == ["allowed"]
+
+
+def test_rivals_that_are_judged_together_all_wait() -> None:
+    rivals = {REFERENCE: [rival(1, FIRST), rival(3, STRANGER)]}
+    assert codes(FIRST, SECOND, STRANGER, rivals=rivals) == ["contested_bank_reference"] * 3
+
+
+def test_a_request_behind_a_refused_duplicate_is_refused_until_that_one_is_judged_again() -> None:
+    assert codes(SECOND, in_line={2: 1}) == ["duplicate_bank_reference"]
+    holder = Holder(id=9, beneficiary=BOB, state=State.REVIEW, sent=False)
+    assert codes(SECOND, in_line={2: 1}, holders={REFERENCE: holder}) == ["contested_bank_reference"]
+
+
+@pytest.mark.parametrize("contest", [True, False])
+def test_of_two_that_read_alike_only_one_goes_on(contest: bool) -> None:
+    spelled, other = (FIRST._replace(id=id_, bank_reference=text) for id_, text in ((1, b"INV-7"), (2, b"inv 7")))
+    assert codes(spelled, other, contest=contest) == ["allowed", "look_alike_reference"]
+    assert codes(other, contest=contest, spelled_alike={2: 1}) == ["look_alike_reference"]
+
+
+def test_a_rival_that_reads_alike_makes_both_wait() -> None:
+    spelled = FIRST._replace(bank_reference=b"INV-7")
+    rivals = {b"INV-7": [rival(8, spelled, bank_reference=b"inv7", beneficiary=BOB)]}
+    assert codes(spelled, rivals=rivals) == ["look_alike_reference"]
+    assert codes(spelled, rivals=rivals, contest=False) == ["allowed"]
 
 
 def trigger_up_to(made: Batch, height: int) -> Batch:

@@ -769,7 +769,7 @@ async def test_of_several_mints_each_must_be_right_for_a_completion(
     assert isinstance(answer.verdict, Refused)
 
 
-async def test_of_two_contested_requests_a_person_chooses_the_second_by_cancelling_the_first(
+async def test_of_two_contested_requests_a_person_chooses_one_and_the_other_is_refused_from_then_on(
     indexer_pool: Pool, operator_pool: Pool, genesis: Block
 ) -> None:
     one = block(1)
@@ -778,12 +778,11 @@ async def test_of_two_contested_requests_a_person_chooses_the_second_by_cancelli
         request("second", one, log_index=1, bank="D1", beneficiary=BOB),
     )
     await following.commit(indexer_pool, CHAIN, batch(one, on=genesis, requests=requests, final=1), RULES)
-    answer = await instruct(operator_pool, 2, Retry())
-    assert isinstance(answer.verdict, Refused)
-    assert "`bskt requests cancel 1` first" in answer.verdict.remedy
-    await instruct(operator_pool, 1, Cancel())
     await instruct(operator_pool, 2, Retry())
-    assert await states(operator_pool) == ["cancelled", "confirmed"]
+    answer = await instruct(operator_pool, 1, Retry())
+    assert isinstance(answer.verdict, Refused)
+    assert "`bskt requests cancel 2` first" in answer.verdict.remedy
+    assert await states(operator_pool) == ["review", "confirmed"]
 
 
 async def test_a_cancelled_holder_lets_its_duplicates_be_judged_again(
@@ -793,9 +792,10 @@ async def test_a_cancelled_holder_lets_its_duplicates_be_judged_again(
     requests = (request("first", one, bank="D1"), request("second", one, log_index=1, bank="D1"))
     await following.commit(indexer_pool, CHAIN, batch(one, on=genesis, requests=requests, final=1), RULES)
     await instruct(operator_pool, 1, Cancel())
-    assert await states(operator_pool) == ["cancelled", "seen"]
     await following.commit(indexer_pool, CHAIN, batch(two, on=one, final=1), RULES)
+    assert await following.settle_references(indexer_pool, CHAIN, RULES) is not None
     assert await states(operator_pool) == ["cancelled", "confirmed"]
+    assert await following.settle_references(indexer_pool, CHAIN, RULES) is None
 
 
 async def test_what_was_run_in_mode_simulate_is_never_run_again(
@@ -1083,9 +1083,12 @@ async def test_an_attempt_that_meets_a_hold_does_not_begin(
     await following.commit(indexer_pool, CHAIN, batch(one, on=genesis, requests=requests, final=1), RULES)
     order = await claim_to_send(invocator_pool, 1)
     assert order is not None
-    rival = "SELECT FROM mint_request WHERE id = 2 FOR UPDATE"
+    # The record of an instruction comes after its locks.
     answer, number = await race(
-        dsn, rival, first=instruct(operator_pool, 1, Hold()), second=begin(invocator_pool, order)
+        dsn,
+        "LOCK TABLE operator_action IN EXCLUSIVE MODE",
+        first=instruct(operator_pool, 1, Hold()),
+        second=begin(invocator_pool, order),
     )
     assert isinstance(answer.verdict, Will)
     assert number is None
@@ -1114,7 +1117,7 @@ async def test_a_retry_that_meets_a_late_mint_sends_nothing_new_and_the_mint_cou
     commit = following.commit(indexer_pool, CHAIN, minted, RULES)
     retry = instruct(operator_pool, 1, Retry())
     if first == "retry":
-        answer, _ = await race(dsn, "SELECT FROM mint_request WHERE id = 2 FOR UPDATE", first=retry, second=commit)
+        answer, _ = await race(dsn, "LOCK TABLE operator_action IN EXCLUSIVE MODE", first=retry, second=commit)
         assert isinstance(answer.verdict, Will)
     else:
         # The alarm of the unexpected mint comes after the mint's own lock.

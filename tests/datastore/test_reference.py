@@ -1,13 +1,15 @@
 """What we send as reference comes back byte for byte, whatever the bank wrote."""
 
 import json
+import os
 import uuid
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from datastore.reference import expected_reference, reference_text, sent_reference
+from datastore.connection import Pool
+from datastore.reference import expected_reference, folded_reference, reference_text, sent_reference
 
 NONCE = uuid.UUID("01234567-89ab-8cde-9012-3456789abcde")
 PRINTABLE = st.text(st.characters(min_codepoint=0x20, max_codepoint=0x7E), min_size=1, max_size=32)
@@ -87,3 +89,28 @@ def test_the_expected_reference_is_what_the_workflow_makes_of_the_sent_one(store
 def test_bytes_that_no_text_becomes_are_never_sent() -> None:
     with pytest.raises(ValueError, match="no text"):
         sent_reference(b"\xff" * 32)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "alike"),
+    [
+        (b"INV-2026-17", b"inv 202617", True),
+        (b"A B", b"a-b", True),
+        (b"- -", b"\0", True),
+        (b"INV-100", b"INV-10", False),
+        (b"INV_1", b"INV1", False),
+        (b"a\\b", b"a\\\\b", False),
+        (b"\xc0", b"\xe0", False),  # only ASCII has a case here
+    ],
+)
+def test_references_that_differ_only_in_case_spaces_or_dashes_fold_alike(one: bytes, other: bytes, alike: bool) -> None:
+    one, other = one.ljust(32, b"\0"), other.ljust(32, b"\0")
+    assert (folded_reference(one) == folded_reference(other)) is alike
+
+
+async def test_postgres_folds_a_reference_as_python_does(indexer_pool: Pool) -> None:
+    every_byte = [bytes(range(start, start + 32)) for start in range(0, 256, 32)]
+    texts = [text.ljust(32, b"\0") for text in (b"", b" ", b"INV-2026 a\\Z", b"x" * 32, b"a\0 B-\0c", b"100 -00")]
+    references = [*every_byte, *texts, *(os.urandom(32) for _ in range(100))]
+    rows = await indexer_pool.fetch("SELECT folded_reference(n) FROM unnest($1::bytea[]) AS n", references)
+    assert [row[0] for row in rows] == [folded_reference(reference) for reference in references]

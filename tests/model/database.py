@@ -29,7 +29,16 @@ from datastore.instructions import (
     Will,
 )
 from datastore.instructions import judge as instruct
-from datastore.judgement import DUPLICATE_BANK_REFERENCE, Allowed, Candidate, ForReview, Holder, Refused, judge
+from datastore.judgement import (
+    DUPLICATE_BANK_REFERENCE,
+    Allowed,
+    Candidate,
+    ForReview,
+    Holder,
+    Refused,
+    Undecided,
+    judge,
+)
 from datastore.lifecycle import (
     Actor,
     ChainStatus,
@@ -192,25 +201,14 @@ def _move(database: Database, actor: Actor, moves: list[Move], scenario: Scenari
     if not moves or database.refused:
         return database
     rows = list(database.rows)
-    given_up = set()
     for request, after, reason, sent, takes in moves:
         row = row_of(database, request)
         if (actor, row.state, after) not in _ALLOWED:
             return database._replace(refused=f"{actor} may not take request {request} from {row.state} to {after}")
         holds = takes or keeps_reference(before=row.state, after=after, sent=sent, held=row.holds)
-        if row.holds and not holds:
-            given_up.add(scenario.reference(request))
         kept = reason if reason in _REASONS_THAT_MATTER else ""
         rows[request] = row._replace(state=after, reason=kept, holds=holds)
-    database = database._replace(rows=tuple(rows), refused=_broken_constraint(rows, scenario))
-    duplicates = [
-        request
-        for request, each in enumerate(rows)
-        if each is not None
-        and scenario.reference(request) in given_up
-        and (each.state, each.reason) == (State.REJECTED, DUPLICATE_BANK_REFERENCE)
-    ]
-    return settle(database, actor, Event.RIVAL_GAVE_UP, duplicates, scenario)
+    return database._replace(rows=tuple(rows), refused=_broken_constraint(rows, scenario))
 
 
 _REASONS_THAT_MATTER = frozenset({DUPLICATE_BANK_REFERENCE, Event.DELIVERY_FAILED.value, Event.DEADLINE.value})
@@ -352,7 +350,11 @@ def _settle_lost_sends(database: Database, sends: list[Execution], scenario: Sce
         return database
     found = sorted({each.request for each in sends})
     deposits = {scenario.reference(request) for request in found}
-    rivals = [n for n in range(scenario.requests) if scenario.reference(n) in deposits and n not in found]
+    rivals = [
+        n
+        for n, row in enumerate(database.rows)
+        if row is not None and row.holds and scenario.reference(n) in deposits and n not in found
+    ]
     # The reports are rows already when the found ones are asked whether they were sent.
     database = database._replace(reported=tuple(sorted({*database.reported, *sends})))
     for each in sends:
@@ -390,9 +392,11 @@ def _settle_outcomes(
     database = settle(database, Actor.INDEXER, Event.DELIVERY_FAILED, dict.fromkeys(refused), scenario)
     database = settle(database, Actor.INDEXER, Event.MINT_PROVEN, dict.fromkeys(minted), scenario)
     deposits = {scenario.reference(request) for request in minted}
-    rivals = [n for n in range(scenario.requests) if scenario.reference(n) in deposits and n not in minted]
+    holders = [n for n, row in enumerate(database.rows) if row is not None and row.holds]
+    rivals = [n for n in holders if scenario.reference(n) in deposits and n not in minted]
     database = settle(database, Actor.INDEXER, Event.RIVAL_MINTED, rivals, scenario)
-    named = [n for n in range(scenario.requests) if scenario.expected_reference(n) in foreign]
+    among = holders if scenario.text else range(scenario.requests)
+    named = [n for n in among if scenario.expected_reference(n) in foreign]
     return settle(database, Actor.INDEXER, Event.REFERENCE_MINTED, named, scenario)
 
 
@@ -403,6 +407,66 @@ def _judge(database: Database, height: int, scenario: Scenario) -> Database:
         for item in database.view[:height]
         if item.execution is None and row_of(database, item.request).state is State.SEEN
     ]
+    return _judge_among_rivals(database, waiting, scenario)
+
+
+def settle_references(database: Database, scenario: Scenario) -> Database:
+    """``following.settle_references``: requests that hold nothing hear later of what became of their reference."""
+    foreign = {
+        scenario.expected_reference(item.request)
+        for item in database.view
+        if item.minted and scenario.text and not is_proven(item, database)
+    }
+    deposits = {scenario.reference(item.request): item.request for item in database.view if is_proven(item, database)}
+    idle = [n for n, row in enumerate(database.rows) if row is not None and not row.holds and row.state in _FED_LATER]
+    named = [n for n in idle if scenario.expected_reference(n) in foreign]
+    database = settle(database, Actor.INDEXER, Event.REFERENCE_MINTED, named, scenario)
+    rivals = [n for n in idle if deposits.get(scenario.reference(n), n) != n]
+    rivals = [n for n in rivals if row_of(database, n).state is State.FAILED]
+    database = settle(database, Actor.INDEXER, Event.RIVAL_MINTED, rivals, scenario)
+    first: dict[int, int] = {}
+    for request in _in_chain_order(database):
+        reference = scenario.reference(request)
+        if _is_in_line(row_of(database, request)) and holder_of(database, reference, scenario) is None:
+            first.setdefault(reference, request)
+    database = settle(database, Actor.INDEXER, Event.RIVAL_GAVE_UP, first.values(), scenario)
+    return _judge_among_rivals(database, list(first.values()), scenario)
+
+
+def _in_chain_order(database: Database) -> list[int]:
+    return [item.request for item in database.view if item.execution is None]
+
+
+def _is_in_line(row: Row) -> bool:
+    return (row.state, row.reason) == (State.REJECTED, DUPLICATE_BANK_REFERENCE)
+
+
+_FED_LATER = frozenset({State.SEEN, State.REJECTED, State.FAILED})
+
+
+def _rivals(database: Database, request: int, scenario: Scenario) -> list[Undecided]:
+    """Those that ask for the same deposit and have no verdict."""
+    found = []
+    for other in _in_chain_order(database):
+        row = row_of(database, other)
+        undecided = row.state in {State.SEEN, State.REVIEW} and not row.holds
+        if scenario.reference(other) == scenario.reference(request) and (undecided or _is_in_line(row)):
+            each = _candidate(other, scenario)
+            found.append(Undecided(id=other, bank_reference=each.bank_reference, beneficiary=each.beneficiary))
+    return found
+
+
+def _earlier_in_line(database: Database, request: int, scenario: Scenario) -> int | None:
+    for other in _in_chain_order(database):
+        if other == request:
+            return None
+        if scenario.reference(other) == scenario.reference(request) and _is_in_line(row_of(database, other)):
+            return other
+    return None
+
+
+def _judge_among_rivals(database: Database, waiting: list[int], scenario: Scenario) -> Database:
+    """``following._judge_among_rivals``."""
     if not waiting:
         return database
     holders = {
@@ -430,9 +494,16 @@ def _judge(database: Database, height: int, scenario: Scenario) -> Database:
         [_candidate(request, scenario) for request in waiting],
         holders=holders,
         minted=minted,
-        refusals={},
         contest=True,
         look_alikes=look_alikes,
+        rivals={
+            _candidate(request, scenario).bank_reference: _rivals(database, request, scenario) for request in waiting
+        },
+        in_line={
+            request: earlier
+            for request in waiting
+            if (earlier := _earlier_in_line(database, request, scenario)) is not None
+        },
     )
     moves = []
     contested = set()

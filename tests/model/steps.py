@@ -92,6 +92,8 @@ def _index(world: World, scenario: Scenario) -> Iterator[Step]:
     )
     for label, database in commits:
         yield Step(By.DAEMON, label, _with_database(world, database))
+    settled = db.settle_references(world.database, scenario)
+    yield Step(By.DAEMON, "the indexer settles references", _with_database(world, settled))
 
 
 def _quarantine_may_end(world: World, scenario: Scenario) -> bool:

@@ -19,6 +19,13 @@ OURS: Final = (
     Scenario(name="two workers, the workflow is redeployed", workers=2, workflows=2),
     Scenario(name="two workers, a failover loses the last commits", workers=2, failovers=1),
     Scenario(name="two requests for one deposit, and a person", requests=2, shared=True, people=True),
+    Scenario(
+        name="two contested requests, and a person",
+        requests=2,
+        shared=True,
+        contested=True,
+        people=True,
+    ),
     Scenario(name="a failover, and a person", failovers=1, people=True),
     Scenario(name="a reorg, false reports, and a person", reorgs=1, false_reports=True, people=True),
 )

@@ -172,7 +172,7 @@ async def test_show_says_why_and_what_a_person_can_do(chain: Chain, dsn: str) ->
     await chain.grow(final=1)
     answer = await bskt(dsn, "requests", "show", "1")
     assert "Request 1: Under Review" in answer.stdout
-    assert "Another request asks for the same deposit for another beneficiary" in answer.stdout
+    assert "Request 2 asks for the same deposit for another beneficiary" in answer.stdout
     assert "bskt requests cancel 1 --reason" in answer.stdout
 
 
