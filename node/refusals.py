@@ -31,6 +31,9 @@ class Refusal(StrEnum):
     OUT_OF_ORDER = "out_of_order"
 
 
+CANNOT: Final = frozenset({Refusal.UNSUPPORTED, Refusal.INVALID_REQUEST, Refusal.OUT_OF_ORDER})
+"""It may be this question that the endpoint never answers: the same is asked in another way, where there is one."""
+
 _BY_CODE: Final = {
     3: Refusal.REVERTED,  # geth and those who follow it
     4444: Refusal.PRUNED,  # EIP-4444
