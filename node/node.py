@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass, field
+from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from functools import wraps
 from typing import Concatenate, Final, Literal, ParamSpec, TypeAlias, TypeVar
 
@@ -42,6 +42,7 @@ from node.errors import (
     CallReverted,
     HistoryPruned,
     NodeAnswerInvalid,
+    NodeError,
     NodeRefused,
     RangeRefused,
 )
@@ -59,6 +60,11 @@ Block: TypeAlias = Tag | int | bytes
 
 DEFAULT_MAX_FILTER_ADDRESSES: Final = 500
 DEFAULT_MAX_LOGS: Final = 50_000
+PROBED_BATCH: Final = 16
+"""Questions in the batch that an endpoint shows itself with: more than the strictest take, less than a rate limit."""
+
+_NO_TOPIC: Final = b"\xff" * 32
+_NO_ADDRESS: Final = b"\xff" * 20
 
 _SUSPICIOUS_COUNTS: Final = frozenset({100, 500, 1_000, 2_000, 5_000, 10_000, 20_000, 50_000, 100_000})
 """An answer with exactly so many logs may have been cut by a provider that does not say so (hard case 22)."""
@@ -198,7 +204,52 @@ class Node:
             ChainMismatch: None can be used, and one serves another chain.  Stop: do not call again (hard case 14).
             NodeUnavailable: None answers.
         """
-        await self._pool.prove_all(self._head_of)
+        await self._pool.prove_all(self._shown_by)
+
+    async def _shown_by(self, member: Member) -> Header:
+        """Its head, after it has shown what it can do; what it does not answer to that is found out later."""
+        bound = self._bound(member)
+        head = await bound.head()
+        with suppress(NodeError):
+            await bound.show(head)
+        return head
+
+    @_asked_of_one
+    async def show(self, head: Header) -> None:
+        """Let an endpoint show what it can do, with few small questions about the newest blocks.
+
+        Raises:
+            NodeError: It may answer all the same what is asked of it later.
+        """
+        await self.finality(head)
+        await self.headers_by_number(range(max(0, head.number - PROBED_BATCH + 1), head.number + 1))
+        wanted = LogFilter(topics=((_NO_TOPIC,),))
+        by_address = ByAddress(filters=(replace(wanted, addresses=(_NO_ADDRESS,)),))
+        await self._logs_some_way(head.hash, [wanted], by_address, None)
+
+    @_asked_of_one
+    async def show_all(self, most_blocks: int) -> int:
+        """As ``show``, and the receipts of a block; the number of blocks that it gives the logs of at once.
+
+        Raises:
+            NodeError: It does not answer.
+        """
+        head = await self.head()
+        await self.show(head)
+        await self.receipts(head.hash)
+        wanted = LogFilter(addresses=(_NO_ADDRESS,))
+        blocks = min(most_blocks, head.number + 1)
+        while blocks:
+            try:
+                await self.logs_in_range(head.number - blocks + 1, head.number, [wanted])
+            except RangeRefused:
+                blocks //= 2
+            except NodeRefused as refused:
+                _require_cannot(refused)
+                return 0
+            else:
+                break
+        return blocks
 
     async def probe(self) -> bool:
         """Look at one endpoint that is due for it; ``True`` if another one is.  Never fails."""

@@ -64,7 +64,7 @@ class EndpointReport:
     """What people and machines may see of an endpoint: no URL, no key.
 
     ``reason`` is its last trouble, also when that is over; ``failovers`` how often another one took its work over.
-    ``capabilities`` is what it can do, as far as it has shown; ``lacks`` what it does not have.
+    The rest is what it can do, as far as it has shown (``Capabilities``); ``lacks`` is what it does not have.
     """
 
     name: str
@@ -73,7 +73,9 @@ class EndpointReport:
     reason: str | None
     requests: int
     failovers: int
-    capabilities: Capabilities
+    batch_size: int
+    answered_blocks: int
+    refused_blocks: int | None
     lacks: tuple[Feature, ...]
 
 
@@ -557,7 +559,9 @@ class EndpointPool:
                 reason=member.health.reason,
                 requests=member.requests,
                 failovers=member.failovers,
-                capabilities=member.capabilities,
+                batch_size=member.capabilities.batch_size,
+                answered_blocks=member.capabilities.answered_blocks,
+                refused_blocks=member.capabilities.refused_blocks,
                 lacks=tuple(feature for feature in Feature if not member.has(feature)),
             )
             for member in self.members

@@ -241,6 +241,7 @@ def test_every_setting_is_documented_in_a_sentence() -> None:
     assert {name for name, row in rows.items() if row.is_secret} == {
         "BSKT_DATABASE_URL",
         "BSKT_RPC_URL",
+        "BSKT_RPC_HEADERS",
         "BSKT_WS_URL",
         "BSKT_INSTANCE_SECRET",
         "BSKT_CRE_SIGNER_KEY",
