@@ -132,7 +132,7 @@ class FinalZone:
                     with_first=True,
                 )
             except RangeRefused:
-                self._size = self._size.refused()
+                self._size = self._size.refused(last - first + 1)
             else:
                 self._size = self._size.answered(blocks=last - first + 1, logs=len(answer.logs))
                 return await _whole(node, answer, answer.logs)
@@ -162,7 +162,7 @@ class FinalZone:
 
         What is given raises what ``read`` does; begin again then.
         """
-        ahead: deque[tuple[int, asyncio.Task[_Answer]]] = deque()
+        ahead: deque[tuple[int, int, asyncio.Task[_Answer]]] = deque()
         loop = asyncio.get_running_loop()
         asked, known = after, consumer_by_token
         final = None if up_to_hash is None else BlockRef(number=up_to, hash=up_to_hash)
@@ -190,13 +190,13 @@ class FinalZone:
                     with_first=asked == after,
                     final=final,
                 )
-                ahead.append((first, loop.create_task(asking)))
+                ahead.append((first, last, loop.create_task(asking)))
                 asked = last
 
         async def drop() -> None:
-            for _, task in ahead:
+            for *_, task in ahead:
                 task.cancel()
-            await asyncio.gather(*(task for _, task in ahead), return_exceptions=True)
+            await asyncio.gather(*(task for *_, task in ahead), return_exceptions=True)
             ahead.clear()
 
         async def give() -> ObservedRange | None:
@@ -205,7 +205,7 @@ class FinalZone:
                 ask()
                 if not ahead:
                     return None
-                first, task = ahead[0]
+                first, last, task = ahead[0]
                 try:
                     with self._slowed_down():
                         answer = await task
@@ -216,7 +216,7 @@ class FinalZone:
                         logs = await _with_born(node, sources, answer, known)
                         read = await _whole(node, replace(answer, headers=answer.headers | told_with), logs)
                 except RangeRefused:
-                    self._size, self._is_tuned = self._size.refused(), False
+                    self._size, self._is_tuned = self._size.refused(last - first + 1), False
                     await drop()
                     asked = first - 1
                     continue
@@ -239,7 +239,7 @@ class FinalZone:
             yield
         except NodeRefused as refused:
             if refused.refusal is Refusal.RATE_LIMITED:
-                self._size = self._size.refused()
+                self._size = self._size.refused(self._size.blocks)
             raise
 
 

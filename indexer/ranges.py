@@ -32,9 +32,9 @@ class RangeSize:
         """Before the first answer."""
         return cls(blocks=min(FIRST_RANGE_BLOCKS, ceiling), ceiling=ceiling)
 
-    def refused(self) -> RangeSize:
-        """Ask for half."""
-        return replace(self, blocks=max(1, self.blocks // 2), was_refused=True)
+    def refused(self, blocks: int) -> RangeSize:
+        """Ask for half of what was refused."""
+        return replace(self, blocks=max(1, min(self.blocks, blocks) // 2), was_refused=True)
 
     def answered(self, *, blocks: int, logs: int) -> RangeSize:
         """After an answer of ``logs`` logs in ``blocks`` blocks, as many blocks as hold enough of them."""
