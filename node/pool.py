@@ -30,7 +30,7 @@ import structlog
 
 from node.blocks import Header
 from node.bloom import BloomTrust
-from node.capabilities import HANG_SECONDS, RELEARN_SECONDS, Capabilities, Feature
+from node.capabilities import HANG_SECONDS, MAX_BATCH, RELEARN_SECONDS, Capabilities, Feature
 from node.endpoint import RpcEndpoint
 from node.errors import (
     BlockUnknown,
@@ -73,10 +73,10 @@ class EndpointReport:
     reason: str | None
     requests: int
     failovers: int
-    batch_size: int
-    answered_blocks: int
-    refused_blocks: int | None
-    lacks: tuple[Feature, ...]
+    batch_size: int = MAX_BATCH
+    answered_blocks: int = 0
+    refused_blocks: int | None = None
+    lacks: tuple[Feature, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -24,7 +24,7 @@ PREFIX: Final = "BSKT_"
 MINIMUM_SECRET_BYTES: Final = 32
 WEI_DIGITS: Final = 18
 KEY_CHARACTERS: Final = 8
-"""A word of a header that is as long may be a key, and is hidden wherever it appears."""
+"""A word of a header that is as long may be a key, and no log line may hold it."""
 _CONTAINER_SECRETS: Final = Path("/run/secrets")
 
 _BIGINT = 2**63 - 1  # what a Postgres bigint holds
@@ -485,13 +485,11 @@ class Settings(BaseModel):
 
     def secret_texts(self) -> tuple[str, ...]:
         """Every text that no log line may hold."""
-        headers = [header.value for header in self.rpc_headers]
         keys = (self.cre_signer_key, self.cre_eth_private_key)
         single = (self.database_url, self.ws_url, self.cre_api_key, *keys)
-        texts = [secret.get_secret_value() for secret in (*single, *self.rpc_url, *headers) if secret is not None]
-        texts += [
-            part for header in headers for part in header.get_secret_value().split() if len(part) >= KEY_CHARACTERS
-        ]
+        texts = [secret.get_secret_value() for secret in (*single, *self.rpc_url) if secret is not None]
+        for value in (header.value.get_secret_value() for header in self.rpc_headers):
+            texts += [part for part in (value, *value.split()) if len(part) >= KEY_CHARACTERS]
         texts += [key.get_secret_value().removeprefix("0x") for key in keys if key is not None]
         if self.instance_secret is not None:
             secret = self.instance_secret.get_secret_value()
@@ -573,12 +571,22 @@ def load(
     if settings is not None and settings.claim_lease_seconds <= settings.cre_timeout_seconds:
         problems.append(_problem("claim_lease_seconds", "not longer than BSKT_CRE_TIMEOUT_SECONDS"))
     if settings is not None:
-        places = {header.endpoint for header in settings.rpc_headers if header.endpoint is not None}
-        if any(place >= len(settings.rpc_url) for place in places):
-            problems.append(_problem("rpc_headers", "a header is for a node that BSKT_RPC_URL does not have"))
+        problems += [_problem("rpc_headers", wrong) for wrong in _wrong_headers(settings)]
     if settings is None or problems:
         raise SettingsError(problems)
     return settings
+
+
+def _wrong_headers(settings: Settings) -> Iterator[str]:
+    if any((header.endpoint or 0) >= len(settings.rpc_url) for header in settings.rpc_headers):
+        yield "a header is for a node that BSKT_RPC_URL does not have"
+    for number, url in enumerate(settings.rpc_url):
+        names = [each.name.lower() for each in settings.rpc_headers if each.endpoint in {None, number}]
+        if len(set(names)) < len(names):
+            yield f"node {number} gets one header twice"
+        parts = urlsplit(url.get_secret_value())
+        if "authorization" in names and (parts.username or parts.password):
+            yield f"node {number} gets an Authorization, and its URL has a user and password"
 
 
 def secret_files(env_file: Path | None = None, environ: Mapping[str, str] | None = None) -> dict[str, Path]:

@@ -1,8 +1,8 @@
 """A JSON-RPC server of a provider's making: it passes questions on to a real node, and has limits of its own.
 
-A profile holds the form of a provider's refusals: HTTP status, error code, and whether a batch is refused as one object,
-for each question, for the first one only, or by a connection that ends.  The limits are scaled down, so that a short
-chain meets them.  With ``says`` of false the refusals hold no word: none may be needed.
+A profile holds the form of a provider's refusals: HTTP status, error code, and whether a batch is refused as one
+object, for each question, for the first one only, or by a connection that ends.  The limits are scaled down, so that a
+short chain meets them.  With ``says`` of false the refusals hold no word: none may be needed.
 """
 
 from __future__ import annotations
