@@ -98,6 +98,10 @@ class RangeRefused(NodeError):
         super().__init__(f"endpoint {endpoint}, {method}: asked for too much at once: {reason}")
 
 
+class RangeLate(RangeRefused):
+    """No answer about so many blocks in time.  Ask for less."""
+
+
 class BlockUnknown(NodeError):
     """The node does not know the block, no longer or not yet.  Read the tip again and start from there."""
 

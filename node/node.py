@@ -44,6 +44,7 @@ from node.errors import (
     NodeAnswerInvalid,
     NodeError,
     NodeRefused,
+    RangeLate,
     RangeRefused,
 )
 from node.identity import ChainIdentity, require_identity
@@ -63,8 +64,8 @@ DEFAULT_MAX_LOGS: Final = 50_000
 PROBED_BATCH: Final = 16
 """Questions in the batch that an endpoint shows itself with: more than the strictest take, less than a rate limit."""
 
-_NO_TOPIC: Final = b"\xff" * 32
-_NO_ADDRESS: Final = b"\xff" * 20
+_NOTHING: Final = LogFilter(topics=((b"\xff" * 32,),))
+_NOTHING_BY_ADDRESS: Final = ByAddress(filters=(replace(_NOTHING, addresses=(b"\xff" * 20,)),))
 
 _SUSPICIOUS_COUNTS: Final = frozenset({100, 500, 1_000, 2_000, 5_000, 10_000, 20_000, 50_000, 100_000})
 """An answer with exactly so many logs may have been cut by a provider that does not say so (hard case 22)."""
@@ -223,9 +224,7 @@ class Node:
         """
         await self.finality(head)
         await self.headers_by_number(range(max(0, head.number - PROBED_BATCH + 1), head.number + 1))
-        wanted = LogFilter(topics=((_NO_TOPIC,),))
-        by_address = ByAddress(filters=(replace(wanted, addresses=(_NO_ADDRESS,)),))
-        await self._logs_some_way(head.hash, [wanted], by_address, None)
+        await self._logs_some_way(head.hash, [_NOTHING], _NOTHING_BY_ADDRESS, None)
 
     @_asked_of_one
     async def show_all(self, most_blocks: int) -> int:
@@ -237,11 +236,11 @@ class Node:
         head = await self.head()
         await self.show(head)
         await self.receipts(head.hash)
-        wanted = LogFilter(addresses=(_NO_ADDRESS,))
+        await self.final_logs(head.number, head.number, [_NOTHING], _NOTHING_BY_ADDRESS, last_hash=head.hash)
         blocks = min(most_blocks, head.number + 1)
         while blocks:
             try:
-                await self.logs_in_range(head.number - blocks + 1, head.number, [wanted])
+                await self.logs_in_range(head.number - blocks + 1, head.number, _NOTHING_BY_ADDRESS)
             except RangeRefused:
                 blocks //= 2
             except NodeRefused as refused:
@@ -487,17 +486,19 @@ class Node:
         """What ``filters`` find, else what ``by_address`` finds; where neither is answered, which of them never is.
 
         Raises:
-            RangeRefused: It would be too much, and ``can_be_fewer`` blocks be asked about.
+            RangeRefused: Both would be too much, and ``can_be_fewer`` blocks be asked about.
         """
         refused: list[Feature] = []
+        too_much: RangeRefused | None = None
         for feature, wanted in ((Feature.LOGS_BY_TOPIC, filters), (Feature.LOGS_BY_ADDRESS, by_address)):
             if wanted is None or not self._endpoint.has(feature):
                 continue
             try:
                 logs = await ask(wanted)
-            except RangeRefused:
-                if can_be_fewer:
-                    raise
+            except RangeLate:
+                raise  # another time-out would not be better
+            except RangeRefused as error:
+                too_much = error
             except NodeRefused as error:
                 _require_cannot(error)
                 refused.append(feature)
@@ -505,6 +506,8 @@ class Node:
                 for each in refused:
                     self._endpoint.showed(each, is_there=False)
                 return FoundLogs(logs=logs, of_known_only=wanted is by_address)
+        if too_much is not None and can_be_fewer:
+            raise too_much
         return tuple(refused)
 
     async def _logs_in(self, blocks: Mapping[str, str], wanted: Sequence[LogFilter] | ByAddress) -> tuple[Log, ...]:
@@ -631,7 +634,7 @@ class Node:
                 raise
             # A range that always takes too long would never be read if less were not asked for.
             self._endpoint.asked_range(count, is_answered=False)
-            raise RangeRefused(late.endpoint, late.method, late.reason) from late
+            raise RangeLate(late.endpoint, late.method, late.reason) from late
         except NodeRefused as refused:
             _require_cannot(refused)
             if count == 1:
