@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from functools import wraps
+from functools import partial, wraps
 from typing import Concatenate, Final, Literal, ParamSpec, TypeAlias, TypeVar
 
 from eth_hash.auto import keccak
@@ -63,6 +63,9 @@ DEFAULT_MAX_FILTER_ADDRESSES: Final = 500
 DEFAULT_MAX_LOGS: Final = 50_000
 PROBED_BATCH: Final = 16
 """Questions in the batch that an endpoint shows itself with: more than the strictest take, less than a rate limit."""
+
+_FEW_LOGS: Final = 1_000
+"""No provider calls so many logs of one block too many."""
 
 _NOTHING: Final = LogFilter(topics=((b"\xff" * 32,),))
 _NOTHING_BY_ADDRESS: Final = ByAddress(filters=(replace(_NOTHING, addresses=(b"\xff" * 20,)),))
@@ -457,23 +460,31 @@ class Node:
         return (await self._logs_some_way(block_hash, filters, by_address, final_number)).logs
 
     async def _logs_some_way(
-        self, block_hash: bytes, filters: Sequence[LogFilter], by_address: ByAddress | None, final_number: int | None
+        self,
+        block_hash: bytes,
+        filters: Sequence[LogFilter],
+        by_address: ByAddress | None,
+        final_number: int | None,
+        *,
+        refused: _Refused = (),
     ) -> FoundLogs:
+        """As ``logs_in_block``; ``refused`` is what was refused of the same block by its number."""
         by_hash = self._endpoint.has(Feature.LOGS_BY_HASH)
+        blocks = {"blockHash": to_hex(block_hash)} if by_hash else None
+        if blocks is None and final_number is not None:
+            blocks = _blocks(final_number, final_number)
         found: FoundLogs | _Refused = ()
-        if by_hash or final_number is not None:
-            blocks = {"blockHash": to_hex(block_hash)} if by_hash else _blocks(final_number or 0, final_number or 0)
+        if blocks is not None:
             with _about(block_hash):
-                found = await self._logs_by_filter(lambda wanted: self._logs_in(blocks, wanted), filters, by_address)
+                found = await self._logs_by_filter(partial(self._logs_in, blocks), filters, by_address)
         if isinstance(found, FoundLogs):
             with self._believing(GET_LOGS):
                 require_block(found.logs, block_hash)
             return found
-        logs = _matching(filters, await self._logs_of_receipts(block_hash))
-        if Feature.LOGS_BY_ADDRESS in found:
-            lacking = Feature.LOGS_BY_HASH if by_hash else Feature.LOGS_BY_ADDRESS
-            self._endpoint.showed(lacking, is_there=False)
-        return FoundLogs(logs=logs, of_known_only=False)
+        logs = await self._logs_of_receipts(block_hash)
+        if len(logs) < _FEW_LOGS:  # so these refusals were not about how many logs there are
+            self._lacks((*refused, Feature.LOGS_BY_HASH) if by_hash and Feature.LOGS_BY_ADDRESS in found else refused)
+        return FoundLogs(logs=_matching(filters, logs), of_known_only=False)
 
     async def _logs_by_filter(
         self,
@@ -483,13 +494,12 @@ class Node:
         *,
         can_be_fewer: bool = False,
     ) -> FoundLogs | _Refused:
-        """What ``filters`` find, else what ``by_address`` finds; where neither is answered, which of them never is.
+        """What ``filters`` find, else what ``by_address`` finds; where neither is answered, which of them were refused.
 
         Raises:
-            RangeRefused: Both would be too much, and ``can_be_fewer`` blocks be asked about.
+            RangeRefused: It would be too much, and ``can_be_fewer`` blocks be asked about.
         """
-        refused: list[Feature] = []
-        too_much: RangeRefused | None = None
+        refused: dict[Feature, NodeRefused | RangeRefused] = {}
         for feature, wanted in ((Feature.LOGS_BY_TOPIC, filters), (Feature.LOGS_BY_ADDRESS, by_address)):
             if wanted is None or not self._endpoint.has(feature):
                 continue
@@ -497,18 +507,20 @@ class Node:
                 logs = await ask(wanted)
             except RangeLate:
                 raise  # another time-out would not be better
-            except RangeRefused as error:
-                too_much = error
-            except NodeRefused as error:
+            except (NodeRefused, RangeRefused) as error:
                 _require_cannot(error)
-                refused.append(feature)
-            else:
-                for each in refused:
-                    self._endpoint.showed(each, is_there=False)
-                return FoundLogs(logs=logs, of_known_only=wanted is by_address)
-        if too_much is not None and can_be_fewer:
-            raise too_much
+                refused[feature] = error
+                continue
+            self._lacks(each for each, error in refused.items() if isinstance(error, NodeRefused))
+            return FoundLogs(logs=logs, of_known_only=wanted is by_address)
+        too_much = [error for error in refused.values() if isinstance(error, RangeRefused)]
+        if too_much and can_be_fewer:
+            raise too_much[0]
         return tuple(refused)
+
+    def _lacks(self, features: Iterable[Feature]) -> None:
+        for feature in features:
+            self._endpoint.showed(feature, is_there=False)
 
     async def _logs_in(self, blocks: Mapping[str, str], wanted: Sequence[LogFilter] | ByAddress) -> tuple[Log, ...]:
         """The logs of some blocks in one way; of ``ByAddress``, also what these make known in the same blocks."""
@@ -678,7 +690,7 @@ class Node:
             RangeRefused: Ask for fewer blocks; never of a single one.
         """
         found = await self._logs_by_filter(
-            lambda wanted: self.logs_in_range(first, last, wanted),
+            partial(self.logs_in_range, first, last),
             None if address_first else filters,
             by_address,
             can_be_fewer=first < last,
@@ -687,7 +699,7 @@ class Node:
             return found
         if first < last:
             raise RangeRefused(self._endpoint.name, GET_LOGS, "it gives no logs by range")
-        return await self._logs_some_way(last_hash, filters, by_address, last)
+        return await self._logs_some_way(last_hash, filters, by_address, last, refused=found)
 
     @_asked_of_one
     async def receipts(self, block_hash: bytes) -> tuple[Receipt, ...]:
@@ -809,9 +821,9 @@ def _about(block: Block) -> Iterator[None]:
         raise
 
 
-def _require_cannot(refused: NodeRefused) -> None:
+def _require_cannot(refused: NodeRefused | RangeRefused) -> None:
     """Go on with another way only where the endpoint may never answer this one."""
-    if refused.refusal not in CANNOT:
+    if isinstance(refused, NodeRefused) and refused.refusal not in CANNOT:
         raise refused
 
 

@@ -37,8 +37,9 @@ from invocator.classification import (
 from invocator.cre_gateway import CreGateway, GatewayUrlUnusable
 from invocator.signing import Signer, SignerKeyUnusable
 from node.capabilities import Feature
-from node.errors import BlockUnknown, HistoryPruned, NodeError
+from node.errors import BlockUnknown, HistoryPruned, NodeError, NodeRefused
 from node.node import Node
+from node.refusals import Refusal
 from service import wiring
 from service.endpoints import one_node, tried
 from service.explanation import counted, moment, span
@@ -320,7 +321,15 @@ async def _look_at_tags(findings: Findings, check: str, node: Node, settings: Se
 
 async def _look_at_abilities(findings: Findings, check: str, node: Node, settings: Settings) -> None:
     """What it can do: the daemon takes another way to what it does not, so hardly anything here must be mended."""
-    can = await tried(settings, node)
+    try:
+        can = await tried(settings, node)
+    except NodeRefused as refused:
+        if refused.refusal is not Refusal.RATE_LIMITED:
+            raise
+        findings.warn(
+            check, "It limits how fast it is asked: what it can do was not seen.", "set BSKT_RPC_REQUESTS_PER_SECOND"
+        )
+        return
     if can.range_blocks:
         findings.ok(check, f"It gives the logs of {counted(can.range_blocks, 'block')} at once.")
     findings.ok(check, f"It answers {counted(can.batch_size, 'question')} at once.")

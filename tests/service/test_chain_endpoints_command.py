@@ -67,4 +67,6 @@ async def test_check_says_what_is_done_where_a_node_lacks_something_and_what_mus
     notes = {sentence for check, severity, sentence in said if check == "node 1" and severity == "note"}
     assert "It gives no logs without an address: they are asked for by address." in notes
     assert "It gives no receipts of a block at once: they are asked for one by one." in notes
+    # Its limit is below what a look at it asks in a second.
+    assert ("node 0", "warning", "It limits how fast it is asked: what it can do was not seen.") in said
     assert not [each for each in said if each[0] == "node 0" and each[1] == "error"]
