@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
+from indexer import final_zone
 from indexer.final_zone import FinalZone, Next, ObservedRange, overlapped
 from node.node import Node
 from tests.indexer.ledger import SOURCES, Ledger, consumer, token
@@ -184,3 +185,27 @@ async def test_a_turn_is_bounded() -> None:
 
     await overlapped(prepare, commit, turns=3)
     assert committed == [1, 1, 1]
+
+
+async def test_a_turn_ends_after_its_time_with_what_it_has_prepared(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(final_zone, "TURN_SECONDS", -1.0)
+    committed: list[int] = []
+    numbers = iter(range(5))
+
+    async def prepare() -> int:
+        return next(numbers)
+
+    async def commit(number: int) -> None:
+        committed.append(number)
+
+    await overlapped(prepare, commit)
+    assert committed == [0]
+
+
+async def test_a_range_that_holds_too_much_of_strangers_is_asked_for_by_address_and_not_halved() -> None:
+    ledger = busy_ledger(60, most_logs=80)
+    for number in range(100):
+        ledger.request(30, 0, f"foreign-{number}", emitter=b"\x99" * 20)
+    ranges = await read_all(ledger)
+    assert banks(ranges) == [f"D-{number}" for number in range(2, 61)]
+    assert ledger.ranges == [(1, 60)] * 3  # by topic, by address, and for the basket that these blocks make
