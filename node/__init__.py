@@ -15,6 +15,6 @@ kept is how each endpoint behaved, and what it can do; a restart forgets it, and
 Reading order: ``errors``, ``blocks`` (what an answer means), ``inconsistency`` and ``refusals`` (what is wrong with
 it), ``exchange`` (HTTP, bounded in time and size), ``provider`` (web3's part), ``capabilities`` (what an endpoint can
 do), ``endpoint`` (one URL); ``identity`` (which chain it must serve), ``health`` (whom to ask next), ``watchdog`` (what
-must move), ``pool`` (several endpoints, and why a failover is safe); ``bloom`` (evidence of completeness), ``node`` (the
-questions); ``heads`` (the wake-up).
+must move), ``pool`` (several endpoints, and why a failover is safe); ``bloom`` (evidence of completeness), ``node``
+(the questions); ``heads`` (the wake-up).
 """
