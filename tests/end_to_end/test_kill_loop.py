@@ -8,6 +8,7 @@ from tests.end_to_end.processes import crash_points
 pytestmark = pytest.mark.end_to_end
 
 
+@pytest.mark.long
 @pytest.mark.timeout(600)
 async def test_a_daemon_killed_everywhere_loses_nothing_and_mints_nothing_twice(
     anvil_binary: Path, data_dir: Path

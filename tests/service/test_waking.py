@@ -20,7 +20,8 @@ async def test_the_invocator_is_woken_by_its_own_chain_only(dsn: str) -> None:
     async with asyncio.TaskGroup() as tasks:
         ear = tasks.create_task(hear())
         listening = (
-            "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'bskt_listener' AND query LIKE 'LISTEN%'"
+            "SELECT count(*) FROM pg_stat_activity "
+            "WHERE application_name = 'bskt_listener' AND query LIKE 'LISTEN%' AND state = 'idle'"
         )
         while await speaker.fetchval(f"{listening} AND datname = current_database()") == 0:
             pass
