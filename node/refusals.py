@@ -36,6 +36,7 @@ CANNOT: Final = frozenset({Refusal.UNSUPPORTED, Refusal.INVALID_REQUEST, Refusal
 
 _BY_CODE: Final = {
     3: Refusal.REVERTED,  # geth and those who follow it
+    429: Refusal.RATE_LIMITED,  # Alchemy, of one question of a batch
     4444: Refusal.PRUNED,  # EIP-4444
     -39001: Refusal.BLOCK_UNKNOWN,  # the execution API
     -32601: Refusal.UNSUPPORTED,  # JSON-RPC: method not found
@@ -47,7 +48,8 @@ _BY_WORDS: Final = tuple(
     for words, refusal in (
         # Infura, Alchemy, QuickNode, public nodes
         (
-            r"rate.?limit|too many requests|requests? (count|limit)|per second|compute units|throughput|quota|credits",
+            r"rate.?limit|too many requests|requests? (count|limit)|per second|compute units|throughput|quota|credits"
+            r"|capacity",
             Refusal.RATE_LIMITED,
         ),
         # geth: the end is before the start, or after the head; proxyd, besu, anvil: a backend that lags
