@@ -48,10 +48,10 @@ _BY_WORDS: Final = tuple(
     for words, refusal in (
         # Infura, Alchemy, QuickNode, public nodes
         (
-            r"rate.?limit|too many requests|requests? (count|limit)|per second|compute units|throughput|quota|credits"
-            r"|capacity",
+            r"rate.?limit|too many requests|requests? (count|limit)|per second|compute units|throughput|quota|credits",
             Refusal.RATE_LIMITED,
         ),
+        (r"capacity", Refusal.RATE_LIMITED),
         # geth: the end is before the start, or after the head; proxyd, besu, anvil: a backend that lags
         (
             r"beyond (current |the )?head|block ?(is )?out ?of ?range|not (yet )?(imported|available yet)",
