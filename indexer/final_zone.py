@@ -21,7 +21,7 @@ from indexer.filters import by_address_is_cheaper
 from indexer.observation import Observation, Sources
 from indexer.ranges import RangeSize, next_range
 from node.blocks import Header, Log, merge_logs
-from node.errors import NodeAnswerInvalid, NodeRefused, RangeRefused
+from node.errors import NodeAnswerInvalid, NodeRefused, RangeLate, RangeRefused
 from node.inconsistency import Inconsistency
 from node.node import DEFAULT_MAX_FILTER_ADDRESSES, Node
 from node.refusals import Refusal
@@ -131,8 +131,8 @@ class FinalZone:
                     address_first=False,
                     with_first=True,
                 )
-            except RangeRefused:
-                self._size = self._size.refused(last - first + 1)
+            except RangeRefused as refused:
+                self._refused(first, last, refused)
             else:
                 self._size = self._size.answered(blocks=last - first + 1, logs=len(answer.logs))
                 return await _whole(node, answer, answer.logs)
@@ -215,8 +215,8 @@ class FinalZone:
                         ask()
                         logs = await _with_born(node, sources, answer, known)
                         read = await _whole(node, replace(answer, headers=answer.headers | told_with), logs)
-                except RangeRefused:
-                    self._size, self._is_tuned = self._size.refused(last - first + 1), False
+                except RangeRefused as refused:
+                    self._refused(first, last, refused)
                     await drop()
                     asked = first - 1
                     continue
@@ -231,6 +231,10 @@ class FinalZone:
             yield give
         finally:
             await drop()
+
+    def _refused(self, first: int, last: int, refused: RangeRefused) -> None:
+        self._size = self._size.refused(last - first + 1, is_late=isinstance(refused, RangeLate))
+        self._is_tuned = False
 
     @contextmanager
     def _slowed_down(self) -> Iterator[None]:

@@ -65,7 +65,7 @@ async def test_an_endpoint_that_hangs_at_logs_is_left_for_the_next_one(indexer_p
     bad.interfere = hanging(bad, about_logs)
     async with following(indexer_pool, bad, good, timeout_seconds=TIMEOUT_SECONDS) as world:
         assert await until_at(world, chain, turns=8) <= 1
-        assert bad.seen["hung"] <= 6  # halved down to one block, and then it is to blame
+        assert bad.seen["hung"] <= 3  # twelve blocks, one, and then it is to blame
         assert world.states[0] is EndpointState.UNREACHABLE
         assert len(await world.requests()) == 9
 

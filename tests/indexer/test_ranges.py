@@ -75,3 +75,11 @@ def test_each_basket_is_asked_for_with_two_addresses() -> None:
 
 def test_a_short_range_that_was_refused_is_halved_itself() -> None:
     assert RangeSize(blocks=2_000, ceiling=2_000).refused(14).blocks == 7
+
+
+def test_an_endpoint_that_hangs_at_every_range_is_asked_about_one_block_after_few_time_outs() -> None:
+    size, sizes = RangeSize(blocks=2_000, ceiling=2_000), []
+    while size.blocks > 1:
+        size = size.refused(size.blocks, is_late=True)
+        sizes.append(size.blocks)
+    assert sizes == [250, 31, 3, 1]
