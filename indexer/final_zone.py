@@ -10,9 +10,9 @@ flight, and nothing is asked for before there is room.  So a slow database slows
 from __future__ import annotations
 
 import asyncio
-from collections import defaultdict, deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from typing import Final, TypeAlias, TypeVar
 
@@ -20,18 +20,21 @@ from datastore.rows import Block, BlockRef
 from indexer.filters import by_address_is_cheaper
 from indexer.observation import Observation, Sources
 from indexer.ranges import RangeSize, next_range
-from node.blocks import Header, Log, LogFilter, merge_logs
-from node.errors import NodeAnswerInvalid, RangeRefused
+from node.blocks import Header, Log, merge_logs
+from node.errors import NodeAnswerInvalid, NodeRefused, RangeLate, RangeRefused
 from node.inconsistency import Inconsistency
 from node.node import DEFAULT_MAX_FILTER_ADDRESSES, Node
+from node.refusals import Refusal
 
 T = TypeVar("T")
 
 READ_AHEAD: Final = 2
 LOGS_A_SLICE: Final = 100
-_NO_TIMES: Final = defaultdict[int, int](int)
 RANGES_A_TURN: Final = 16
 """Bounds a turn, so that a process which shall stop need not wait for the whole chain."""
+
+TURN_SECONDS: Final = 120.0
+"""A turn ends after so long, with what it has prepared: a slow endpoint must not look like a part that stands still."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,12 +96,22 @@ class FinalZone:
         self._is_tuned = False
         self._foreign_logs = 0
 
-    async def read(self, node: Node, sources: Sources, after: int, up_to: int, *, head: Header) -> FinalRange:
+    async def read(
+        self,
+        node: Node,
+        sources: Sources,
+        after: int,
+        up_to: int,
+        *,
+        head: Header,
+        consumer_by_token: Mapping[bytes, bytes],
+    ) -> FinalRange:
         """The range that follows block ``after`` and ends at ``up_to`` at the latest, which must be final.
 
         ``node`` should be one endpoint's, and ``head`` its newest block: headers and logs must fit together.  The last
         block is the anchor of what follows, and final once it is stored, so it is not taken from a single answer: the
         block after it must name it as its parent (a server behind the endpoint may be on another branch, hard case 26).
+        ``consumer_by_token`` has the baskets that were announced up to ``after`` by any factory of ``sources``.
 
         Raises:
             NodeUnavailable: Call again.
@@ -108,9 +121,18 @@ class FinalZone:
         while True:
             first, last = next_range(after, up_to, self._size)
             try:
-                answer = await _ask(node, sources, first, last, head=head, baskets=None, with_first=True)
-            except RangeRefused:
-                self._size = self._size.refused()
+                answer = await _ask(
+                    node,
+                    sources,
+                    first,
+                    last,
+                    head=head,
+                    known=consumer_by_token,
+                    address_first=False,
+                    with_first=True,
+                )
+            except RangeRefused as refused:
+                self._refused(first, last, refused)
             else:
                 self._size = self._size.answered(blocks=last - first + 1, logs=len(answer.logs))
                 return await _whole(node, sources, answer, answer.logs)
@@ -140,7 +162,7 @@ class FinalZone:
 
         What is given raises what ``read`` does; begin again then.
         """
-        ahead: deque[tuple[int, asyncio.Task[_Answer]]] = deque()
+        ahead: deque[tuple[int, int, asyncio.Task[_Answer]]] = deque()
         loop = asyncio.get_running_loop()
         asked, known = after, consumer_by_token
         final = None if up_to_hash is None else BlockRef(number=up_to, hash=up_to_hash)
@@ -163,17 +185,18 @@ class FinalZone:
                     first,
                     last,
                     head=head,
-                    baskets=known if is_cheaper else None,
+                    known=known,
+                    address_first=is_cheaper,
                     with_first=asked == after,
                     final=final,
                 )
-                ahead.append((first, loop.create_task(asking)))
+                ahead.append((first, last, loop.create_task(asking)))
                 asked = last
 
         async def drop() -> None:
-            for _, task in ahead:
+            for *_, task in ahead:
                 task.cancel()
-            await asyncio.gather(*(task for _, task in ahead), return_exceptions=True)
+            await asyncio.gather(*(task for *_, task in ahead), return_exceptions=True)
             ahead.clear()
 
         async def give() -> ObservedRange | None:
@@ -182,17 +205,18 @@ class FinalZone:
                 ask()
                 if not ahead:
                     return None
-                first, task = ahead[0]
+                first, last, task = ahead[0]
                 try:
-                    answer = await task
-                    ahead.popleft()
-                    self._size = self._size.answered(blocks=answer.last - first + 1, logs=len(answer.logs))
-                    self._is_tuned = True
-                    ask()
-                    logs = answer.logs if answer.baskets is None else await _with_born(node, sources, answer, known)
-                    read = await _whole(node, sources, replace(answer, headers=answer.headers | told_with), logs)
-                except RangeRefused:
-                    self._size, self._is_tuned = self._size.refused(), False
+                    with self._slowed_down():
+                        answer = await task
+                        ahead.popleft()
+                        self._size = self._size.answered(blocks=answer.last - first + 1, logs=len(answer.logs))
+                        self._is_tuned = True
+                        ask()
+                        logs = await _with_born(node, sources, answer, known)
+                        read = await _whole(node, sources, replace(answer, headers=answer.headers | told_with), logs)
+                except RangeRefused as refused:
+                    self._refused(first, last, refused)
                     await drop()
                     asked = first - 1
                     continue
@@ -208,6 +232,20 @@ class FinalZone:
         finally:
             await drop()
 
+    def _refused(self, first: int, last: int, refused: RangeRefused) -> None:
+        self._size = self._size.refused(last - first + 1, is_late=isinstance(refused, RangeLate))
+        self._is_tuned = False
+
+    @contextmanager
+    def _slowed_down(self) -> Iterator[None]:
+        """A range may need more questions than are allowed at once: after such a refusal, ask for fewer blocks."""
+        try:
+            yield
+        except NodeRefused as refused:
+            if refused.refusal is Refusal.RATE_LIMITED:
+                self._size = self._size.refused(self._size.blocks)
+            raise
+
 
 async def _ask(
     node: Node,
@@ -216,7 +254,8 @@ async def _ask(
     last: int,
     *,
     head: Header,
-    baskets: Mapping[bytes, bytes] | None,
+    known: Mapping[bytes, bytes],
+    address_first: bool,
     with_first: bool,
     final: BlockRef | None = None,
 ) -> _Answer:
@@ -227,9 +266,21 @@ async def _ask(
     _require_anchor(node, headers, last, head)
     if final is not None and final.number in headers and headers[final.number].hash != final.hash:
         raise contradiction(node, f"the finalized block {final.number} is not on the branch that is told by number")
-    by_address = None if baskets is None else sources.filters_by_address() + sources.filters_of(baskets)
-    logs = await _logs(node, first, last, headers, by_address or sources.filters())
-    return _Answer(first=first, last=last, headers=headers, logs=logs, baskets=baskets)
+    answer = await node.final_logs(
+        first,
+        last,
+        sources.filters(),
+        sources.by_address(known),
+        last_hash=headers[last].hash,
+        address_first=address_first,
+    )
+    return _Answer(
+        first=first,
+        last=last,
+        headers=headers,
+        logs=answer.logs,
+        baskets=known if answer.of_known_only else None,
+    )
 
 
 async def _observed(sources: Sources, read: FinalRange, known: Mapping[bytes, bytes]) -> Observation:
@@ -243,14 +294,12 @@ async def _observed(sources: Sources, read: FinalRange, known: Mapping[bytes, by
 
 
 async def _with_born(node: Node, sources: Sources, answer: _Answer, known: Mapping[bytes, bytes]) -> Sequence[Log]:
-    """The answer's logs, and those of the baskets that were not known when it was asked for."""
-    probe = Observation(sources, known)
-    probe.read(answer.logs, _NO_TIMES)
+    """The answer's logs, and those of the baskets that were made between it and the range that was read before."""
     asked = answer.baskets or {}
-    born = {token: consumer for token, consumer in probe.consumer_by_token.items() if token not in asked}
-    if not born:
+    born = {token: consumer for token, consumer in known.items() if token not in asked}
+    if answer.baskets is None or not born:
         return answer.logs
-    more = await _logs(node, answer.first, answer.last, answer.headers, sources.filters_of(born))
+    more = await node.logs_in_range(answer.first, answer.last, sources.filters_of(born))
     return merge_logs((tuple(answer.logs), more))
 
 
@@ -259,17 +308,6 @@ def _require_anchor(node: Node, headers: Mapping[int, Header], last: int, head: 
     named = headers[last + 1].parent_hash if last < head.number else head.hash
     if headers[last].hash != named:
         raise contradiction(node, f"block {last} is not the one that the chain above it is built on")
-
-
-async def _logs(
-    node: Node, first: int, last: int, headers: Mapping[int, Header], filters: Sequence[LogFilter]
-) -> tuple[Log, ...]:
-    try:
-        return await node.logs_in_range(first, last, filters)
-    except RangeRefused:
-        if first < last:
-            raise
-        return await node.logs_in_block(headers[first].hash, filters)
 
 
 async def _whole(node: Node, sources: Sources, answer: _Answer, logs: Sequence[Log]) -> FinalRange:
@@ -297,9 +335,13 @@ async def overlapped(
 ) -> None:
     """Prepare what follows while the database commits what is prepared: each at most ``turns`` times, in order.
 
+    Nothing more is begun after ``TURN_SECONDS``.
+
     What either raises is raised, after both have ended.  ``None`` is the end of what can be prepared.
     """
     ready: asyncio.Queue[T | Exception | None] = asyncio.Queue(maxsize=1)
+    loop = asyncio.get_running_loop()
+    began = loop.time()
 
     async def prepare_all() -> None:
         for _ in range(turns):
@@ -311,9 +353,11 @@ async def overlapped(
             await ready.put(prepared)
             if prepared is None or isinstance(prepared, Exception):
                 return
+            if loop.time() - began > TURN_SECONDS:
+                break
         await ready.put(None)
 
-    preparing = asyncio.get_running_loop().create_task(prepare_all())  # not a part's own task: it ends in here
+    preparing = loop.create_task(prepare_all())  # not a part's own task: it ends in here
     try:
         while (prepared := await ready.get()) is not None:
             if isinstance(prepared, Exception):

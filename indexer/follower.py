@@ -36,6 +36,9 @@ LOGGED_ONE_BY_ONE: Final = 100
 BLOCKS_A_COMMIT: Final = 64
 """Near the head: bounds a commit after a pause; the rest is read by the next tick."""
 
+READING_SECONDS: Final = 60.0
+"""Near the head: what was read is committed after so long, whatever is still to be read."""
+
 MOST_UNFINALIZED_BLOCKS: Final = 10_000
 """Indexed above the chain's finalized block: bounds what a fork is searched in while finality stalls (hard case 12)."""
 
@@ -251,9 +254,18 @@ class Follower:
             raise self._node.contradiction(Inconsistency.OTHER_BLOCK, "one hash is told of blocks at two heights")
         known = await self._known_baskets(ancestor, position.baskets_version)
         observation = Observation(self._sources, known)
-        for header in headers:
-            believed = self._sources.believed(observation.consumer_by_token)
-            logs = await self._node.logs_of(header, self._sources.filters(), believed)
+        began = self._clock()
+        for place, header in enumerate(headers):
+            if place and self._clock() - began > READING_SECONDS:
+                headers = headers[:place]  # committed now: what a slow endpoint takes longer for would be lost
+                break
+            known = observation.consumer_by_token
+            logs = await self._node.logs_of(
+                header,
+                self._sources.filters(),
+                self._sources.believed(known),
+                by_address=self._sources.by_address(known),
+            )
             observation.read(logs, {header.number: header.timestamp})
         blocks = [stored(header) for header in headers]
         tags = await self._believed(position, ancestor, blocks, tags)
@@ -289,7 +301,7 @@ class Follower:
 
     async def _branch(self, cursor: BlockRef, head: Header) -> Sequence[Header]:
         """The headers from the one after the cursor up to the head, or the head alone if it is not above the cursor."""
-        last = min(head.number, cursor.number + BLOCKS_A_COMMIT)
+        last = min(head.number, cursor.number + min(BLOCKS_A_COMMIT, self._node.blocks_at_once))
         if last <= cursor.number + 1:
             return [head]
         found = await self._node.headers_by_number(range(cursor.number + 1, last + 1))

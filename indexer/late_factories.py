@@ -92,10 +92,15 @@ class LateFactories:
         return self._standstill.troubles()
 
     async def _fill(self, late: Pending, position: Position) -> bool:
-        observation = await self._observation(late, up_to=late.filled_up_to)
+        sources, observation = await self._observation(late, up_to=late.filled_up_to)
         async with self._node.session(reaching=position.finalized, from_block=late.filled_up_to + 1) as session:
             read = await self._zone.read(
-                session.node, self._sources, late.filled_up_to, position.finalized, head=session.head
+                session.node,
+                sources,
+                late.filled_up_to,
+                position.finalized,
+                head=session.head,
+                consumer_by_token=observation.consumer_by_token,
             )
             observation.read(read.logs, read.timestamp_by_block())
             try:
@@ -113,25 +118,29 @@ class LateFactories:
         held = await following.held_blocks(self._pool, self._sources.chain_id, lowest=position.finalized + 1)
         kept = self._logs_above
         self._logs_above = {block.hash: kept[block.hash] for block in held if block.hash in kept}
-        unread = [block.hash for block in held if block.hash not in kept]
+        left = BLOCKS_A_TICK
+        sources, observation = await self._observation(late, up_to=position.finalized)
         async with self._node.session(reaching=position.cursor.number, from_block=position.finalized + 1) as session:
-            for block_hash in unread[:BLOCKS_A_TICK]:
-                self._logs_above[block_hash] = await session.node.logs_in_block(block_hash, self._sources.filters())
-        if len(unread) > BLOCKS_A_TICK:
-            return True
-        observation = await self._observation(late, up_to=position.finalized)
-        for block in held:
-            observation.read(self._logs_above[block.hash], {block.number: block.timestamp})
+            for block in held:
+                if block.hash not in self._logs_above:
+                    if not left:
+                        return True
+                    left -= 1
+                    self._logs_above[block.hash] = await session.node.logs_in_block(
+                        block.hash, sources.filters(), by_address=sources.by_address(observation.consumer_by_token)
+                    )
+                observation.read(self._logs_above[block.hash], {block.number: block.timestamp})
         await self._commit(late, position, held, observation, filled_up_to=position.finalized, admit=True)
         log.info("factory.admitted", factory="0x" + late.address.hex(), cursor=position.cursor.number)
         return True
 
-    async def _observation(self, late: Pending, *, up_to: int) -> Observation:
+    async def _observation(self, late: Pending, *, up_to: int) -> tuple[Sources, Observation]:
         """What this factory says beside those that are live; what is recorded already stays as it is."""
         chain_id = self._sources.chain_id
         believed = await factories.live(self._pool, chain_id) | {late.address}
         known = await following.known_baskets(self._pool, chain_id, up_to=up_to)
-        return Observation(replace(self._sources, more_factories=believed), dict(known))
+        sources = replace(self._sources, more_factories=believed)
+        return sources, Observation(sources, dict(known))
 
     async def _commit(
         self,

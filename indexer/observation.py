@@ -10,7 +10,7 @@ basket which is created and used in one block is known when it is used (hard cas
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -25,7 +25,7 @@ from indexer.decoding import (
     Undecodable,
     display_text,
 )
-from node.blocks import Log, LogFilter
+from node.blocks import ByAddress, Log, LogFilter
 
 BASKET_CREATED = "BasketCreated"
 MINT_REQUESTED = "MintRequested"
@@ -64,6 +64,18 @@ class Sources:
             *catalog.role_event_by_topic0,
         )
         return (LogFilter(topics=(topics,)),)
+
+    def by_address(self, consumer_by_token: Mapping[bytes, bytes]) -> ByAddress:
+        """The same as ``filters``, as far as it is kept, given these baskets; and those that the same blocks make."""
+
+        def announced(logs: Sequence[Log]) -> Sequence[LogFilter]:
+            created = [log for log in logs if log.topics[:1] == (self.catalog.basket_created_topic0,)]
+            probe = Observation(self, consumer_by_token)
+            probe.read(created, {})
+            born = {basket.stablecoin: basket.consumer for basket in probe.observed.baskets}
+            return self.filters_of(born)
+
+        return ByAddress(filters=self.filters_by_address() + self.filters_of(consumer_by_token), announced=announced)
 
     def filters_by_address(self) -> tuple[LogFilter, ...]:
         """What to ask for where strangers emit too much: what is not the baskets' own, by who may say it."""

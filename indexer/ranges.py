@@ -17,6 +17,7 @@ LOGS_A_RANGE: Final = 15_000
 """About so many logs are read and committed at once: 11 MB of JSON, 45 MB of memory while they are parsed."""
 
 _LARGEST_STEP: Final = 4
+_LATE_DIVISOR: Final = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,9 +33,13 @@ class RangeSize:
         """Before the first answer."""
         return cls(blocks=min(FIRST_RANGE_BLOCKS, ceiling), ceiling=ceiling)
 
-    def refused(self) -> RangeSize:
-        """Ask for half."""
-        return replace(self, blocks=max(1, self.blocks // 2), was_refused=True)
+    def refused(self, blocks: int, *, is_late: bool = False) -> RangeSize:
+        """Ask for half of what was refused, and for an eighth of what was not answered in time.
+
+        Each time-out costs half a minute: an endpoint that hangs at any range shall be found out at one block soon.
+        """
+        divisor = _LATE_DIVISOR if is_late else 2
+        return replace(self, blocks=max(1, min(self.blocks, blocks) // divisor), was_refused=True)
 
     def answered(self, *, blocks: int, logs: int) -> RangeSize:
         """After an answer of ``logs`` logs in ``blocks`` blocks, as many blocks as hold enough of them."""

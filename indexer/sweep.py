@@ -216,11 +216,15 @@ class Examiner:
 
     async def _read(self, position: Position, after: int, up_to: int, *, than: str | None) -> _Reading:
         known = dict(await following.known_baskets(self._pool, self._sources.chain_id, up_to=after))
+        sources = await self._settled_sources()
         async with self._node.second_opinion(than=than, reaching=up_to, from_block=after + 1) as session:
-            read = await self._zone.read(session.node, self._sources, after, up_to, head=session.head)
+            read = await self._zone.read(
+                session.node, sources, after, up_to, head=session.head, consumer_by_token=known
+            )
             # The rows are read after the node: what is final does not change any more, except by a repair.
             stored = await sweeping.stored_range(self._pool, self._sources.chain_id, read.first, read.blocks[-1].number)
-            sources = await self._settled_sources()
+            if more := (await self._settled_sources()).factories - sources.factories:
+                raise SourcesUnsettled(min(more), after)  # rows of a factory that was not asked about
             told = await _hashes(session.node, read, stored.hash_by_number)
             if any(told[number] != block_hash for number, block_hash in stored.hash_by_number.items()):
                 await self._require_final(session.node, position)

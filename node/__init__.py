@@ -10,10 +10,11 @@ once; then the next endpoint is asked; waiting for better weather is the caller'
 suggests is never used for control (hard case 23), and no message holds its URL: the key of an account is in it.
 
 No answer is cached, so that a crash costs nothing and a null near the tip is asked for again (hard case 32).  What is
-kept is how each endpoint behaved; a restart forgets it, and learns it again.
+kept is how each endpoint behaved, and what it can do; a restart forgets it, and learns it again.
 
 Reading order: ``errors``, ``blocks`` (what an answer means), ``inconsistency`` and ``refusals`` (what is wrong with
-it), ``exchange`` (HTTP, bounded in time and size), ``provider`` (web3's part), ``endpoint`` (one URL); ``identity``
-(which chain it must serve), ``health`` (whom to ask next), ``watchdog`` (what must move), ``pool`` (several endpoints,
-and why a failover is safe); ``bloom`` (evidence of completeness), ``node`` (the questions); ``heads`` (the wake-up).
+it), ``exchange`` (HTTP, bounded in time and size), ``provider`` (web3's part), ``capabilities`` (what an endpoint can
+do), ``endpoint`` (one URL); ``identity`` (which chain it must serve), ``health`` (whom to ask next), ``watchdog`` (what
+must move), ``pool`` (several endpoints, and why a failover is safe); ``bloom`` (evidence of completeness), ``node``
+(the questions); ``heads`` (the wake-up).
 """

@@ -131,6 +131,17 @@ class LogFilter:
         return tuple(replace(self, addresses=self.addresses[start : start + max_addresses]) for start in starts)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ByAddress:
+    """Logs asked for by who may emit them: nothing that strangers emit comes along.
+
+    ``announced`` says whom the logs that were found make known, as filters: these are asked about the same blocks.
+    """
+
+    filters: tuple[LogFilter, ...]
+    announced: Callable[[Sequence[Log]], Sequence[LogFilter]] = lambda _: ()
+
+
 def to_hex(octets: bytes) -> str:
     """Data for a node."""
     return "0x" + octets.hex()

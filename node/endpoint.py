@@ -12,10 +12,19 @@ import aiohttp
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt
 
 from node.blocks import Malformed, parse_octets
-from node.errors import NodeAnswerInvalid, NodeError, NodeRefused, NodeUnavailable, RangeRefused
+from node.capabilities import Capabilities
+from node.errors import (
+    AnswerLate,
+    AnswerTooMuch,
+    NodeAnswerInvalid,
+    NodeError,
+    NodeRefused,
+    NodeUnavailable,
+    RangeRefused,
+)
 from node.exchange import AnswerTooLarge, AnswerUnreadable, HttpExchange, HttpRefused
 from node.inconsistency import Inconsistency
-from node.refusals import Refusal, classify_rpc_error
+from node.refusals import CANNOT, Refusal, classify_rpc_error
 
 if TYPE_CHECKING:
     from node.provider import BoundedHTTPProvider
@@ -23,9 +32,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 GET_LOGS: Final = "eth_getLogs"
-MAX_BATCH: Final = 100
-"""Questions in one exchange; providers allow 100 to 1,000."""
-
 _CONNECTION_ATTEMPTS: Final = 3
 _REASON_CHARACTERS: Final = 200
 
@@ -59,6 +65,7 @@ class RpcEndpoint:
         request_timeout_seconds: float,
         max_answer_bytes: int,
         observe: Observe,
+        headers: Mapping[str, str] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Prepare; the first question opens the connection.
@@ -70,15 +77,20 @@ class RpcEndpoint:
                 tried again.
             max_answer_bytes: Of an answer's body, unpacked.
             observe: Told about every question and every batch.
+            headers: Sent with each question; their values are keys, and appear in no error either.
             clock: Seconds that never go back.
         """
         self.name = name
         self._exchange = HttpExchange(
-            url, request_timeout_seconds=request_timeout_seconds, max_answer_bytes=max_answer_bytes
+            url,
+            request_timeout_seconds=request_timeout_seconds,
+            max_answer_bytes=max_answer_bytes,
+            headers=headers or {},
         )
+        self.capabilities = Capabilities()
         self._request_timeout_seconds = request_timeout_seconds
         self._observe = observe
-        self._clock = clock
+        self.clock = clock
         self._silent_until = float("-inf")
         self._provider: BoundedHTTPProvider | None = None
 
@@ -100,22 +112,52 @@ class RpcEndpoint:
 
         return await self._observed(method, ask)
 
-    async def batch(self, method: str, questions: Sequence[Sequence[object]], parse: Callable[[object], T]) -> list[T]:
+    async def batch(
+        self,
+        method: str,
+        questions: Sequence[Sequence[object]],
+        parse: Callable[[object], T],
+        *,
+        at_most: int | None = None,
+    ) -> list[T]:
         """Ask one question with several parameters in few exchanges; the results are in the order of ``questions``.
 
-        What a batch leaves unanswered is asked again alone, so that a missing item fails only itself (hard case 25).
+        What a batch leaves unanswered is asked again, the first of it alone: either that says what is wrong, or the
+        batch was too large for this endpoint, and from then on smaller ones are asked.  So a missing item fails only
+        itself, and of two exchanges one brings an answer.
+
+        Args:
+            method: Of each question.
+            questions: The parameters of each.
+            parse: Reads each result.
+            at_most: Questions in one exchange, where fewer are wanted than this endpoint takes.
 
         Raises:
             NodeUnavailable: A question had no usable answer; nothing is to be taken from the others either.
             RangeRefused: Ask for less.
         """
-        results: list[T] = []
-        for start in range(0, len(questions), MAX_BATCH):
-            some = questions[start : start + MAX_BATCH]
-            found = await self._batch(method, some, parse) if len(some) > 1 else [None]
-            for question, result in zip(some, found, strict=True):
-                results.append(await self.call(method, question, parse) if result is None else result[0])
-        return results
+        found: dict[int, T] = {}
+        waiting = list(range(len(questions)))
+        limit = at_most or len(questions)
+        while waiting:
+            some = waiting[: min(limit, self.capabilities.batch_at(self.clock()))]
+            if len(some) > 1:
+                answers = await self._batch(method, [questions[place] for place in some], parse)
+                found |= {place: answer[0] for place, answer in zip(some, answers, strict=True) if answer is not None}
+            missing = [place for place in some if place not in found]
+            if missing:
+                found[missing[0]] = await self.call(method, questions[missing[0]], parse)
+            if len(some) > 1 and len(missing) == len(some):
+                limit = len(some) // 2
+                self.refused_batch(len(some))
+            elif not missing:
+                self.capabilities = self.capabilities.answered_batch(len(some))
+            waiting = [*missing[1:], *waiting[len(some) :]]
+        return [found[place] for place in range(len(questions))]
+
+    def refused_batch(self, questions: int) -> None:
+        """From now on ask fewer than this at once."""
+        self.capabilities = self.capabilities.refused_batch(questions, self.clock())
 
     async def close(self) -> None:
         """Close the connections; a later question would open new ones."""
@@ -124,19 +166,48 @@ class RpcEndpoint:
     async def _batch(
         self, method: str, questions: Sequence[Sequence[object]], parse: Callable[[object], T]
     ) -> list[tuple[T] | None]:
+        """What was answered of one batch: nothing, where it may be about the batch that the endpoint refused."""
+
         async def ask(provider: BoundedHTTPProvider) -> list[tuple[T] | None]:
             answers = await provider.make_batch_request([(method, question) for question in questions])
             if not isinstance(answers, list):
                 self._result(method, answers, _no_batch)
                 return []
-            return [(self._result(method, answer, parse),) if answer else None for answer in answers]
+            return [self._item(method, answer, parse) for answer in answers]
 
-        return await self._observed(method, ask)
+        nothing: list[tuple[T] | None] = [None] * len(questions)
+        try:
+            return await self._observed(method, ask)
+        except AnswerLate:
+            self.refused_batch(len(questions))
+            raise
+        except (NodeAnswerInvalid, RangeRefused):
+            raise
+        except NodeRefused as refused:
+            if refused.refusal not in CANNOT:
+                raise
+        except NodeUnavailable as error:  # too much to say; or the connection, which some servers drop instead
+            if error.retry_after_seconds is not None:
+                raise
+        return nothing
+
+    def _item(self, method: str, answer: Mapping[str, object], parse: Callable[[object], T]) -> tuple[T] | None:
+        """One answer of a batch; ``None`` if there is none, or it may be about the batch and not the question."""
+        if not answer:
+            return None
+        try:
+            return (self._result(method, answer, parse),)
+        except AnswerTooMuch:
+            return None
+        except NodeRefused as refused:
+            if refused.refusal not in CANNOT:
+                raise
+            return None
 
     async def _observed(self, method: str, ask: Callable[[BoundedHTTPProvider], Awaitable[T]]) -> T:
-        if (silent := self._silent_until - self._clock()) > 0:
+        if (silent := self._silent_until - self.clock()) > 0:
             raise NodeUnavailable(self.name, method, "the endpoint asked to be left alone", retry_after_seconds=silent)
-        started, outcome = self._clock(), Outcome.UNAVAILABLE
+        started, outcome = self.clock(), Outcome.UNAVAILABLE
         try:
             result = await self._retrying(method, ask)
             outcome = Outcome.OK
@@ -147,7 +218,7 @@ class RpcEndpoint:
             outcome = Outcome.INVALID
             raise
         finally:
-            self._observe(self.name, method, outcome, self._clock() - started)
+            self._observe(self.name, method, outcome, self.clock() - started)
         return result
 
     async def _retrying(self, method: str, ask: Callable[[BoundedHTTPProvider], Awaitable[T]]) -> T:
@@ -172,8 +243,7 @@ class RpcEndpoint:
         except AnswerUnreadable as error:
             raise NodeAnswerInvalid(self.name, method, str(error)) from error
         except TimeoutError:
-            # A range that always takes too long would never be read if less were not asked for.
-            raise self._too_much(method, "no answer in time") from None
+            raise AnswerLate(self.name, method, f"no answer in {self._request_timeout_seconds:g} s") from None
         except (aiohttp.ClientError, OSError) as error:
             # The class says enough; the text of some of them repeats the URL, so it is not chained either.
             raise NodeUnavailable(self.name, method, type(error).__name__) from None
@@ -208,7 +278,7 @@ class RpcEndpoint:
         if refusal is Refusal.TOO_MUCH:
             return self._too_much(method, reason)
         if retry_after_seconds is not None:
-            self._silent_until = self._clock() + retry_after_seconds
+            self._silent_until = self.clock() + retry_after_seconds
         return NodeRefused(
             self.name,
             method,
@@ -219,8 +289,7 @@ class RpcEndpoint:
         )
 
     def _too_much(self, method: str, reason: str) -> NodeError:
-        # Only logs can be asked for in smaller pieces.
-        return (RangeRefused if method == GET_LOGS else NodeUnavailable)(self.name, method, reason)
+        return (RangeRefused if method == GET_LOGS else AnswerTooMuch)(self.name, method, reason)
 
 
 def _no_batch(_: object) -> object:

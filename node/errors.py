@@ -62,6 +62,14 @@ class BudgetSpent(NodeUnavailable):
     """Our own budget for each endpoint that could be asked is spent.  Nobody's fault: go on when it has filled."""
 
 
+class AnswerLate(NodeUnavailable):
+    """No whole answer in time.  Ask for less where that is possible; else it is the endpoint's fault: ask another."""
+
+
+class AnswerTooMuch(NodeUnavailable):
+    """One answer would hold too much, for the endpoint or for us.  Ask for it in pieces where it has some."""
+
+
 class HistoryPruned(NodeUnavailable):
     """This endpoint has thrown the block away for good (hard case 34).  Only an archive endpoint can answer."""
 
@@ -103,13 +111,17 @@ class EndpointChanged(NodeUnavailable):
 
 
 class RangeRefused(NodeError):
-    """Too much at once for this endpoint.  Ask for less; for a single block, read it by its hash instead."""
+    """Too many logs at once, for this endpoint or for us.  Ask for less; read a single block in another way."""
 
     def __init__(self, endpoint: str, method: str, reason: str) -> None:
         self.endpoint = endpoint
         self.method = method
         self.reason = reason
         super().__init__(f"endpoint {endpoint}, {method}: asked for too much at once: {reason}")
+
+
+class RangeLate(RangeRefused):
+    """No answer about so many blocks in time.  Ask for less."""
 
 
 class BlockUnknown(NodeError):

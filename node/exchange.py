@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final
 from urllib.parse import parse_qsl, urlsplit
 
@@ -40,10 +41,15 @@ class HttpExchange:
     ``connections`` counts those that were ever opened: a new one may lead to another server (hard case 27).
     """
 
-    def __init__(self, url: str, *, request_timeout_seconds: float, max_answer_bytes: int) -> None:
+    def __init__(
+        self, url: str, *, request_timeout_seconds: float, max_answer_bytes: int, headers: Mapping[str, str]
+    ) -> None:
         self._url = url
+        self._headers = {**_HEADERS, **headers}
         parts = urlsplit(url)
         pieces = [parts.username, parts.password, *parts.path.split("/"), *dict(parse_qsl(parts.query)).values()]
+        # An authorization is a scheme and a key.
+        pieces += [part for value in headers.values() for part in (value, *value.split())]
         self._secrets = [url, *(piece for piece in pieces if piece and len(piece) >= _SECRET_MIN_CHARACTERS)]
         self._timeout = aiohttp.ClientTimeout(total=request_timeout_seconds)
         self._max_answer_bytes = max_answer_bytes
@@ -66,7 +72,7 @@ class HttpExchange:
             self._session = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(keepalive_timeout=_KEEP_ALIVE_SECONDS),
                 timeout=self._timeout,
-                headers=_HEADERS,
+                headers=self._headers,
                 cookie_jar=aiohttp.DummyCookieJar(),
                 trace_configs=[trace],
             )
@@ -85,7 +91,7 @@ class HttpExchange:
             return answer
 
     def redacted(self, text: str) -> str:
-        """``text`` on one line, without controls and without any part of the URL that may be a key (hard case 110)."""
+        """``text`` on one line, without controls and without any part of URL or headers that may be a key."""
         for secret in self._secrets:
             text = text.replace(secret, "***")
         return "".join(character if character.isprintable() else " " for character in text)

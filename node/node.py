@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass, field
-from functools import wraps
+from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from functools import partial, wraps
 from typing import Concatenate, Final, Literal, ParamSpec, TypeAlias, TypeVar
 
 from eth_hash.auto import keccak
 
 from node.blocks import (
+    ByAddress,
     Header,
     Log,
     LogFilter,
@@ -32,21 +33,26 @@ from node.blocks import (
     to_hex,
 )
 from node.bloom import bloom_admits, bloom_admits_log, bloom_of
+from node.capabilities import Feature
 from node.completeness import all_logs
 from node.endpoint import GET_LOGS, RpcEndpoint
 from node.errors import (
+    AnswerLate,
+    AnswerTooMuch,
     BlockUnknown,
     CallReverted,
     EndpointOnOtherFork,
     HistoryPruned,
     NodeAnswerInvalid,
+    NodeError,
     NodeRefused,
+    RangeLate,
     RangeRefused,
 )
 from node.identity import ChainIdentity, require_identity
 from node.inconsistency import Inconsistency
 from node.pool import EndpointPool, EndpointReport, Member
-from node.refusals import Refusal
+from node.refusals import CANNOT, Refusal
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -56,6 +62,15 @@ Block: TypeAlias = Tag | int | bytes
 """A block by tag, number or hash."""
 
 DEFAULT_MAX_FILTER_ADDRESSES: Final = 500
+DEFAULT_MAX_LOGS: Final = 50_000
+PROBED_BATCH: Final = 16
+"""Questions in the batch that an endpoint shows itself with: more than the strictest take, less than a rate limit."""
+
+_FEW_LOGS: Final = 1_000
+"""No provider calls so many logs of one block too many."""
+
+_NOTHING: Final = LogFilter(topics=((b"\xff" * 32,),))
+_NOTHING_BY_ADDRESS: Final = ByAddress(filters=(replace(_NOTHING, addresses=(b"\xff" * 20,)),))
 
 _SUSPICIOUS_COUNTS: Final = frozenset({100, 500, 1_000, 2_000, 5_000, 10_000, 20_000, 50_000, 100_000})
 """An answer with exactly so many logs may have been cut by a provider that does not say so (hard case 22)."""
@@ -85,6 +100,17 @@ class FinalityTags:
     hash_by_number: Mapping[int, bytes] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FoundLogs:
+    """The logs of some blocks, in order; ``of_known_only``: of contracts that were known, or that these blocks made."""
+
+    logs: tuple[Log, ...]
+    of_known_only: bool
+
+
+_Refused: TypeAlias = tuple[Feature, ...]
+
+
 def _asked_of_one(
     question: Callable[Concatenate[Node, P], Awaitable[T]],
 ) -> Callable[Concatenate[Node, P], Coroutine[object, object, T]]:
@@ -112,19 +138,22 @@ class Node:
         endpoints: Sequence[RpcEndpoint] | EndpointPool,
         *,
         max_filter_addresses: int = DEFAULT_MAX_FILTER_ADDRESSES,
+        max_logs: int = DEFAULT_MAX_LOGS,
     ) -> None:
         """Takes the endpoints over.
 
         Args:
             endpoints: In order of preference, at least one; or a pool, where its limits matter.
             max_filter_addresses: How many addresses an endpoint takes in one filter.
+            max_logs: The most logs that are taken from one answer; what holds more is asked for in another way.
         """
         self._pool = endpoints if isinstance(endpoints, EndpointPool) else EndpointPool(endpoints)
         self._max_filter_addresses = max_filter_addresses
+        self._max_logs = max_logs
         self._member: Member | None = None
 
     def _bound(self, member: Member) -> Node:
-        bound = Node(self._pool, max_filter_addresses=self._max_filter_addresses)
+        bound = Node(self._pool, max_filter_addresses=self._max_filter_addresses, max_logs=self._max_logs)
         bound._member = member
         return bound
 
@@ -203,7 +232,50 @@ class Node:
             ChainMismatch: None can be used, and one serves another chain.  Stop: do not call again (hard case 14).
             NodeUnavailable: None answers.
         """
-        await self._pool.prove_all(self._head_of)
+        await self._pool.prove_all(self._shown_by)
+
+    async def _shown_by(self, member: Member) -> Header:
+        """Its head, after it has shown what it can do; what it does not answer to that is found out later."""
+        bound = self._bound(member)
+        head = await bound.head()
+        with suppress(NodeError):
+            await bound.show(head)
+        return head
+
+    @_asked_of_one
+    async def show(self, head: Header) -> None:
+        """Let an endpoint show what it can do, with few small questions about the newest blocks.
+
+        Raises:
+            NodeError: It may answer all the same what is asked of it later.
+        """
+        await self.finality(head)
+        await self.headers_by_number(range(max(0, head.number - PROBED_BATCH + 1), head.number + 1))
+        await self._logs_some_way(head.hash, [_NOTHING], _NOTHING_BY_ADDRESS, None)
+
+    @_asked_of_one
+    async def show_all(self, most_blocks: int) -> int:
+        """As ``show``, and the receipts of a block; the number of blocks that it gives the logs of at once.
+
+        Raises:
+            NodeError: It does not answer.
+        """
+        head = await self.head()
+        await self.show(head)
+        await self.receipts(head.hash)
+        await self.final_logs(head.number, head.number, [_NOTHING], _NOTHING_BY_ADDRESS, last_hash=head.hash)
+        blocks = min(most_blocks, head.number + 1)
+        while blocks:
+            try:
+                await self.logs_in_range(head.number - blocks + 1, head.number, _NOTHING_BY_ADDRESS)
+            except RangeRefused:
+                blocks //= 2
+            except NodeRefused as refused:
+                _require_cannot(refused)
+                return 0
+            else:
+                break
+        return blocks
 
     async def probe(self) -> bool:
         """Look at one endpoint that is due for it; ``True`` if another one is.  Never fails."""
@@ -242,6 +314,11 @@ class Node:
     def endpoint_name(self) -> str:
         """The session's endpoint."""
         return self._endpoint.name
+
+    @property
+    def blocks_at_once(self) -> int:
+        """How many blocks to ask a session's endpoint about in one tick near the head: a header and logs for each."""
+        return max(1, self._endpoint.questions_at_once // 2)
 
     def reports(self) -> tuple[EndpointReport, ...]:
         """Every endpoint at this moment."""
@@ -357,6 +434,7 @@ class Node:
                 raise
             found = [await self.tagged("finalized"), await self.tagged("safe")]
         finalized, safe = (-1 if header is None else header.number for header in found)
+        self._endpoint.showed(Feature.FINALIZED_TAG, is_there=finalized >= 0)
         if max(finalized, safe) > head.number and max(finalized, safe) > (newest := await self.head()).number:
             raise self._invalid(
                 "eth_getBlockByNumber",
@@ -433,26 +511,110 @@ class Node:
         return headers
 
     @_asked_of_one
-    async def logs_in_block(self, block_hash: bytes, filters: Sequence[LogFilter]) -> tuple[Log, ...]:
-        """The logs of one block of any branch that match any of ``filters``, in order (hard case 1).
+    async def logs_in_block(
+        self,
+        block_hash: bytes,
+        filters: Sequence[LogFilter],
+        *,
+        by_address: ByAddress | None = None,
+        final_number: int | None = None,
+    ) -> tuple[Log, ...]:
+        """The logs of one block of any branch that match any of ``filters``, in order.
 
-        Where the endpoint refuses, or its answer looks cut, they are taken from the block's receipts.
+        Each way is the last resort of the one before: by ``filters``, ``by_address``, the receipts of the block, the
+        receipt of each transaction.  So neither what strangers emit nor what an endpoint lacks hides a block for ever.
+
+        Args:
+            block_hash: Of the block.
+            filters: What to ask for.
+            by_address: The same, as far as it matters; then the answer may have less of what does not.
+            final_number: Of a final block: where there are no logs by hash, they are asked for by number.
 
         Raises:
             BlockUnknown: Read the tip again.
         """
-        try:
+        return (await self._logs_some_way(block_hash, filters, by_address, final_number)).logs
+
+    async def _logs_some_way(
+        self,
+        block_hash: bytes,
+        filters: Sequence[LogFilter],
+        by_address: ByAddress | None,
+        final_number: int | None,
+        *,
+        refused: _Refused = (),
+    ) -> FoundLogs:
+        """As ``logs_in_block``; ``refused`` is what was refused of the same block by its number."""
+        by_hash = self._endpoint.has(Feature.LOGS_BY_HASH)
+        blocks = {"blockHash": to_hex(block_hash)} if by_hash else None
+        if blocks is None and final_number is not None:
+            blocks = _blocks(final_number, final_number)
+        found: FoundLogs | _Refused = ()
+        if blocks is not None:
             with _about(block_hash):
-                answers = await self._log_answers({"blockHash": to_hex(block_hash)}, filters)
-        except RangeRefused:
-            return _matching(filters, await self._logs_of_receipts(await self.header_by_hash(block_hash)))
-        with self._believing(GET_LOGS):
-            require_block((log for logs in answers for log in logs), block_hash)
-            return merge_logs(answers)
+                found = await self._logs_by_filter(partial(self._logs_in, blocks), filters, by_address)
+        if isinstance(found, FoundLogs):
+            with self._believing(GET_LOGS):
+                require_block(found.logs, block_hash)
+            return found
+        logs = await self._logs_of_receipts(await self.header_by_hash(block_hash))
+        if len(logs) < _FEW_LOGS:  # so these refusals were not about how many logs there are
+            self._lacks((*refused, Feature.LOGS_BY_HASH) if by_hash and Feature.LOGS_BY_ADDRESS in found else refused)
+        return FoundLogs(logs=_matching(filters, logs), of_known_only=False)
+
+    async def _logs_by_filter(
+        self,
+        ask: Callable[[Sequence[LogFilter] | ByAddress], Awaitable[tuple[Log, ...]]],
+        filters: Sequence[LogFilter] | None,
+        by_address: ByAddress | None,
+        *,
+        can_be_fewer: bool = False,
+    ) -> FoundLogs | _Refused:
+        """What ``filters`` find, else what ``by_address`` finds; where neither is answered, which of them were refused.
+
+        Raises:
+            RangeRefused: It would be too much, and ``can_be_fewer`` blocks be asked about.
+        """
+        refused: dict[Feature, NodeRefused | RangeRefused] = {}
+        for feature, wanted in ((Feature.LOGS_BY_TOPIC, filters), (Feature.LOGS_BY_ADDRESS, by_address)):
+            if wanted is None or not self._endpoint.has(feature):
+                continue
+            try:
+                logs = await ask(wanted)
+            except RangeLate:
+                raise  # another time-out would not be better
+            except (NodeRefused, RangeRefused) as error:
+                _require_cannot(error)
+                refused[feature] = error
+                continue
+            self._lacks(each for each, error in refused.items() if isinstance(error, NodeRefused))
+            return FoundLogs(logs=logs, of_known_only=wanted is by_address)
+        too_much = [error for error in refused.values() if isinstance(error, RangeRefused)]
+        if too_much and can_be_fewer:
+            raise too_much[0]
+        return tuple(refused)
+
+    def _lacks(self, features: Iterable[Feature]) -> None:
+        for feature in features:
+            self._endpoint.showed(feature, is_there=False)
+
+    async def _logs_in(self, blocks: Mapping[str, str], wanted: Sequence[LogFilter] | ByAddress) -> tuple[Log, ...]:
+        """The logs of some blocks in one way; of ``ByAddress``, also what these make known in the same blocks."""
+        is_by_address = isinstance(wanted, ByAddress)
+        with self._hanging_at(Feature.LOGS_BY_ADDRESS if is_by_address else Feature.LOGS_BY_TOPIC, blocks):
+            answers = await self._log_answers(blocks, wanted.filters if isinstance(wanted, ByAddress) else wanted)
+            if isinstance(wanted, ByAddress) and (announced := wanted.announced(self._merged(answers))):
+                answers += await self._log_answers(blocks, announced)
+        return self._merged(answers)
 
     @_asked_of_one
     async def logs_of(
-        self, header: Header, filters: Sequence[LogFilter], believed: Sequence[LogFilter]
+        self,
+        header: Header,
+        filters: Sequence[LogFilter],
+        believed: Sequence[LogFilter],
+        *,
+        by_address: ByAddress | None = None,
     ) -> tuple[Log, ...]:
         """The logs of a block near the head that match any of ``filters``, checked against the header's bloom.
 
@@ -463,23 +625,28 @@ class Node:
             header: The block.
             filters: What to ask for.
             believed: Whose logs matter, as narrow as it is known: each is part of one of ``filters``.
+            by_address: As with ``logs_in_block``.
 
         Raises:
             BlockUnknown: Read the tip again.
         """
         trust = self._endpoint.bloom
         if trust.is_proven:
-            logs = await self._logs_by_bloom(header, filters, believed)
+            logs = await self._logs_by_bloom(header, filters, believed, by_address)
         elif trust.is_on_trial:
-            logs = _matching(filters, await self._logs_on_trial(header, filters))
+            logs = _matching(filters, await self._logs_on_trial(header, filters, by_address))
         else:
-            logs = await self.logs_in_block(header.hash, filters)
+            logs = await self.logs_in_block(header.hash, filters, by_address=by_address)
         with self._believing(GET_LOGS):
             require_header(logs, header)
         return logs
 
     async def _logs_by_bloom(
-        self, header: Header, filters: Sequence[LogFilter], believed: Sequence[LogFilter]
+        self,
+        header: Header,
+        filters: Sequence[LogFilter],
+        believed: Sequence[LogFilter],
+        by_address: ByAddress | None,
     ) -> tuple[Log, ...]:
         """What a proven bloom admits, and the receipts where the answer lacks it."""
         bloom = header.logs_bloom
@@ -487,22 +654,33 @@ class Node:
         if not admitted:
             return ()
         asked = [each for each in filters if bloom_admits(bloom, each)]
-        logs = await self.logs_in_block(header.hash, asked)
+        logs = await self.logs_in_block(header.hash, asked, by_address=by_address)
         if not all(bloom_admits_log(bloom, log) for log in logs):
             self._endpoint.caught(Inconsistency.BLOOM_MISMATCH)
             self._endpoint.bloom = self._endpoint.bloom.caught()
             # What was not asked because of this bloom is asked now.
-            return await self.logs_in_block(header.hash, filters)
+            return await self.logs_in_block(header.hash, filters, by_address=by_address)
         if all(any(each.matches(log) for log in logs) for each in admitted):
             return logs
-        settled = _matching(asked, await self._logs_of_receipts(header))
+        try:
+            settled = _matching(asked, await self._logs_of_receipts(header))
+        except AnswerTooMuch:
+            return logs  # a stranger can make a transaction that has no readable receipt: that must stop no block
         if not _are_same(settled, logs):
             self._endpoint.caught(Inconsistency.LOGS_MISSING)
         return settled
 
-    async def _logs_on_trial(self, header: Header, filters: Sequence[LogFilter]) -> tuple[Log, ...]:
-        """All logs of a block; the bloom must be exactly theirs, or the receipts say who is wrong."""
-        everything = await self.logs_in_block(header.hash, [LogFilter()])
+    async def _logs_on_trial(
+        self, header: Header, filters: Sequence[LogFilter], by_address: ByAddress | None
+    ) -> tuple[Log, ...]:
+        """All logs of a block; the bloom must be exactly theirs, or the receipts say who is wrong.
+
+        A block that cannot be read whole is no proof of the bloom, and is read as one without.
+        """
+        try:
+            everything = await self.logs_in_block(header.hash, [LogFilter()])
+        except AnswerTooMuch:
+            return await self.logs_in_block(header.hash, filters, by_address=by_address)
         if bloom_of(everything) == header.logs_bloom:
             if everything:
                 self._endpoint.bloom = self._endpoint.bloom.agreed()
@@ -542,21 +720,81 @@ class Node:
             return all_logs(receipts, header, by_bloom=by_bloom and not self._endpoint.bloom.was_caught)
 
     @_asked_of_one
-    async def logs_in_range(self, first: int, last: int, filters: Sequence[LogFilter]) -> tuple[Log, ...]:
-        """The logs of the blocks from ``first`` to ``last``, both included, that match any of ``filters``, in order.
+    async def logs_in_range(self, first: int, last: int, wanted: Sequence[LogFilter] | ByAddress) -> tuple[Log, ...]:
+        """The logs of the blocks from ``first`` to ``last``, both included, in order.
 
         Only for final blocks: near the head the answer may mix branches.
 
         Raises:
             RangeRefused: Ask for fewer blocks; read a single one by its hash.
+            NodeRefused: So too of fewer blocks.
             BlockUnknown: The node is not there yet.
         """
+        count = last - first + 1
+        try:
+            logs = await self._range(first, last, wanted)
+        except RangeRefused:
+            self._endpoint.asked_range(count, is_answered=False)
+            raise
+        except AnswerLate as late:
+            if count == 1:
+                raise
+            # A range that always takes too long would never be read if less were not asked for.
+            self._endpoint.asked_range(count, is_answered=False)
+            raise RangeLate(late.endpoint, late.method, late.reason) from late
+        except NodeRefused as refused:
+            _require_cannot(refused)
+            if count == 1:
+                raise
+            # Whatever it says: if it gives the logs of one block, then it is about the number of blocks.
+            await self._range(first, first, wanted)
+            self._endpoint.asked_range(count, is_answered=False)
+            raise RangeRefused(refused.endpoint, refused.method, refused.reason) from refused
+        self._endpoint.asked_range(count, is_answered=True)
+        return logs
+
+    async def _range(self, first: int, last: int, wanted: Sequence[LogFilter] | ByAddress) -> tuple[Log, ...]:
         with _about(first):
-            answers = await self._log_answers({"fromBlock": hex(first), "toBlock": hex(last)}, filters)
+            logs = await self._logs_in(_blocks(first, last), wanted)
         with self._believing(GET_LOGS):
-            for logs in answers:
-                require_range(logs, first, last)
-            return merge_logs(answers)
+            require_range(logs, first, last)
+        return logs
+
+    @_asked_of_one
+    async def final_logs(
+        self,
+        first: int,
+        last: int,
+        filters: Sequence[LogFilter],
+        by_address: ByAddress,
+        *,
+        last_hash: bytes,
+        address_first: bool = False,
+    ) -> FoundLogs:
+        """The logs of final blocks, in whichever way the endpoint gives them; as ``logs_in_block`` of a single one.
+
+        Args:
+            first: The first block.
+            last: The last block.
+            filters: What to ask for.
+            by_address: The same, as far as it matters and is known.
+            last_hash: Of the last block.
+            address_first: Whether asking by address is cheaper now.
+
+        Raises:
+            RangeRefused: Ask for fewer blocks; never of a single one.
+        """
+        found = await self._logs_by_filter(
+            partial(self.logs_in_range, first, last),
+            None if address_first else filters,
+            by_address,
+            can_be_fewer=first < last,
+        )
+        if isinstance(found, FoundLogs):
+            return found
+        if first < last:
+            raise RangeRefused(self._endpoint.name, GET_LOGS, "it gives no logs by range")
+        return await self._logs_some_way(last_hash, filters, by_address, last, refused=found)
 
     @_asked_of_one
     async def receipts(self, block_hash: bytes) -> tuple[Receipt, ...]:
@@ -568,13 +806,13 @@ class Node:
         parameter = to_hex(block_hash)
         with _about(block_hash), self._believing("eth_getBlockReceipts"):
             try:
-                receipts = await self._endpoint.call(
-                    "eth_getBlockReceipts", [parameter], parse_optional(parse_receipts)
-                )
-            except NodeRefused as refused:
-                if refused.refusal not in {Refusal.UNSUPPORTED, Refusal.INVALID_REQUEST}:
-                    raise
+                receipts = await self._receipts_at_once(parameter)
+            except AnswerTooMuch:
                 receipts = await self._receipts_one_by_one(parameter)
+            except NodeRefused as refused:
+                _require_cannot(refused)
+                receipts = await self._receipts_one_by_one(parameter)
+                self._endpoint.showed(Feature.BLOCK_RECEIPTS, is_there=False)
             if receipts is None:
                 raise BlockUnknown(self._endpoint.name, block_hash)
             require_block(receipts, block_hash)
@@ -592,6 +830,14 @@ class Node:
             )
         return receipt
 
+    async def _receipts_at_once(self, block_hash: str) -> tuple[Receipt, ...] | None:
+        if not self._endpoint.has(Feature.BLOCK_RECEIPTS):
+            return await self._receipts_one_by_one(block_hash)
+        with self._hanging_at(Feature.BLOCK_RECEIPTS):
+            found = await self._endpoint.call("eth_getBlockReceipts", [block_hash], parse_optional(parse_receipts))
+        self._endpoint.showed(Feature.BLOCK_RECEIPTS, is_there=True)
+        return found
+
     async def _receipts_one_by_one(self, block_hash: str) -> tuple[Receipt, ...] | None:
         tx_hashes = await self._endpoint.call(
             "eth_getBlockByHash", [block_hash, False], parse_optional(parse_transaction_hashes)
@@ -605,14 +851,34 @@ class Node:
         # A transaction without a receipt has left the branch in between, and so has the block.
         return in_block_order(receipts) if len(receipts) == len(tx_hashes) else None
 
-    async def _log_answers(self, blocks: dict[str, str], filters: Sequence[LogFilter]) -> list[tuple[Log, ...]]:
+    async def _log_answers(self, blocks: Mapping[str, str], filters: Sequence[LogFilter]) -> list[tuple[Log, ...]]:
         pieces = [piece for wanted in filters for piece in wanted.split(self._max_filter_addresses)]
-        answers = await self._endpoint.batch(GET_LOGS, [[blocks | piece.to_rpc()] for piece in pieces], parse_logs)
+        answers = await self._endpoint.batch(GET_LOGS, [[{**blocks, **piece.to_rpc()}] for piece in pieces], self._logs)
         for logs in answers:
             if len(logs) in _SUSPICIOUS_COUNTS:
                 self._endpoint.caught(Inconsistency.ROUND_COUNT)
                 raise RangeRefused(self._endpoint.name, GET_LOGS, f"exactly {len(logs)} logs: the answer may be cut")
         return answers
+
+    def _logs(self, value: object) -> tuple[Log, ...]:
+        if isinstance(value, list) and len(value) > self._max_logs:
+            # Before each is parsed.
+            raise RangeRefused(self._endpoint.name, GET_LOGS, f"{len(value)} logs, more than {self._max_logs}")
+        return parse_logs(value)
+
+    def _merged(self, answers: Sequence[tuple[Log, ...]]) -> tuple[Log, ...]:
+        with self._believing(GET_LOGS):
+            return merge_logs(answers)
+
+    @contextmanager
+    def _hanging_at(self, feature: Feature, blocks: Mapping[str, str] | None = None) -> Iterator[None]:
+        """Where one block's answer does not come in time, take another way next time; the endpoint is to blame."""
+        try:
+            yield
+        except AnswerLate:
+            if blocks is None or blocks.get("fromBlock") == blocks.get("toBlock"):
+                self._endpoint.hung_at(feature)
+            raise
 
     @contextmanager
     def _believing(self, method: str) -> Iterator[None]:
@@ -648,6 +914,16 @@ def _about(block: Block) -> Iterator[None]:
             reason = f"block {name} is no longer kept: {refused.reason}"
             raise HistoryPruned(refused.endpoint, refused.method, reason) from refused
         raise
+
+
+def _require_cannot(refused: NodeRefused | RangeRefused) -> None:
+    """Go on with another way only where the endpoint may never answer this one."""
+    if isinstance(refused, NodeRefused) and refused.refusal not in CANNOT:
+        raise refused
+
+
+def _blocks(first: int, last: int) -> dict[str, str]:
+    return {"fromBlock": hex(first), "toBlock": hex(last)}
 
 
 def _block_parameter(block: Block) -> object:

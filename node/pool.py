@@ -31,6 +31,7 @@ import structlog
 
 from node.blocks import Header, parse_header, parse_optional
 from node.bloom import BloomTrust
+from node.capabilities import HANG_SECONDS, MAX_BATCH, RELEARN_SECONDS, Capabilities, Feature
 from node.endpoint import RpcEndpoint
 from node.errors import (
     BlockUnknown,
@@ -65,6 +66,7 @@ class EndpointReport:
     """What people and machines may see of an endpoint: no URL, no key.
 
     ``reason`` is its last trouble, also when that is over; ``failovers`` how often another one took its work over.
+    The rest is what it can do, as far as it has shown (``Capabilities``); ``lacks`` is what it does not have.
     """
 
     name: str
@@ -73,6 +75,10 @@ class EndpointReport:
     reason: str | None
     requests: int
     failovers: int
+    batch_size: int = MAX_BATCH
+    answered_blocks: int = 0
+    refused_blocks: int | None = None
+    lacks: tuple[Feature, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,7 +129,7 @@ class Member:
         if not questions:
             return []
         await self._spend(len(questions))
-        answers = await self._endpoint.batch(method, questions, parse)
+        answers = await self._endpoint.batch(method, questions, parse, at_most=self.questions_at_once)
         await self.prove()
         return answers
 
@@ -175,6 +181,43 @@ class Member:
             raise NodeUnavailable(self.name, "eth_getBlockByNumber", reason) from None
         self.health = self.health.took(self._pool.now() - began)
         return header
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What it can do, as far as it has shown."""
+        return self._endpoint.capabilities
+
+    @property
+    def questions_at_once(self) -> int:
+        """How many questions to ask in one exchange: what it takes, and what our own budget for it can hold."""
+        takes = self.capabilities.batch_at(self._endpoint.clock())
+        return takes if self._budget is None else max(1, min(takes, int(self._budget.size)))
+
+    def has(self, feature: Feature) -> bool:
+        """Whether to ask it for this."""
+        return self.capabilities.has(feature, self._endpoint.clock())
+
+    def showed(self, feature: Feature, *, is_there: bool) -> None:
+        """It answered this; or it refused, and answered the same in another way."""
+        if is_there:
+            self._endpoint.capabilities = self.capabilities.having(feature)
+            return
+        if self.has(feature):
+            log.info("endpoint.feature_lacking", endpoint=self.name, feature=feature.value)
+        self._set_aside(feature, RELEARN_SECONDS)
+
+    def hung_at(self, feature: Feature) -> None:
+        """It gave no answer to this in time: where there is another way to the same, that comes first next time."""
+        self._set_aside(feature, HANG_SECONDS)
+
+    def _set_aside(self, feature: Feature, seconds: float) -> None:
+        now = self._endpoint.clock()
+        self._endpoint.capabilities = self.capabilities.without(feature, now, seconds=seconds)
+
+    def asked_range(self, blocks: int, *, is_answered: bool) -> None:
+        """It gave, or refused, the logs of so many blocks at once."""
+        known = self.capabilities
+        self._endpoint.capabilities = known.answered_range(blocks) if is_answered else known.refused_range(blocks)
 
     def keeps(self, number: int | None) -> bool:
         """Whether it may still have this block; of the tip every endpoint has."""
@@ -293,6 +336,8 @@ class Member:
             case EndpointLags():
                 self.health = self.health.lags(reason, now, chance)
             case NodeRefused(refusal=Refusal.RATE_LIMITED):
+                # Some limits count a batch by its questions: one that is too large for them would never be answered.
+                self._endpoint.refused_batch(self.capabilities.batch_size)
                 self.health = self.health.limited(reason, now, chance, rest_seconds=error.retry_after_seconds)
             case NodeUnavailable(retry_after_seconds=None):
                 if isinstance(error, NodeAnswerInvalid):
@@ -586,6 +631,10 @@ class EndpointPool:
                 reason=member.health.reason,
                 requests=member.requests,
                 failovers=member.failovers,
+                batch_size=member.capabilities.batch_size,
+                answered_blocks=member.capabilities.answered_blocks,
+                refused_blocks=member.capabilities.refused_blocks,
+                lacks=tuple(feature for feature in Feature if not member.has(feature)),
             )
             for member in self.members
         )
@@ -593,7 +642,14 @@ class EndpointPool:
     def troubles(self) -> tuple[str, ...]:
         """Why the chain cannot be followed well now, a sentence each; none if it can."""
         found = self.watch.troubles(self.limits, self.now())
-        if any(member.health.state in _USABLE for member in self.members):
+        usable = [member for member in self.members if member.health.state in _USABLE]
+        if self.limits.needs_finalized and usable and not any(member.has(Feature.FINALIZED_TAG) for member in usable):
+            unknown = (
+                "node: no endpoint knows the finalized block, which BSKT_TRIGGER_FINALITY or BSKT_COMPLETE_FINALITY"
+                " waits for: use a node that does, or depth:N"
+            )
+            found = (*found, unknown)
+        if usable:
             return found
         return (f"node: no endpoint can be used: {self._states()}", *found)
 

@@ -31,8 +31,12 @@ class Refusal(StrEnum):
     OUT_OF_ORDER = "out_of_order"
 
 
+CANNOT: Final = frozenset({Refusal.UNSUPPORTED, Refusal.INVALID_REQUEST, Refusal.OUT_OF_ORDER})
+"""It may be this question that the endpoint never answers: the same is asked in another way, where there is one."""
+
 _BY_CODE: Final = {
     3: Refusal.REVERTED,  # geth and those who follow it
+    429: Refusal.RATE_LIMITED,  # Alchemy, of one question of a batch
     4444: Refusal.PRUNED,  # EIP-4444
     -39001: Refusal.BLOCK_UNKNOWN,  # the execution API
     -32601: Refusal.UNSUPPORTED,  # JSON-RPC: method not found
@@ -47,6 +51,7 @@ _BY_WORDS: Final = tuple(
             r"rate.?limit|too many requests|requests? (count|limit)|per second|compute units|throughput|quota|credits",
             Refusal.RATE_LIMITED,
         ),
+        (r"capacity", Refusal.RATE_LIMITED),
         # geth: the end is before the start, or after the head; proxyd, besu, anvil: a backend that lags
         (
             r"beyond (current |the )?head|block ?(is )?out ?of ?range|not (yet )?(imported|available yet)",

@@ -27,10 +27,14 @@ _LAG_BLOCKS: Final = 3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What the operator says.  ``head_seconds`` of ``None`` follows the chain's own pace; 0 switches a watch off."""
+    """What the operator says.  ``head_seconds`` of ``None`` follows the chain's own pace; 0 switches a watch off.
+
+    ``needs_finalized`` is whether something waits for the chain's own finalized block, and not for a depth.
+    """
 
     head_seconds: float | None = None
     finality_seconds: float = 3_600.0
+    needs_finalized: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

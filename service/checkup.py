@@ -36,11 +36,12 @@ from invocator.classification import (
 )
 from invocator.cre_gateway import CreGateway, GatewayUrlUnusable
 from invocator.signing import Signer, SignerKeyUnusable
-from node.blocks import LogFilter
-from node.errors import BlockUnknown, HistoryPruned, NodeError, RangeRefused
+from node.capabilities import Feature
+from node.errors import BlockUnknown, HistoryPruned, NodeError, NodeRefused
 from node.node import Node
+from node.refusals import Refusal
 from service import wiring
-from service.endpoints import one_node
+from service.endpoints import one_node, tried
 from service.explanation import counted, moment, span
 from service.settings import Settings, SettingsError, is_open_to_others
 
@@ -50,6 +51,15 @@ CLOCK_WARNING_SECONDS: Final = 5.0
 CLOCK_ERROR_SECONDS: Final = 30.0
 """Hard case 82: a token is good for 300 s; the invocator corrects what the gateway's clock tells it, up to a point."""
 OLD_HEAD_SECONDS: Final = 600.0
+
+WITHOUT: Final = {
+    Feature.LOGS_BY_TOPIC: "It gives no logs without an address: they are asked for by address.",
+    Feature.LOGS_BY_ADDRESS: "It gives no logs: they are taken from the receipts of each block.",
+    Feature.LOGS_BY_HASH: "It gives no logs by block hash: near the head they are taken from the receipts.",
+    Feature.BLOCK_RECEIPTS: "It gives no receipts of a block at once: they are asked for one by one.",
+    Feature.FINALIZED_TAG: "It does not know the finalized block.",
+}
+"""What is done where a node lacks something."""
 
 Clock: TypeAlias = Callable[[], datetime]
 """This machine's time of day."""
@@ -268,7 +278,7 @@ async def _look_at_node(
         findings.error(check, "Its genesis is not the stored one.", "the chain was reset; use another database for it")
     await _look_at_contracts(findings, check, node, settings, pin)
     await _look_at_tags(findings, check, node, settings)
-    await _look_at_logs(findings, check, node, settings, head.number)
+    await _look_at_abilities(findings, check, node, settings)
 
 
 async def _look_at_contracts(findings: Findings, check: str, node: Node, settings: Settings, pin: Pin | None) -> None:
@@ -324,24 +334,25 @@ async def _look_at_tags(findings: Findings, check: str, node: Node, settings: Se
         )
 
 
-async def _look_at_logs(findings: Findings, check: str, node: Node, settings: Settings, head: int) -> None:
-    factory = settings.factory_address
-    if factory is None:
-        return
-    wanted = [LogFilter(addresses=(factory,))]
-    first = max(0, head - settings.max_log_range_blocks + 1)
+async def _look_at_abilities(findings: Findings, check: str, node: Node, settings: Settings) -> None:
+    """What it can do: the daemon takes another way to what it does not, so hardly anything here must be mended."""
     try:
-        await node.logs_in_range(first, head, wanted)
-    except RangeRefused:
+        can = await tried(settings, node)
+    except NodeRefused as refused:
+        if refused.refusal is not Refusal.RATE_LIMITED:
+            raise
         findings.warn(
-            check,
-            f"It refuses logs of {counted(head - first + 1, 'block')} at once; each range is halved until it answers.",
-            "lower BSKT_MAX_LOG_RANGE_BLOCKS",
+            check, "It limits how fast it is asked: what it can do was not seen.", "set BSKT_RPC_REQUESTS_PER_SECOND"
         )
-    else:
-        findings.ok(check, f"It gives the logs of {counted(head - first + 1, 'block')} at once.")
-    await node.logs_in_block((await node.head()).hash, wanted)
-    findings.ok(check, "It gives logs by block hash.")
+        return
+    if can.range_blocks:
+        findings.ok(check, f"It gives the logs of {counted(can.range_blocks, 'block')} at once.")
+    findings.ok(check, f"It answers {counted(can.batch_size, 'question')} at once.")
+    for feature in can.lacks:
+        if feature is not Feature.FINALIZED_TAG:  # said above, with what waits for it
+            findings.note(check, WITHOUT[feature])
+    if not can.range_blocks:
+        findings.warn(check, "It gives no logs by range: each block is read alone.", "use another node to catch up")
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -33,6 +33,8 @@ from pydantic import (
 PREFIX: Final = "BSKT_"
 MINIMUM_SECRET_BYTES: Final = 32
 WEI_DIGITS: Final = 18
+KEY_CHARACTERS: Final = 8
+"""A word of a header that is as long may be a key, and no log line may hold it."""
 _CONTAINER_SECRETS: Final = Path("/run/secrets")
 
 _BIGINT = 2**63 - 1  # what a Postgres bigint holds
@@ -67,6 +69,15 @@ class LateFactory:
 
     def __str__(self) -> str:
         return f"0x{self.address.hex()}@{self.start_block}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RpcHeader:
+    """One HTTP header for a node, or (``endpoint`` of ``None``) for each; ``endpoint`` is a place in BSKT_RPC_URL."""
+
+    endpoint: int | None
+    name: str
+    value: SecretStr
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -195,6 +206,31 @@ def _rpc_urls(value: object) -> object:
     return tuple(SecretStr(url) for url in urls)
 
 
+_HEADER = re.compile(
+    r"(?:(?P<endpoint>[0-9]{1,3})[ \t]+)?(?P<name>[!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*(?P<value>[ -~]+)"
+)
+_HEADERS_OF_OURS = frozenset({"connection", "content-length", "content-type", "host", "transfer-encoding"})
+
+
+def _rpc_headers(value: object) -> object:
+    """A header a line, as ``Name: value``; with a node's place before it, for that node only."""
+    if not isinstance(value, str):
+        return value
+    found = []
+    lines = [line.strip() for line in value.splitlines()]
+    for number, line in enumerate(lines, 1):
+        if not line or line.startswith("#"):
+            continue
+        header = _HEADER.fullmatch(line)  # of it nothing is said: it may be a key
+        if header is None:
+            raise ValueError(f"line {number} is not Name: value, or 0 Name: value for the first node only")
+        if header["name"].lower() in _HEADERS_OF_OURS:
+            raise ValueError(f"line {number}: {header['name']} is not for you to set")
+        place = None if header["endpoint"] is None else int(header["endpoint"])
+        found.append(RpcHeader(endpoint=place, name=header["name"], value=SecretStr(header["value"])))
+    return tuple(found)
+
+
 def _ws_url(value: object) -> object:
     if isinstance(value, str):
         _split_url(value, frozenset({"ws", "wss"}))
@@ -277,6 +313,23 @@ class Settings(BaseModel):
         le=1_000_000,
         allow_inf_nan=False,
         description="most questions a second to each node, a batch counted by its questions; default: no limit of ours",
+    )
+    rpc_headers: Annotated[tuple[RpcHeader, ...], BeforeValidator(_rpc_headers)] = Field(
+        default=(),
+        description="HTTP headers for the nodes, a line each: Name: value, or 0 Name: value for the first node only;"
+        " keys belong into the file that BSKT_RPC_HEADERS_FILE names",
+    )
+    rpc_max_answer_bytes: int = Field(
+        default=32 * 1024 * 1024,
+        ge=1024 * 1024,
+        le=1024 * 1024 * 1024,
+        description="largest answer that is taken from a node, bytes; what is larger is asked for in smaller pieces",
+    )
+    rpc_max_logs: int = Field(
+        default=50_000,
+        ge=1_000,
+        le=10_000_000,
+        description="most logs that are taken from one answer of a node; more are asked for in another way",
     )
     ws_url: Annotated[SecretStr | None, BeforeValidator(_ws_url)] = Field(
         default=None, description="WebSocket URL of a node: tells of new heads sooner, never needed"
@@ -487,6 +540,8 @@ class Settings(BaseModel):
         keys = (self.cre_signer_key, self.cre_eth_private_key)
         single = (self.database_url, self.ws_url, self.cre_api_key, *keys)
         texts = [secret.get_secret_value() for secret in (*single, *self.rpc_url) if secret is not None]
+        for value in (header.value.get_secret_value() for header in self.rpc_headers):
+            texts += [part for part in (value, *value.split()) if len(part) >= KEY_CHARACTERS]
         texts += [key.get_secret_value().removeprefix("0x") for key in keys if key is not None]
         if self.instance_secret is not None:
             secret = self.instance_secret.get_secret_value()
@@ -503,7 +558,16 @@ SENDING_FIELDS: Final = {
 }
 """By mode."""
 SECRET_FIELDS: Final = frozenset(
-    {"database_url", "rpc_url", "ws_url", "instance_secret", "cre_signer_key", "cre_api_key", "cre_eth_private_key"}
+    {
+        "database_url",
+        "rpc_url",
+        "rpc_headers",
+        "ws_url",
+        "instance_secret",
+        "cre_signer_key",
+        "cre_api_key",
+        "cre_eth_private_key",
+    }
 )
 
 
@@ -563,9 +627,23 @@ def load(
         ]
     if settings is not None and settings.claim_lease_seconds <= settings.cre_timeout_seconds:
         problems.append(_problem("claim_lease_seconds", "not longer than BSKT_CRE_TIMEOUT_SECONDS"))
+    if settings is not None:
+        problems += [_problem("rpc_headers", wrong) for wrong in _wrong_headers(settings)]
     if settings is None or problems:
         raise SettingsError(problems)
     return settings
+
+
+def _wrong_headers(settings: Settings) -> Iterator[str]:
+    if any((header.endpoint or 0) >= len(settings.rpc_url) for header in settings.rpc_headers):
+        yield "a header is for a node that BSKT_RPC_URL does not have"
+    for number, url in enumerate(settings.rpc_url):
+        names = [each.name.lower() for each in settings.rpc_headers if each.endpoint in {None, number}]
+        if len(set(names)) < len(names):
+            yield f"node {number} gets one header twice"
+        parts = urlsplit(url.get_secret_value())
+        if "authorization" in names and (parts.username or parts.password):
+            yield f"node {number} gets an Authorization, and its URL has a user and password"
 
 
 def secret_files(env_file: Path | None = None, environ: Mapping[str, str] | None = None) -> dict[str, Path]:

@@ -38,7 +38,6 @@ from invocator.cre_simulate import CreCommand, CreSimulation
 from invocator.dry_run import DryRun
 from invocator.invocation import SIMULATED_WORKFLOW, Invocator, Terms
 from invocator.signing import Signer
-from node.endpoint import RpcEndpoint
 from node.errors import BlockUnknown, NodeUnavailable, RangeRefused
 from node.heads import hear_heads
 from node.identity import ChainIdentity
@@ -47,6 +46,7 @@ from node.pool import EndpointPool, Told
 from node.watchdog import Limits
 from service import collector, http, logs
 from service.embedded_postgres import EmbeddedPostgres
+from service.endpoints import rpc_endpoint
 from service.metrics import RpcMetrics
 from service.preflight import is_witnessed, read_contracts
 from service.settings import Finality, Settings, SettingsError, cre_environment, is_open_to_others, wei
@@ -64,7 +64,6 @@ _SPOKEN: Final = {INDEXER: "the follower", SWEEP: "the sweep", LATE_FACTORIES: "
 
 _RPC_TIMEOUT_SECONDS: Final = 30.0
 _INDEXING_TURN_SECONDS: Final = 20 * _RPC_TIMEOUT_SECONDS  # a range that is halved until the node can serve it
-_MAX_ANSWER_BYTES: Final = 32 * 1024 * 1024  # as a block of 90 M gas full of logs, written in hex, might need
 _SECRET_BYTES: Final = 32
 _MOST_BLOCKS_APART: Final = 64  # of honest endpoints that are asked at the same time, on a chain with fast blocks
 _CLOSE_SECONDS: Final = 5.0
@@ -264,21 +263,18 @@ def _node(settings: Settings, metrics: RpcMetrics | None = None) -> Node:
     return Node(
         EndpointPool(
             [
-                RpcEndpoint(
-                    str(number),
-                    url.get_secret_value(),
-                    request_timeout_seconds=_RPC_TIMEOUT_SECONDS,
-                    max_answer_bytes=_MAX_ANSWER_BYTES,
-                    observe=metrics.observe,
-                )
-                for number, url in enumerate(settings.rpc_url)
+                rpc_endpoint(settings, number, timeout_seconds=_RPC_TIMEOUT_SECONDS, observe=metrics.observe)
+                for number in range(len(settings.rpc_url))
             ],
             requests_per_second=settings.rpc_requests_per_second,
             limits=Limits(
-                head_seconds=settings.head_timeout_seconds, finality_seconds=settings.finality_timeout_seconds
+                head_seconds=settings.head_timeout_seconds,
+                finality_seconds=settings.finality_timeout_seconds,
+                needs_finalized="finalized" in {settings.trigger_finality.kind, settings.complete_finality.kind},
             ),
             told=Told(inconsistency=metrics.inconsistent, failover=metrics.failed_over),
-        )
+        ),
+        max_logs=settings.rpc_max_logs,
     )
 
 

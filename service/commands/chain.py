@@ -50,6 +50,40 @@ async def head(console: Console) -> None:
     )
 
 
+@chain.command(name="endpoints")
+@asynchronous
+async def endpoints_command(console: Console) -> None:
+    """Show what each node can do, as it shows when it is tried."""
+    from datastore.connection import Role
+    from service import endpoints
+
+    async with console.opened(Role.READER) as pool:
+        chain_id = await console.chain_id(pool)
+    tried = await endpoints.try_all(console.settings, chain_id)
+    console.rows(
+        [
+            {
+                "name": node.name,
+                "state": node.state,
+                "head": node.head,
+                "reason": node.reason,
+                "batch_size": None if can is None else can.batch_size,
+                "range_blocks": None if can is None else can.range_blocks,
+                "lacks": None if can is None else list(can.lacks),
+            }
+            for node, can in tried
+        ],
+        {
+            "node": "name",
+            "state": lambda row: row["state"] if row["reason"] is None else f"{row['state']}: {row['reason']}",
+            "head": "head",
+            "questions at once": "batch_size",
+            "blocks at once": "range_blocks",
+            "lacks": "lacks",
+        },
+    )
+
+
 @chain.command()
 @click.option("--limit", type=click.IntRange(1, 100_000), default=50, show_default=True, help="The newest so many.")
 @asynchronous

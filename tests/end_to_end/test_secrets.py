@@ -20,13 +20,14 @@ pytestmark = pytest.mark.end_to_end
 # Breaks a line, colours, turns the direction, and pretends to be an event and a tag.
 HOSTILE = "Gold\n2026-01-01 error fake.event\x1b[31m\u202e<script>"
 RPC_PATH, RPC_QUERY, RPC_PASSWORD = "canaryrpcpath0123456789abcdef", "canaryrpcquery0123456789", "canary-rpc-password"
+RPC_HEADER = "canary-rpc-header-0123456789"
 WS_PATH = "canarywspath0123456789abcdef"
 DATABASE_PASSWORD = "canary-database-password"
 INSTANCE_SECRET = "c0ffee0ddba11" * 6
 API_KEY = "canary-cre-api-key-0123456789"
 ETH_KEY = "deadbeef" * 8
 CANARIES = (
-    *(RPC_PATH, RPC_QUERY, RPC_PASSWORD, WS_PATH, DATABASE_PASSWORD, INSTANCE_SECRET, API_KEY, ETH_KEY),
+    *(RPC_PATH, RPC_QUERY, RPC_PASSWORD, RPC_HEADER, WS_PATH, DATABASE_PASSWORD, INSTANCE_SECRET, API_KEY, ETH_KEY),
     KEY.removeprefix("0x"),
 )
 TOKEN = re.compile(r"eyJ[A-Za-z0-9_-]{20,}\.[A-Za-z0-9_-]{20,}")
@@ -35,6 +36,7 @@ COMMANDS = (
     ("requests", "list"),
     ("requests", "show", "1"),
     ("status",),
+    ("chain", "endpoints"),
     ("keys", "show"),
     ("check",),
 )
@@ -49,6 +51,7 @@ async def planted(stage: Stage, dsn: str) -> dict[str, str]:
     return stage.settings(
         BSKT_DATABASE_URL=re.sub(r"//[^@]*@", f"//canary_user:{DATABASE_PASSWORD}@", dsn),
         BSKT_RPC_URL=f"http://u:{RPC_PASSWORD}@127.0.0.1:1/v2/{RPC_PATH}?apikey={RPC_QUERY},{stage.rpc_url}",
+        BSKT_RPC_HEADERS=f"X-Api-Key: Token {RPC_HEADER}",
         BSKT_WS_URL=f"ws://127.0.0.1:1/v2/{WS_PATH}",
         BSKT_INSTANCE_SECRET=INSTANCE_SECRET,
         BSKT_CRE_API_KEY=API_KEY,

@@ -71,7 +71,10 @@ class Ledger:
     def block_hash(self, number: int) -> bytes:
         return hash_of("block", number)
 
-    def _header(self, number: int) -> dict[str, str] | None:
+    def _number(self, block_hash: str) -> int:
+        return next(n for n in range(self.height + 1) if "0x" + self.block_hash(n).hex() == block_hash)
+
+    def _header(self, number: int) -> dict[str, object] | None:
         if number > self.height:
             return None
         return {
@@ -80,32 +83,47 @@ class Ledger:
             "parentHash": "0x" + self.block_hash(number - 1).hex(),
             "timestamp": hex(1_700_000_000 + number),
             "logsBloom": "0x" + "00" * 256,
+            "transactions": [
+                "0x" + hash_of("tx", number, index).hex() for index in range(len(self.logs.get(number, [])))
+            ],
         }
 
     def _logs(self, wanted: Mapping[str, Any]) -> list[dict[str, object]]:
         if "blockHash" in wanted:
-            numbers = [n for n in range(self.height + 1) if "0x" + self.block_hash(n).hex() == wanted["blockHash"]]
+            numbers = [self._number(wanted["blockHash"])]
         else:
             first, last = int(wanted["fromBlock"], 16), int(wanted["toBlock"], 16)
             self.ranges.append((first, last))
             numbers = list(range(first, last + 1))
         addresses, topics0 = wanted.get("address"), wanted["topics"][0]
         return [
-            {
-                "address": "0x" + address.hex(),
-                "topics": ["0x" + topic.hex() for topic in topics],
-                "data": "0x" + data.hex(),
-                "blockHash": "0x" + self.block_hash(number).hex(),
-                "blockNumber": hex(number),
-                "transactionHash": "0x" + hash_of("tx", number, index).hex(),
-                "transactionIndex": hex(index),
-                "logIndex": hex(index),
-                "removed": False,
-                "blockTimestamp": hex(self.log_times[number]) if number in self.log_times else None,
-            }
+            self._log(number, index)
             for number in numbers
-            for index, (address, topics, data) in enumerate(self.logs.get(number, []))
+            for index, (address, topics, _) in enumerate(self.logs.get(number, []))
             if (addresses is None or "0x" + address.hex() in addresses) and "0x" + topics[0].hex() in topics0
+        ]
+
+    def _log(self, number: int, index: int) -> dict[str, object]:
+        address, topics, data = self.logs[number][index]
+        return {
+            "address": "0x" + address.hex(),
+            "topics": ["0x" + topic.hex() for topic in topics],
+            "data": "0x" + data.hex(),
+            "blockHash": "0x" + self.block_hash(number).hex(),
+            "blockNumber": hex(number),
+            "transactionHash": "0x" + hash_of("tx", number, index).hex(),
+            "transactionIndex": hex(index),
+            "logIndex": hex(index),
+            "removed": False,
+            "blockTimestamp": hex(self.log_times[number]) if number in self.log_times else None,
+        }
+
+    def _receipts(self, number: int) -> list[dict[str, object]]:
+        logs = [self._log(number, index) for index in range(len(self.logs.get(number, [])))]
+        return [
+            {name: log[name] for name in ("transactionHash", "transactionIndex", "blockHash", "blockNumber")}
+            | {"status": "0x1", "logs": [log]}
+            for log in logs
         ]
 
     def _answer(self, question: Mapping[str, Any]) -> dict[str, object]:
@@ -114,8 +132,9 @@ class Ledger:
         if question["method"] == "eth_getBlockByNumber":
             return answer | {"result": self._header(int(question["params"][0], 16))}
         if question["method"] == "eth_getBlockByHash":
-            numbers = [n for n in range(self.height + 1) if "0x" + self.block_hash(n).hex() == question["params"][0]]
-            return answer | {"result": self._header(numbers[0])}
+            return answer | {"result": self._header(self._number(question["params"][0]))}
+        if question["method"] == "eth_getBlockReceipts":
+            return answer | {"result": self._receipts(self._number(question["params"][0]))}
         logs = self._logs(question["params"][0])
         if len(logs) > self.most_logs:
             return answer | {"error": {"code": -32005, "message": "query returned more than 10000 results"}}

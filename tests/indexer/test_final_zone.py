@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
+from indexer import final_zone
 from indexer.final_zone import FinalZone, Next, ObservedRange, overlapped
 from node.errors import NodeAnswerInvalid
 from node.inconsistency import Inconsistency
@@ -66,15 +67,16 @@ async def test_a_node_that_refuses_large_answers_is_asked_for_less_and_nothing_i
     assert max(len(read.observation.observed.logs) for read in ranges) <= 17
 
 
-async def test_a_block_with_more_logs_than_an_answer_may_hold_is_refused_as_the_node_refuses_it() -> None:
-    """Hard case 22: one block is read by its hash, and where that is refused too, from its receipts."""
+async def test_a_block_with_more_logs_of_ours_than_an_answer_may_hold_is_read_from_its_receipts() -> None:
+    """Hard case 22: neither by topic nor by address is it given."""
     ledger = Ledger(height=3, most_logs=4)
     ledger.basket(1, 1)
     for number in range(6):
         ledger.request(2, 1, f"D-{number}")
-    with pytest.raises(Exception, match="eth_getBlockReceipts"):
-        await read_all(ledger)
+    ledger.request(3, 1, "D-6")
+    assert banks(await read_all(ledger)) == [f"D-{number}" for number in range(7)]
     assert (2, 2) in ledger.ranges
+    assert ledger.asked["eth_getBlockReceipts"] > 0
 
 
 async def test_the_time_of_a_block_comes_from_its_header_where_logs_do_not_tell_it() -> None:
@@ -212,3 +214,27 @@ async def test_a_turn_is_bounded() -> None:
 
     await overlapped(prepare, commit, turns=3)
     assert committed == [1, 1, 1]
+
+
+async def test_a_turn_ends_after_its_time_with_what_it_has_prepared(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(final_zone, "TURN_SECONDS", -1.0)
+    committed: list[int] = []
+    numbers = iter(range(5))
+
+    async def prepare() -> int:
+        return next(numbers)
+
+    async def commit(number: int) -> None:
+        committed.append(number)
+
+    await overlapped(prepare, commit)
+    assert committed == [0]
+
+
+async def test_a_range_that_holds_too_much_of_strangers_is_asked_for_by_address_and_not_halved() -> None:
+    ledger = busy_ledger(60, most_logs=80)
+    for number in range(100):
+        ledger.request(30, 0, f"foreign-{number}", emitter=b"\x99" * 20)
+    ranges = await read_all(ledger)
+    assert banks(ranges) == [f"D-{number}" for number in range(2, 61)]
+    assert ledger.ranges == [(1, 60)] * 3  # by topic, by address, and for the basket that these blocks make

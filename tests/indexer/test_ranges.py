@@ -20,13 +20,13 @@ def test_a_dense_chain_is_read_in_ranges_of_about_so_many_logs() -> None:
 
 
 def test_a_refusal_halves_and_growth_is_careful_from_then_on() -> None:
-    size = RangeSize(blocks=2_000, ceiling=2_000).refused()
+    size = RangeSize(blocks=2_000, ceiling=2_000).refused(2_000)
     assert size.blocks == 1_000
     assert size.answered(blocks=1_000, logs=0).blocks == 1_250
 
 
 def test_one_block_is_never_halved() -> None:
-    assert RangeSize(blocks=1, ceiling=10).refused().blocks == 1
+    assert RangeSize(blocks=1, ceiling=10).refused(1).blocks == 1
 
 
 def test_the_first_range_is_small() -> None:
@@ -45,7 +45,7 @@ def test_whatever_a_node_answers_a_range_has_between_one_block_and_the_ceiling(
 ) -> None:
     size = RangeSize.at_first(ceiling)
     for refused, logs in answers:
-        size = size.refused() if refused else size.answered(blocks=size.blocks, logs=logs)
+        size = size.refused(size.blocks) if refused else size.answered(blocks=size.blocks, logs=logs)
         assert 1 <= size.blocks <= ceiling
         first, last = next_range(cursor, cursor + more, size)
         assert first == cursor + 1
@@ -71,3 +71,15 @@ def test_each_basket_is_asked_for_with_two_addresses() -> None:
     assert calls_by_address(baskets=0, max_filter_addresses=500) == 1
     assert calls_by_address(baskets=250, max_filter_addresses=500) == 2
     assert calls_by_address(baskets=251, max_filter_addresses=500) == 3
+
+
+def test_a_short_range_that_was_refused_is_halved_itself() -> None:
+    assert RangeSize(blocks=2_000, ceiling=2_000).refused(14).blocks == 7
+
+
+def test_an_endpoint_that_hangs_at_every_range_is_asked_about_one_block_after_few_time_outs() -> None:
+    size, sizes = RangeSize(blocks=2_000, ceiling=2_000), []
+    while size.blocks > 1:
+        size = size.refused(size.blocks, is_late=True)
+        sizes.append(size.blocks)
+    assert sizes == [250, 31, 3, 1]

@@ -213,6 +213,9 @@ class RpcStandIn:
             case "eth_getBlockReceipts":
                 block = self._by_hash(params[0])
                 return None if block is None else block.receipts()
+            case "eth_getTransactionReceipt":
+                receipts = (receipt for each in self.chain for receipt in each.receipts())
+                return next((receipt for receipt in receipts if receipt["transactionHash"] == params[0]), None)
             case "eth_getLogs":
                 return self._logs(params[0])
             case _:

@@ -12,8 +12,9 @@ import orjson
 import pytest
 
 from node.blocks import Malformed, parse_hash, parse_quantity
-from node.endpoint import GET_LOGS, MAX_BATCH, Outcome, RpcEndpoint
-from node.errors import NodeAnswerInvalid, NodeError, NodeRefused, NodeUnavailable, RangeRefused
+from node.capabilities import MAX_BATCH, RELEARN_SECONDS
+from node.endpoint import GET_LOGS, Outcome, RpcEndpoint
+from node.errors import AnswerLate, NodeAnswerInvalid, NodeError, NodeRefused, NodeUnavailable, RangeRefused
 from node.refusals import Refusal
 
 KEY = "s3cr3t-k3y-0f-an-acc0unt"
@@ -56,6 +57,7 @@ class Server:
         self._reply = reply
         self.connections = 0
         self.requests: list[Any] = []
+        self.heads: list[bytes] = []
         self.port = 0
 
     @property
@@ -67,6 +69,7 @@ class Server:
         try:
             while True:
                 head = (await reader.readuntil(b"\r\n\r\n")).lower()
+                self.heads.append(head)
                 size = int(head.split(b"content-length:")[1].split(b"\r\n")[0])
                 self.requests.append(orjson.loads(await reader.readexactly(size)))
                 await self._reply(self.requests[-1], writer)
@@ -200,11 +203,10 @@ async def test_an_answer_that_never_ends_is_given_up_in_time(reply: Reply) -> No
     async with served(reply) as (endpoint, server, observed):
         with pytest.raises(NodeUnavailable):
             await ask(endpoint)
-        # Less may come in time.
-        with pytest.raises(RangeRefused):
+        with pytest.raises(AnswerLate):
             await ask(endpoint, GET_LOGS)
         assert len(server.requests) == 2
-        assert observed.outcomes == [Outcome.UNAVAILABLE, Outcome.REFUSED]
+        assert observed.outcomes == [Outcome.UNAVAILABLE] * 2
 
 
 async def flood(_: Any, writer: asyncio.StreamWriter) -> None:
@@ -360,6 +362,102 @@ async def test_a_batch_that_is_refused_as_a_whole_is_refused_once() -> None:
             await endpoint.batch("eth_x", QUESTIONS, parse_quantity)
         assert caught.value.refusal is Refusal.RATE_LIMITED
         assert len(server.requests) == 1
+
+
+def at_most(limit: int, *, form: str) -> Callable[[Any], object]:
+    """An endpoint that refuses larger batches, in its own form and without a word."""
+    error = {"code": -32000, "message": ""}
+
+    def reply(requests: Any) -> object:
+        if not isinstance(requests, list):
+            return echoed(requests)
+        if len(requests) <= limit:
+            return [echoed(r) for r in requests]
+        match form:
+            case "one":
+                return {"jsonrpc": "2.0", "id": None, "error": error}
+            case "each":
+                return [{"jsonrpc": "2.0", "id": r["id"], "error": error} for r in requests]
+            case _:
+                return [{"jsonrpc": "2.0", "id": requests[0]["id"], "error": error}]
+
+    return reply
+
+
+@pytest.mark.parametrize("form", ["one", "each", "first"])
+@pytest.mark.parametrize("limit", [1, 3, 10])
+async def test_a_batch_that_is_too_large_is_halved_and_the_next_one_is_as_small(form: str, limit: int) -> None:
+    many = [[hex(number)] for number in range(64)]
+    async with served(with_json(at_most(limit, form=form))) as (endpoint, server, _):
+        assert await endpoint.batch("eth_x", many, parse_quantity) == list(range(64))
+        assert limit / 2 <= endpoint.capabilities.batch_at(0.0) <= limit
+        refused = [each for each in server.requests if isinstance(each, list) and len(each) > limit]
+        assert len(refused) <= 6  # halved, not tried one by one
+        server.requests.clear()
+        assert await endpoint.batch("eth_x", many, parse_quantity) == list(range(64))
+        assert not [each for each in server.requests if isinstance(each, list) and len(each) > limit]
+
+
+async def test_a_batch_is_doubled_again_when_its_refusal_is_long_ago() -> None:
+    now, limit = [0.0], [3]
+    many = [[hex(number)] for number in range(64)]
+
+    def reply(requests: Any) -> object:
+        return at_most(limit[0], form="each")(requests)
+
+    async with served(with_json(reply), lambda: now[0]) as (endpoint, *_):
+        await endpoint.batch("eth_x", many, parse_quantity)
+        assert endpoint.capabilities.batch_at(now[0]) == 2
+        limit[0], now[0] = 100, RELEARN_SECONDS
+        await endpoint.batch("eth_x", many, parse_quantity)
+        assert endpoint.capabilities.batch_at(now[0]) > 16
+
+
+async def test_a_batch_of_an_endpoint_that_is_out_of_order_costs_one_more_question() -> None:
+    async with served(always(http(b"", status="500 Internal Server Error"))) as (endpoint, server, _):
+        with pytest.raises(NodeRefused):
+            await endpoint.batch("eth_x", QUESTIONS, parse_quantity)
+        assert len(server.requests) == 2
+        assert endpoint.capabilities.batch_at(0.0) == MAX_BATCH
+
+
+async def test_what_a_question_of_a_batch_is_refused_for_is_said_at_once() -> None:
+    def reverts(requests: Any) -> object:
+        return [{"jsonrpc": "2.0", "id": r["id"], "error": {"code": 3, "message": "reverted"}} for r in requests]
+
+    async with served(with_json(reverts)) as (endpoint, server, _):
+        with pytest.raises(NodeRefused) as caught:
+            await endpoint.batch("eth_x", QUESTIONS, parse_quantity)
+        assert (caught.value.refusal, len(server.requests)) == (Refusal.REVERTED, 1)
+
+
+async def test_a_batch_that_is_not_answered_in_time_is_smaller_next_time() -> None:
+    async with served(hang) as (endpoint, server, _):
+        with pytest.raises(AnswerLate):
+            await endpoint.batch("eth_x", QUESTIONS, parse_quantity)
+        assert len(server.requests) == 1
+        assert endpoint.capabilities.batch_at(0.0) == len(QUESTIONS) // 2
+
+
+async def test_headers_are_sent_with_each_question_and_their_values_appear_in_no_error() -> None:
+    async with served(with_error(-32000, "who is canary-0123456789, Token canary-0123456789?")) as (_, server, _):
+        endpoint = RpcEndpoint(
+            "first",
+            server.url,
+            request_timeout_seconds=1,
+            max_answer_bytes=10_000,
+            observe=lambda *_: None,
+            headers={"X-Api-Key": "Token canary-0123456789", "X-Team": "mint"},
+        )
+        try:
+            with pytest.raises(NodeUnavailable) as caught:
+                await ask(endpoint)
+        finally:
+            await endpoint.close()
+        assert "who is" in str(caught.value)
+        assert "canary" not in str(caught.value)
+        assert b"x-api-key: token canary-0123456789" in server.heads[0]
+        assert b"x-team: mint" in server.heads[0]
 
 
 @pytest.mark.parametrize(

@@ -637,3 +637,23 @@ async def test_questions_at_once_prove_a_new_connection_once() -> None:
         server.forget()
         await asyncio.gather(*(w.node.header_by_number(number) for number in range(8)))
         assert server.seen["eth_chainId"] == 0
+
+
+@pytest.mark.parametrize("needs_finalized", [True, False])
+async def test_a_finalized_block_that_no_endpoint_knows_is_said_where_something_waits_for_it(
+    needs_finalized: bool,
+) -> None:
+    def unknown(params: list[object], result: object) -> object:
+        if params[0] in {"finalized", "safe"}:
+            raise RpcError(-32602, "")
+        return result
+
+    async with world(*pair(), limits=Limits(needs_finalized=needs_finalized)) as w:
+        for each in w.servers:
+            each.tampers["eth_getBlockByNumber"] = unknown
+        await w.node.prove_all()
+        said = "node: no endpoint knows the finalized block"
+        assert any(said in trouble for trouble in w.node.troubles()) is needs_finalized
+        del w.servers[1].tampers["eth_getBlockByNumber"]
+        await w.node.prove_all()
+        assert not any(said in trouble for trouble in w.node.troubles())

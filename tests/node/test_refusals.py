@@ -55,6 +55,8 @@ def test_ask_for_less_is_understood_whoever_says_it(code: int, message: str) -> 
         (-32005, "daily request count exceeded, request rate limited", 200, Refusal.RATE_LIMITED),
         (429, "Your app has exceeded its compute units per second capacity", 429, Refusal.RATE_LIMITED),
         (None, "", 429, Refusal.RATE_LIMITED),
+        (429, "", 200, Refusal.RATE_LIMITED),  # Alchemy, of one question of a batch
+        (-32600, "Monthly capacity limit exceeded", 403, Refusal.RATE_LIMITED),  # Alchemy
         (None, "", 504, Refusal.TOO_MUCH),
         (None, "", 502, Refusal.OUT_OF_ORDER),
         (-32000, "something that nobody has ever said", 200, Refusal.OUT_OF_ORDER),

@@ -13,6 +13,7 @@ from datastore.errors import DatastoreUnavailable
 from datastore.schema import SCHEMA_VERSION
 from datastore.status import Attention, Snapshot
 from datastore.tally import Totals
+from node.capabilities import Feature
 from node.endpoint import Outcome
 from node.health import EndpointState
 from node.inconsistency import Inconsistency
@@ -56,7 +57,16 @@ SNAPSHOT = Snapshot(
 NOTHING = Attention(groups=(), alarms=(), sends_fail=None)
 
 ENDPOINT = EndpointReport(
-    name="0", state=EndpointState.RATE_LIMITED, head=12, reason="slow down", requests=3, failovers=1
+    name="0",
+    state=EndpointState.RATE_LIMITED,
+    head=12,
+    reason="slow down",
+    requests=3,
+    failovers=1,
+    batch_size=3,
+    answered_blocks=10,
+    refused_blocks=12,
+    lacks=(Feature.LOGS_BY_TOPIC,),
 )
 
 
@@ -221,7 +231,7 @@ async def test_status_has_the_promised_members() -> None:
         "verified_at": "2026-01-01T00:00:00Z",
         "verifier_lag_seconds": 5.0,
         "last_reorg": None,
-        "endpoints": [asdict(ENDPOINT)],
+        "endpoints": [asdict(ENDPOINT) | {"lacks": ["logs_by_topic"]}],
     }
     assert status["requests"] == {"seen": 1}
     assert status["queue"] == {

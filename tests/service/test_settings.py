@@ -173,6 +173,51 @@ def test_the_secret_texts_hold_every_secret() -> None:
     assert "https://one.example/v2/key-of-one" in texts
 
 
+HEADERS = """
+# For both of them, and then for the second one only.
+X-Team: mint
+1 Authorization: Bearer canary-of-the-second
+"""
+
+
+def test_headers_are_a_line_each_for_every_node_or_for_one(tmp_path: Path) -> None:
+    file = tmp_path / "headers"
+    file.write_text(HEADERS, encoding="utf-8")
+    settings = read({**COMPLETE, "BSKT_RPC_HEADERS_FILE": str(file)})
+    found = [(header.endpoint, header.name, header.value.get_secret_value()) for header in settings.rpc_headers]
+    assert found == [(None, "X-Team", "mint"), (1, "Authorization", "Bearer canary-of-the-second")]
+    assert "canary" not in repr(settings) + str(settings)
+    assert {"Bearer canary-of-the-second", "canary-of-the-second"} <= set(settings.secret_texts())
+    assert "mint" not in settings.secret_texts()
+    file.chmod(0o666)
+    assert "everybody may write it" in refusal({**COMPLETE, "BSKT_RPC_HEADERS_FILE": str(file)})
+
+
+@pytest.mark.parametrize(
+    ("lines", "problem"),
+    [
+        ("canary-without-a-name", "line 1 is not Name: value"),
+        ("X-Key: one\nX Key: canary", "line 2 is not Name: value"),
+        ("X-Key: canary\x07bell", "line 1 is not Name: value"),
+        ("Host: canary", "Host is not for you to set"),
+        ("7 X-Key: canary", "a node that BSKT_RPC_URL does not have"),
+        ("X-Key: canary\n0 x-key: canary", "node 0 gets one header twice"),
+    ],
+)
+def test_a_header_that_cannot_be_sent_is_refused_without_its_value(lines: str, problem: str) -> None:
+    said = refusal({**COMPLETE, "BSKT_RPC_HEADERS": lines})
+    assert problem in said
+    assert "canary" not in said
+
+
+def test_an_authorization_beside_a_password_in_the_url_is_refused() -> None:
+    said = refusal(
+        {"BSKT_RPC_URL": "https://user:password@one.example/", "BSKT_RPC_HEADERS": "Authorization: Bearer canary"}
+    )
+    assert "its URL has a user and password" in said
+    assert "canary" not in said
+
+
 def test_short_hex_is_no_instance_secret_however_long_its_text() -> None:
     assert "it has 16 bytes" in refusal({"BSKT_INSTANCE_SECRET": "ab" * 16})
 
@@ -259,6 +304,7 @@ def test_every_setting_is_documented_in_a_sentence() -> None:
     assert {name for name, row in rows.items() if row.is_secret} == {
         "BSKT_DATABASE_URL",
         "BSKT_RPC_URL",
+        "BSKT_RPC_HEADERS",
         "BSKT_WS_URL",
         "BSKT_INSTANCE_SECRET",
         "BSKT_CRE_SIGNER_KEY",
