@@ -18,5 +18,5 @@ is idempotent by a natural key.
 
 Reading order: ``lifecycle`` (the table), ``identity``, ``reference`` and ``mint_amount`` (pure rules of what a request
 is), ``judgement`` (who keeps a bank reference), ``rows`` (what the indexer hands over), ``following`` (its commit),
-``claims`` (the invocator's statements), ``operators``, ``status``; ``connection`` and ``schema`` underneath.
+``claims`` (the invocator's statements), ``operators``, ``status``, ``tally``; ``connection`` and ``schema`` underneath.
 """
