@@ -51,7 +51,7 @@ SELECT id, 1, 0, 1, nonce, nonce, now(), 'accepted' FROM mint_request;
 INSERT INTO alarm (chain_id, kind, sentence, at, last_at)
 SELECT {chain}, (ARRAY['unattributed_mint', 'basket_role_changed', 'gave_up'])[g % 3 + 1], 'An alarm of long ago.', t.at, t.at
 FROM generate_series(1, {alarms}) g
-CROSS JOIN LATERAL (SELECT clock_timestamp() - g * interval '2 minutes' AS at) t;
+CROSS JOIN LATERAL (SELECT clock_timestamp() - g * interval '9 minutes' AS at) t;
 INSERT INTO sweep_difference (chain_id, kind, event, block_number, block_hash, repaired)
 SELECT {chain}, 'missing', 'MintRequested', g, sha256(('block' || g)::bytea), true FROM generate_series(1, {alarms} / 10) g;
 INSERT INTO reorg (chain_id, ancestor_number, ancestor_hash, old_tip_number, old_tip_hash, orphaned_blocks, orphaned_requests)

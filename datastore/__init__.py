@@ -30,6 +30,6 @@ is idempotent by a natural key.
 
 Reading order: ``lifecycle`` (the table), ``identity``, ``reference`` and ``mint_amount`` (pure rules of what a request
 is), ``judgement`` (who keeps a bank reference), ``rows`` (what the indexer hands over), ``following`` (its commit, and
-what it leaves to bounded steps),
-``claims`` (the invocator's statements), ``operators``, ``status``; ``connection`` and ``schema`` underneath.
+what it leaves to bounded steps), ``claims`` (the invocator's statements), ``operators``, ``status``, ``tally``;
+``connection`` and ``schema`` underneath.
 """

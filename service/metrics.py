@@ -1,7 +1,7 @@
 """The metrics of a process.
 
-Most follow from the rows, and their counts are kept with the rows: a restart forgets nothing, no gauge goes stale.  What no row
-tells, how the nodes answer, is counted as it happens.
+Most follow from the rows, and their counts are kept with the rows: a restart forgets nothing, no gauge goes stale.
+What no row tells, how the nodes answer, is counted as it happens.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What strangers cause for gas hides no alarm that somebody must see, and what is counted instead of written is exact."""
+"""What strangers cause for gas hides no alarm that must be seen, and what is counted instead of written is exact."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ async def raised(pool: Pool) -> dict[tuple[str, bool], int]:
 
 
 async def stormed(pool: Pool, on: Block, number: int, **more: object) -> Committed:
-    """A block of a thousand changes of roles of the stranger's own basket, and as many mints of 1 wei by its consumer."""
+    """A block of a thousand changes of roles of the stranger's basket, and as many mints of 1 wei by its consumer."""
     at = block(number)
     strange = request("of nobody", at, stablecoin=STRANGERS_TOKEN, consumer=STRANGERS_CONSUMER)
     changes = tuple(role_change(at, log_index=100 + n, token=STRANGERS_TOKEN) for n in range(STORM))
@@ -81,8 +81,8 @@ async def stormed(pool: Pool, on: Block, number: int, **more: object) -> Committ
 async def test_a_storm_about_a_basket_that_is_not_served_is_a_row_a_kind_and_hour_that_counts_it_exactly(
     indexer_pool: Pool, one: Block
 ) -> None:
-    for number in (2, 3):
-        committed = await stormed(indexer_pool, block(number - 1), number)
+    for on, number in ((one, 2), (block(2), 3)):
+        committed = await stormed(indexer_pool, on, number)
         assert committed.alarms[AlarmKind.BASKET_ROLE_CHANGED] == STORM
     assert await rows(indexer_pool) == [
         ("basket_role_changed", False, 2 * STORM),
@@ -157,8 +157,9 @@ async def test_storms_about_one_served_basket_do_not_hide_another_one(
     ]
 
 
+@pytest.mark.usefixtures("one")
 async def test_what_happens_again_and_again_is_counted_in_the_row_of_its_hour(
-    indexer_pool: Pool, owner: asyncpg.Connection[asyncpg.Record], one: Block
+    indexer_pool: Pool, owner: asyncpg.Connection[asyncpg.Record]
 ) -> None:
     async def disagree(sentence: str) -> None:
         async with unit(indexer_pool) as connection:
@@ -173,6 +174,7 @@ async def test_what_happens_again_and_again_is_counted_in_the_row_of_its_hour(
     assert await raised(indexer_pool) == {("endpoints_disagree", True): 4}
 
 
+@pytest.mark.usefixtures("one")
 @pytest.mark.parametrize(
     "broken",
     [
@@ -181,7 +183,7 @@ async def test_what_happens_again_and_again_is_counted_in_the_row_of_its_hour(
     ],
 )
 async def test_a_row_that_stands_for_several_or_is_about_strangers_has_its_hour(
-    owner: asyncpg.Connection[asyncpg.Record], one: Block, broken: str
+    owner: asyncpg.Connection[asyncpg.Record], broken: str
 ) -> None:
     with pytest.raises(asyncpg.CheckViolationError):
         await owner.execute(f"INSERT INTO alarm {broken}")

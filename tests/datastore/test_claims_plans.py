@@ -43,6 +43,7 @@ FRUGAL = {
     "mint_request_with_lease",
     "mint_request_not_delivered",
     "mint_request_held",
+    "mint_request_held_for",
     "mint_request_pkey",
 }
 

@@ -1,7 +1,7 @@
 """What ``/livez``, ``/readyz``, ``/status``, ``/metrics`` and ``bskt status`` cost does not grow with history.
 
-Two things are looked at: how each of their statements is planned, and how many pages it reads in a database with a history
-and in one without.
+Two things are looked at: how each of their statements is planned, and how many pages it reads in a database with a
+history and in one without.
 """
 
 from __future__ import annotations

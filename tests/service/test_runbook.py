@@ -139,6 +139,7 @@ def test_every_label_that_an_alert_names_has_a_value_that_is_written() -> None:
                 "kind": {kind.value for kind in (*AlarmKind, *Inconsistency)},
                 "state": {state.value for state in State},
                 "to": {state.value for state in State},
+                "served": {"true", "false"},
             }[name]
             assert set(values.split("|")) <= known
 
