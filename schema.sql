@@ -228,7 +228,7 @@ CREATE TABLE block (
     timestamp bigint NOT NULL,
     canonical boolean NOT NULL DEFAULT true,
     PRIMARY KEY (chain_id, hash),
-    CONSTRAINT block_has_a_time_unless_it_is_the_first CHECK (timestamp > 0 OR number = 0)
+    CONSTRAINT block_has_a_time_if_its_header_was_read CHECK (timestamp > 0 OR number = 0 OR parent_hash IS NULL)
 );
 COMMENT ON TABLE block IS
     'Every block of the window that is not final, empty or not; below it the last block of each range and each block with a log.';

@@ -1,7 +1,7 @@
 """One order of locks: whatever works at the same moment waits in turn, and no two wait for each other."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Final, TypeAlias
@@ -89,7 +89,7 @@ async def instruct(pool: Pool, request_id: int, instruction: Instruction) -> Non
 
 
 # -- the writers ------------------------------------------------------------------------------------------------------
-Writer: TypeAlias = Callable[[Pools], Awaitable[None]]
+Writer: TypeAlias = Callable[[Pools], Coroutine[object, object, None]]
 
 
 async def reorganise(pools: Pools) -> None:
