@@ -29,6 +29,7 @@ class AlarmKind(StrEnum):
     UNATTRIBUTED_MINT = "unattributed_mint"
     UNBACKED_MINT = "unbacked_mint"
     UNEXPECTED_MINT = "unexpected_mint"
+    WORKFLOW_REFUSED = "workflow_refused"
 
 
 # $1 chain, $2 kind, $3 sentences, $4 their requests, or NULL for what is about the whole chain

@@ -12,6 +12,9 @@ RESEND_MARGIN_SECONDS: Final = 5.0
 """From the client's time-out to the next attempt: enough to record that nothing was heard."""
 
 
+_MOST_DOUBLINGS: Final = 32  # of a second, more than a century; a float overflows after a thousand attempts
+
+
 def workflow_of(nonce: UUID, workflow_ids: Sequence[bytes]) -> bytes:
     """The rendezvous choice of ``nonce`` among ``workflow_ids`` (32 bytes each, at least one).
 
@@ -33,4 +36,15 @@ def resend_seconds(
     answer that nobody reads stays in the gateway for up to 20 minutes.
     """
     first = timeout_seconds + margin_seconds
-    return max(first, min(longest_seconds, math.ldexp(first, attempt_no - 1)))
+    doublings = min(attempt_no - 1, _MOST_DOUBLINGS)
+    return max(first, min(longest_seconds, math.ldexp(first, doublings)))
+
+
+def resends_within(seconds: float, *, timeout_seconds: float, margin_seconds: float = RESEND_MARGIN_SECONDS) -> int:
+    """How often a request is sent again in its first ``seconds`` of doubt, if nothing keeps it from being sent."""
+    resends, passed_seconds = 0, 0.0
+    while True:
+        passed_seconds += resend_seconds(resends + 1, timeout_seconds=timeout_seconds, margin_seconds=margin_seconds)
+        if passed_seconds >= seconds:
+            return resends
+        resends += 1

@@ -9,7 +9,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Final, Literal, TypeAlias, TypeVar
@@ -153,8 +153,9 @@ async def run(
                 )
         if INVOCATOR in parts:
             role = Role.READER if settings.cre_mode == "dry-run" else Role.INVOCATOR
-            tick = _invocation(settings, await _opened(stack, dsn, role), node, reached, show)
-            running.append(_part(INVOCATOR, tick, settings))
+            worker = _invocation(settings, await _opened(stack, dsn, role), node, reached, show)
+            finish = worker.record if isinstance(worker, Invocator) else None
+            running.append(replace(_part(INVOCATOR, worker.tick, settings), finish=finish))
         log.info("daemon.started", parts=[part.name for part in running], chain_id=settings.chain_id)
         reader = await _opened(stack, dsn, Role.READER)
         companions += [_ear(dsn, sources.chain_id, part) for part in running if part.name == INVOCATOR]
@@ -530,13 +531,13 @@ def _finality(finality: Finality) -> FinalityRule:
 
 def _invocation(
     settings: Settings, pool: Pool, node: Node, reached: Reached, show: Callable[[str], None]
-) -> Callable[[], Awaitable[bool]]:
-    """The invocator's tick in the configured mode."""
+) -> Invocator | DryRun:
+    """What invokes in the configured mode."""
     chain_id = _present(settings.chain_id)
     if settings.cre_mode == "dry-run":
         return DryRun(
             pool=pool, chain_id=chain_id, workflow_ids=settings.cre_workflow, currency=settings.currency, show=show
-        ).tick
+        )
     simulated = settings.cre_mode == "simulate"
     daily_cap, max_mint = settings.daily_cap_tokens, settings.max_mint_tokens
     gateway = _simulation(settings) if simulated else CreGateway.at(_present(settings.cre_gateway_url))
@@ -570,7 +571,7 @@ def _invocation(
         look_at=lambda token, consumer: read_contracts(node, token=token, consumer=consumer),
         is_witnessed=lambda row: is_witnessed(node, row),
         reached=reached,
-    ).tick
+    )
 
 
 def _simulation(settings: Settings) -> CreSimulation:
