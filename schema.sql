@@ -235,6 +235,20 @@ COMMENT ON TABLE block IS
 COMMENT ON COLUMN block.parent_hash IS 'NULL for a final block whose header was never needed.';
 CREATE UNIQUE INDEX block_number_is_canonical_once ON block (chain_id, number) WHERE canonical;
 
+-- The bound is the year 9999: a chain may say anything of its time.
+CREATE FUNCTION settled_time(chain bigint) RETURNS timestamptz LANGUAGE sql STABLE AS $$
+    SELECT coalesce(
+        (
+            SELECT least(c.indexed_at, to_timestamp(least(b.timestamp, 253402300799)))
+            FROM cursor c JOIN block b ON b.chain_id = c.chain_id AND b.hash = c.block_hash
+            WHERE c.chain_id = $1
+        ),
+        '-infinity'
+    )
+$$;
+COMMENT ON FUNCTION settled_time IS
+    'Up to when it is known what happened on chain: when it was looked at last, but never later than the last indexed block, for that may be old.  A deadline after it may have been met.';
+
 CREATE TABLE log (
     chain_id bigint NOT NULL,
     block_hash hash NOT NULL,
@@ -559,7 +573,7 @@ CREATE TABLE operator_action (
     at timestamptz NOT NULL DEFAULT clock_timestamp(),
     CONSTRAINT operator_action_is_known CHECK (action IN (
         'retry', 'new_generation', 'hold', 'release', 'cancel', 'resolve', 'pause', 'resume', 'quarantine', 'pause_basket',
-        'resume_basket', 'allow_basket', 'disallow_basket'
+        'resume_basket', 'allow_basket', 'disallow_basket', 'reset_workflow'
     )),
     CONSTRAINT operator_action_evidence_is_what_the_chain_said CHECK (
         evidence IS NULL
@@ -567,7 +581,9 @@ CREATE TABLE operator_action (
     ),
     CONSTRAINT operator_action_is_about_a_request_or_the_chain CHECK (
         (
-            action IN ('pause', 'resume', 'quarantine', 'pause_basket', 'resume_basket', 'allow_basket', 'disallow_basket')
+            action IN (
+                'pause', 'resume', 'quarantine', 'pause_basket', 'resume_basket', 'allow_basket', 'disallow_basket', 'reset_workflow'
+            )
         ) = (request_id IS NULL)
     )
 );
@@ -868,22 +884,29 @@ COMMENT ON TABLE workflow_slot IS 'Durable pacing: the theoretical arrival time 
 
 CREATE TABLE trigger_gate (
     chain_id bigint PRIMARY KEY REFERENCES chain,
-    closed_at timestamptz,
-    closed_outcome text,
-    closed_code text,
-    closed_sentence text,
-    refusals integer NOT NULL DEFAULT 0,
-    pause_seconds double precision,
-    probe_at timestamptz,
-    clock_offset_seconds double precision,
-    CONSTRAINT trigger_gate_is_closed_with_a_reason_and_a_probe CHECK (
-        num_nulls(closed_at, closed_outcome, closed_code, closed_sentence, pause_seconds, probe_at) IN (0, 6)
-        AND (closed_at IS NULL) = (refusals = 0)
-    )
+    clock_offset_seconds double precision
 );
 COMMENT ON TABLE trigger_gate IS
-    'One row a chain, locked while an attempt begins: what is counted over all requests (in flight, caps) is counted by one worker at a time.  Closed while CRE refuses this instance (its key, workflow or clock) or cannot be reached: only a probe goes through, now and then.';
+    'One row a chain, locked while an attempt begins: what is counted over all requests (in flight, caps) is counted by one worker at a time.';
 COMMENT ON COLUMN trigger_gate.clock_offset_seconds IS 'The gateway''s clock less ours, as of its latest answer.';
+
+CREATE TABLE breaker (
+    chain_id bigint NOT NULL REFERENCES chain,
+    workflow_id hash,
+    opened_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    outcome text NOT NULL,
+    code text NOT NULL,
+    sentence text NOT NULL,
+    refusals integer NOT NULL DEFAULT 1 CONSTRAINT breaker_opens_with_a_refusal CHECK (refusals > 0),
+    pause_seconds double precision NOT NULL,
+    probe_at timestamptz NOT NULL,
+    CONSTRAINT breaker_is_open_once UNIQUE NULLS NOT DISTINCT (chain_id, workflow_id),
+    FOREIGN KEY (chain_id, workflow_id) REFERENCES workflow
+);
+COMMENT ON TABLE breaker IS
+    'What CRE refuses now, whatever the request: a row while it does.  Nothing of it is sent but a probe, one at a time, from probe_at on.';
+COMMENT ON COLUMN breaker.workflow_id IS
+    'Whose fault it is: this workflow''s, and the others go on; or NULL for the whole instance (its key, its clock, its connection).';
 
 CREATE TABLE basket_turn (
     chain_id bigint NOT NULL REFERENCES chain,
@@ -948,6 +971,21 @@ COMMENT ON COLUMN execution_id.found_workflow_id IS
 CREATE INDEX execution_id_by_request ON execution_id (request_id);
 -- An id that only CRE's answer taught us may have been indexed before: the indexer looks at these few again.
 CREATE INDEX execution_id_returned ON execution_id (chain_id, request_id) WHERE source = 'returned';
+
+-- Twin of invocator.workflow_pool: frozen or found, it is what it is; else the rendezvous hash decides.  A table of one row:
+-- only such a function is made part of the statement that calls it, which halves its cost.
+CREATE FUNCTION workflow_of(request bigint, generation integer, nonce uuid, pool bytea[]) RETURNS TABLE (workflow_id bytea)
+LANGUAGE sql STABLE AS $$
+    SELECT coalesce(
+        (SELECT f.workflow_id FROM frozen_request f WHERE f.request_id = $1 AND f.generation = $2),
+        (
+            SELECT x.found_workflow_id FROM execution_id x
+            WHERE x.request_id = $1 AND x.generation = $2 AND x.source = 'found' ORDER BY x.execution_id LIMIT 1
+        ),
+        (SELECT w FROM unnest($4) w ORDER BY sha256(uuid_send($3) || w) DESC LIMIT 1)
+    )
+$$;
+COMMENT ON FUNCTION workflow_of IS 'Which workflow of the configured pool a request is, or would be, sent to.';
 
 CREATE TABLE attempt (
     request_id bigint NOT NULL REFERENCES mint_request,
@@ -1067,9 +1105,11 @@ GRANT UPDATE (
     next_attempt_at, deadline_at
 ) ON mint_request TO bskt_indexer;
 
-GRANT INSERT ON workflow, workflow_slot, trigger_gate, basket_turn, requester_turn, workflow_turn, frozen_request, execution_id, attempt,
-    alarm TO bskt_invocator;
-GRANT UPDATE ON workflow_slot, trigger_gate, basket_turn, requester_turn, workflow_turn TO bskt_invocator;
+GRANT INSERT ON workflow, workflow_slot, trigger_gate, breaker, basket_turn, requester_turn, workflow_turn, frozen_request,
+    execution_id, attempt, alarm TO bskt_invocator;
+GRANT UPDATE ON workflow_slot, trigger_gate, breaker, basket_turn, requester_turn, workflow_turn TO bskt_invocator;
+GRANT DELETE ON breaker TO bskt_invocator, bskt_operator;
+GRANT UPDATE (paused_reason) ON control TO bskt_invocator;  -- to lock it
 GRANT UPDATE (answered_at, outcome, http_status, sentence, answer, simulated_tx_hash) ON attempt TO bskt_invocator;
 GRANT UPDATE (decimals) ON basket TO bskt_invocator;
 GRANT UPDATE (request_id, proof) ON mint_execution TO bskt_invocator;
@@ -1086,6 +1126,7 @@ GRANT UPDATE (paused_reason) ON basket_pause TO bskt_indexer, bskt_operator;  --
 GRANT UPDATE (role_changes) ON basket_pause TO bskt_indexer, bskt_operator;
 GRANT UPDATE (times, last_at) ON alarm TO bskt_indexer, bskt_invocator;
 GRANT UPDATE (paused_at, paused_reason, quarantined_at, quarantined_reason, quarantined_until) ON control TO bskt_operator;
+GRANT UPDATE (earliest_next_at) ON workflow_slot TO bskt_operator;
 GRANT UPDATE (
     nonce, generation, state, state_reason, state_detail, state_attempt_no, state_changed_at, holds_reference, held_at, held_reason,
     worker_id, lease_ends_at, next_attempt_at, deadline_at

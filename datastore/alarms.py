@@ -31,6 +31,7 @@ class AlarmKind(StrEnum):
     UNATTRIBUTED_MINT = "unattributed_mint"
     UNBACKED_MINT = "unbacked_mint"
     UNEXPECTED_MINT = "unexpected_mint"
+    WORKFLOW_REFUSED = "workflow_refused"
 
 
 OF_STRANGERS: Final = frozenset({AlarmKind.BASKET_ROLE_CHANGED, AlarmKind.UNATTRIBUTED_MINT})

@@ -27,7 +27,7 @@ SELECT
     EXISTS (SELECT FROM basket_standing a WHERE a.chain_id = $1 AND a.served) AS are_served_ones,
     (
         SELECT count(*) FROM mint_request r LEFT JOIN basket_standing o USING (chain_id, stablecoin)
-        WHERE r.chain_id = $1 AND r.state IN ('in_doubt', 'accepted') AND r.deadline_at > statement_timestamp() AND r.id <> $2
+        WHERE r.chain_id = $1 AND r.state IN ('in_doubt', 'accepted') AND r.deadline_at > settled_time($1) AND r.id <> $2
           AND NOT coalesce(o.served, false)
     ) AS others_unserved
 FROM mint_request q LEFT JOIN basket_standing s USING (chain_id, stablecoin)

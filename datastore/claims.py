@@ -3,23 +3,27 @@
 No transaction here is open across a call to CRE.  What protects a call is, in this order: the attempt row that was
 committed before its socket opened, the nonce that never changes, and the guards (state and ``claim_no``) on every write
 that comes after.  Leases and slots run on the database's clock only: ``clock_timestamp()`` where a row was waited for,
-``statement_timestamp()`` where the time is looked up in an index.
+``statement_timestamp()`` where the time is looked up in an index.  What time says about the chain (a deadline has
+passed, a doubt is old) is asked of ``settled_time``: the index must have looked so far.
+
+Rows are locked in one order: control, requests by bank reference, trigger_gate, breaker, workflow_slot.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Final
 from uuid import UUID
 
 import asyncpg
 
-from datastore import basket_standings
+from datastore import basket_standings, breakers
 from datastore.alarms import AlarmKind, raise_alarm, raise_alarms, raise_hourly
 from datastore.basket_pauses import hold_requests
+from datastore.breakers import Refusal
 from datastore.connection import Connection, Pool, lock_chain, translated, unit
 from datastore.lifecycle import Event, State, decide
 from datastore.rows import LogRow
@@ -27,8 +31,6 @@ from datastore.settlement import Move, known, move, settle
 
 REFUSED_BEFORE_FORWARDING: Final = frozenset({"refused_now", "refused_for_good", "instance_refused", "never_connected"})
 
-FIRST_PAUSE_SECONDS: Final = 5.0
-LONGEST_PAUSE_SECONDS: Final = 300.0
 CLOCK_ALARM_SECONDS: Final = 30.0
 """A token may be 300 s off; whoever is a tenth of that off should not wait for the rest (hard case 82)."""
 
@@ -40,6 +42,8 @@ DAILY_CAP: Final = "daily_cap"
 
 NOT_WITNESSED: Final = "not_witnessed"
 
+NODE_UNAVAILABLE: Final = "node_unavailable"
+
 HTTP_FORBIDDEN: Final = 403
 
 LOOK_AGAIN_SECONDS: Final = 600.0
@@ -49,7 +53,7 @@ HELD_FOR_NOW: Final = (
     DAILY_CAP,
     "amount_above_cap",
     "basket_not_canonical",
-    "node_unavailable",
+    NODE_UNAVAILABLE,
     "not_a_minter",
     NOT_WITNESSED,
 )
@@ -115,13 +119,26 @@ class Pacing:
 
 
 # Durable slots as a theoretical arrival time (GCRA): a workflow may be triggered when the time is at most
-# (burst - 1) intervals ahead.  $1 chain, $2 interval, $3 burst
+# (burst - 1) intervals ahead.  Where its answers leave a request in doubt, that one is the probe: a further one would only
+# take another place in flight from the other workflows.  $1 chain, $2 interval, $3 burst, $4 workflows
 _FREE_WORKFLOWS: Final = """
 SELECT w.workflow_id
 FROM workflow w
 LEFT JOIN workflow_slot s USING (chain_id, workflow_id)
 WHERE w.chain_id = $1 AND w.workflow_id = ANY($4::bytea[])
   AND (s.earliest_next_at IS NULL OR s.earliest_next_at - $2::interval * ($3 - 1) <= clock_timestamp())
+  AND NOT EXISTS (
+      SELECT FROM breaker b
+      WHERE b.chain_id = w.chain_id AND b.workflow_id = w.workflow_id
+        AND (
+            b.probe_at > clock_timestamp()
+            OR b.outcome = 'unknown' AND EXISTS (
+                SELECT FROM mint_request r
+                JOIN frozen_request f ON f.request_id = r.id AND f.generation = r.generation
+                WHERE r.chain_id = b.chain_id AND r.state = 'in_doubt' AND f.workflow_id = b.workflow_id
+            )
+        )
+  )
 """
 
 # $1 chain
@@ -129,12 +146,15 @@ _GATE: Final = """
 SELECT
     c.paused_at IS NULL AND c.quarantined_at IS NULL AND c.halted_at IS NULL
         AND is_this_server(c.server_identifier, c.server_timeline)
-        AND (g.closed_at IS NULL OR g.probe_at <= statement_timestamp()) AS open,
+        AND NOT EXISTS (
+            SELECT FROM breaker b
+            WHERE b.chain_id = c.chain_id AND b.workflow_id IS NULL AND b.probe_at > statement_timestamp()
+        ) AS open,
     (
         SELECT count(*) FROM mint_request r
-        WHERE r.chain_id = c.chain_id AND r.state IN ('in_doubt', 'accepted') AND r.deadline_at > statement_timestamp()
+        WHERE r.chain_id = c.chain_id AND r.state IN ('in_doubt', 'accepted') AND r.deadline_at > settled_time($1)
     ) AS in_flight
-FROM control c LEFT JOIN trigger_gate g USING (chain_id)
+FROM control c
 WHERE c.chain_id = $1
 """
 
@@ -144,7 +164,8 @@ WHERE c.chain_id = $1
 # to the front.  The flows (basket and requester) are found by jumping from one to the next in the index, so that ten
 # thousand requests of one requester cost no more than one; among allowed baskets only, the others' flows cost nothing.
 # $1 chain, $2 limit, $3 whether the whole queue is wanted, also what may only be tried again later, $4 most in flight of one
-# requester, $5 of one basket and $6 of all that are not served, or NULL, $7 whether only allowed baskets are sent for
+# requester, $5 of one basket and $6 of all that are not served, or NULL, $7 whether only allowed baskets are sent for, $8 the
+# configured workflows and $9 those of them that must wait
 _WAITING: Final = """
 WITH RECURSIVE flow AS (
     (
@@ -180,7 +201,7 @@ WITH RECURSIVE flow AS (
 under_way AS (
     SELECT r.requester, r.stablecoin, coalesce(s.served, false) AS is_served
     FROM mint_request r LEFT JOIN basket_standing s USING (chain_id, stablecoin)
-    WHERE r.chain_id = $1 AND r.state IN ('in_doubt', 'accepted') AND r.deadline_at > statement_timestamp()
+    WHERE r.chain_id = $1 AND r.state IN ('in_doubt', 'accepted') AND r.deadline_at > settled_time($1)
 ),
 turn AS (
     SELECT
@@ -190,10 +211,12 @@ turn AS (
         row_number() OVER (PARTITION BY f.stablecoin, f.requester ORDER BY o.block_number, o.log_index) AS nth
     FROM flow f
     CROSS JOIN LATERAL (
-        SELECT r.id, r.block_number, r.log_index, r.recorded_at FROM mint_request r
+        SELECT r.id, r.block_number, r.log_index, r.recorded_at
+        FROM mint_request r CROSS JOIN LATERAL workflow_of(r.id, r.generation, r.nonce, $8::bytea[]) w
         WHERE r.chain_id = $1 AND r.stablecoin = f.stablecoin AND r.requester = f.requester
           AND r.state = 'confirmed' AND r.held_at IS NULL AND r.chain_status <> 'orphaned'
           AND ($3::boolean OR r.next_attempt_at IS NULL OR r.next_attempt_at <= statement_timestamp())
+          AND ($9::bytea[] = '{}' OR w.workflow_id <> ALL($9))
         ORDER BY r.block_number, r.log_index
         LIMIT CASE WHEN NOT $3 THEN least($2, greatest(4, $2 / (SELECT count(*) FROM flow) + 1)) END
     ) o
@@ -264,12 +287,15 @@ WITH room AS MATERIALIZED (
         SELECT
             c.paused_at IS NULL AND c.quarantined_at IS NULL AND c.halted_at IS NULL
                 AND is_this_server(c.server_identifier, c.server_timeline)
-                AND (t.closed_at IS NULL OR t.probe_at <= statement_timestamp()) AS open,
+                AND NOT EXISTS (
+                    SELECT FROM breaker b
+                    WHERE b.chain_id = c.chain_id AND b.workflow_id IS NULL AND b.probe_at > statement_timestamp()
+                ) AS open,
             (
                 SELECT count(*) FROM mint_request o
-                WHERE o.chain_id = c.chain_id AND o.state IN ('in_doubt', 'accepted') AND o.deadline_at > statement_timestamp()
+                WHERE o.chain_id = c.chain_id AND o.state IN ('in_doubt', 'accepted') AND o.deadline_at > settled_time($1)
             ) AS in_flight
-        FROM control c LEFT JOIN trigger_gate t USING (chain_id)
+        FROM control c
         WHERE c.chain_id = $1
     ) g
 ),
@@ -319,25 +345,23 @@ LEFT JOIN frozen_request f ON f.request_id = r.id AND f.generation = r.generatio
 ORDER BY n.place
 """
 
-# Requests in doubt whose next attempt is due; one without frozen bytes lost them in a restore.  $1 chain, $2 limit
+# Requests in doubt whose next attempt is due, but those of a workflow that is refused; one without frozen bytes lost them in
+# a restore.  $1 chain, $2 limit
 _DUE: Final = """
 SELECT r.id FROM mint_request r
 WHERE r.chain_id = $1 AND r.state = 'in_doubt' AND r.next_attempt_at <= statement_timestamp()
   AND r.chain_status <> 'orphaned' AND r.held_at IS NULL
   AND NOT EXISTS (
-      SELECT FROM frozen_request f WHERE f.request_id = r.id AND f.generation = r.generation AND f.mode <> 'gateway'
+      SELECT FROM frozen_request f
+      LEFT JOIN breaker b ON b.chain_id = r.chain_id AND b.workflow_id = f.workflow_id AND b.probe_at > statement_timestamp()
+      WHERE f.request_id = r.id AND f.generation = r.generation AND (f.mode <> 'gateway' OR b.chain_id IS NOT NULL)
   )
 ORDER BY r.next_attempt_at
 LIMIT $2
 """
 
-# Whether a claim is still ours, and stays ours until this transaction ends.  $1 id, $2 claim_no
-_LOCK_CLAIM: Final = """
-SELECT id FROM mint_request WHERE id = $1 AND state = 'claimed' AND claim_no = $2 FOR UPDATE
-"""
-
-# Whether the request is still as the order says, and stays so.  $1 id, $2 state, $3 claim_no
-_LOCK_TO_FREEZE: Final = """
+# Whether the request is still as the order says, and stays so until this transaction ends.  $1 id, $2 state, $3 claim_no
+_LOCK_ORDER: Final = """
 SELECT id FROM mint_request WHERE id = $1 AND state = $2 AND claim_no = $3 FOR UPDATE
 """
 
@@ -368,20 +392,26 @@ JOIN log l ON l.chain_id = r.chain_id AND l.block_hash = r.block_hash AND l.log_
 WHERE r.id = $1
 """
 
+# What stops every send stands here, and stays so until the attempt is committed: whoever throws a switch waits for that, and
+# is answered when no attempt can begin any more.  $1 chain
+_LOCK_CONTROL: Final = """
+SELECT paused_at IS NULL AND quarantined_at IS NULL AND halted_at IS NULL
+    AND is_this_server(server_identifier, server_timeline) AS may_send
+FROM control WHERE chain_id = $1 FOR SHARE
+"""
+
 # What must still be so in the transaction that inserts the attempt (hard cases 67 and 72).  A simulated request in doubt
 # has had its one run (hard case 77).  After a failover that lost commits, a claim number and its bytes may be another
 # worker's: only what is frozen is sent.  $1 id, $2 state, $3 claim_no, $4 workflow, $5 body
 _LOCK_FOR_ATTEMPT: Final = """
 SELECT
     r.chain_status <> 'orphaned' AND r.held_at IS NULL
-        AND c.paused_at IS NULL AND c.quarantined_at IS NULL AND c.halted_at IS NULL
-        AND is_this_server(c.server_identifier, c.server_timeline)
         AND NOT EXISTS (SELECT FROM basket_pause p WHERE p.chain_id = r.chain_id AND p.stablecoin = r.stablecoin) AS may_send,
     r.lease_ends_at IS NULL OR r.lease_ends_at > clock_timestamp() AS lease_holds,
     r.state = 'in_doubt' AND EXISTS (
         SELECT FROM frozen_request f WHERE f.request_id = r.id AND f.generation = r.generation AND f.mode = 'simulate'
     ) AS is_simulated
-FROM mint_request r JOIN control c ON c.chain_id = r.chain_id
+FROM mint_request r
 WHERE r.id = $1 AND r.state = $2 AND r.claim_no = $3
   AND EXISTS (
       SELECT FROM frozen_request f
@@ -390,45 +420,8 @@ WHERE r.id = $1 AND r.state = $2 AND r.claim_no = $3
 FOR UPDATE OF r
 """
 
-# Taken after the request's own row, by attempts only: one order of locks.  $1 chain
-_LOCK_GATE: Final = """
-SELECT closed_at IS NOT NULL AS closed, closed_at IS NULL OR probe_at <= clock_timestamp() AS lets_through
-FROM trigger_gate WHERE chain_id = $1 FOR UPDATE
-"""
-
-# One probe at a time, as long as it may take.  $1 chain, $2 interval
-_PROBE: Final = """
-UPDATE trigger_gate SET probe_at = clock_timestamp() + greatest(make_interval(secs => pause_seconds), $2::interval)
-WHERE chain_id = $1
-"""
-
-# What was under way when the gate closed makes the pause no longer.
-# $1 chain, $2 request, $3 attempt, $4 outcome, $5 code, $6 sentence, $7 first pause, $8 longest pause, in seconds
-_CLOSE_GATE: Final = """
-UPDATE trigger_gate g SET
-    closed_at = coalesce(g.closed_at, clock_timestamp()), closed_outcome = $4, closed_code = $5, closed_sentence = $6,
-    refusals = g.refusals + 1, pause_seconds = p.seconds, probe_at = clock_timestamp() + make_interval(secs => p.seconds)
-FROM (
-    SELECT o.closed_outcome AS outcome_before, CASE
-        WHEN o.closed_at IS NULL THEN $7
-        WHEN a.started_at < o.closed_at THEN o.pause_seconds
-        ELSE least($8, o.pause_seconds * 2)
-    END::double precision AS seconds
-    FROM trigger_gate o CROSS JOIN attempt a
-    WHERE o.chain_id = $1 AND a.request_id = $2 AND a.attempt_no = $3
-) p
-WHERE g.chain_id = $1
-RETURNING p.outcome_before
-"""
-
-# $1 chain, $2 request, $3 attempt: what began before the gate closed says nothing about now
-_OPEN_GATE: Final = """
-UPDATE trigger_gate g SET
-    closed_at = NULL, closed_outcome = NULL, closed_code = NULL, closed_sentence = NULL, refusals = 0, pause_seconds = NULL,
-    probe_at = NULL
-FROM attempt a
-WHERE g.chain_id = $1 AND a.request_id = $2 AND a.attempt_no = $3 AND a.started_at >= g.closed_at
-"""
+# $1 chain
+_LOCK_GATE: Final = "SELECT chain_id FROM trigger_gate WHERE chain_id = $1 FOR UPDATE"
 
 # The offset as it was before.  $1 chain, $2 seconds
 _SET_CLOCK: Final = """
@@ -445,7 +438,7 @@ SELECT
     count(*) FILTER (WHERE r.requester = q.requester) AS of_requester,
     count(*) FILTER (WHERE r.stablecoin = q.stablecoin) AS of_basket
 FROM mint_request r JOIN mint_request q ON q.id = $2
-WHERE r.chain_id = $1 AND r.state IN ('in_doubt', 'accepted') AND r.deadline_at > statement_timestamp() AND r.id <> $2
+WHERE r.chain_id = $1 AND r.state IN ('in_doubt', 'accepted') AND r.deadline_at > settled_time($1) AND r.id <> $2
 """
 
 # What others were first sent today, and may have been delivered.  $1 chain, $2 the request that wants to be sent
@@ -510,6 +503,11 @@ UPDATE attempt SET answered_at = clock_timestamp(), outcome = $3, http_status = 
     simulated_tx_hash = $7
 WHERE request_id = $1 AND attempt_no = $2 AND outcome IS NULL AND ($8::uuid IS NULL OR jti = $8)
 """
+# Behind the others when a probe is due.  $1 id, $2 interval, $3 next probe or NULL, $4 interval after it
+_WAIT_AGAIN: Final = """
+UPDATE mint_request SET next_attempt_at = greatest(clock_timestamp() + $2::interval, $3::timestamptz + $4::interval)
+WHERE id = $1
+"""
 # $1 chain, $2 workflow, $3 pause
 _POSTPONE_WORKFLOW: Final = """
 UPDATE workflow_slot SET earliest_next_at = greatest(earliest_next_at, clock_timestamp() + $3::interval)
@@ -521,16 +519,25 @@ _OVERDUE_LEASES: Final = """
 SELECT id FROM mint_request WHERE chain_id = $1 AND state = 'claimed' AND lease_ends_at <= statement_timestamp()
 """
 _OVERDUE_DEADLINES: Final = """
-SELECT id FROM mint_request WHERE chain_id = $1 AND state = 'accepted' AND deadline_at <= statement_timestamp()
+SELECT id FROM mint_request WHERE chain_id = $1 AND state = 'accepted' AND deadline_at <= settled_time($1)
 """
-# The doubt is as old as its state, so that what a person or a resend put back is sent before it is given up.
-# $1 chain, $2 interval, $3 interval for what was simulated
+# The doubt is as old as its state, so that what a person or a resend put back is sent before it is given up.  Time in which
+# nothing could be sent is no try: so many more attempts must have been made since, and may have been delivered.  What was
+# simulated has had its only one.
+# $1 chain, $2 interval, $3 interval for what was simulated, $4 attempts
 _OVERDUE_DOUBTS: Final = """
 SELECT r.id FROM mint_request r
-WHERE r.chain_id = $1 AND r.state = 'in_doubt' AND r.next_attempt_at <= statement_timestamp()
-  AND r.state_changed_at <= statement_timestamp() - CASE WHEN EXISTS (
-      SELECT FROM frozen_request f WHERE f.request_id = r.id AND f.generation = r.generation AND f.mode = 'simulate'
-  ) THEN $3::interval ELSE $2::interval END
+LEFT JOIN frozen_request f ON f.request_id = r.id AND f.generation = r.generation AND f.mode = 'simulate'
+WHERE r.chain_id = $1 AND r.state = 'in_doubt' AND r.next_attempt_at <= settled_time($1)
+  AND r.state_changed_at <= settled_time($1) - CASE WHEN f.mode IS NULL THEN $2::interval ELSE $3::interval END
+  AND (
+      f.mode IS NOT NULL
+      OR $4 <= (
+          SELECT count(*) FROM attempt a
+          WHERE a.request_id = r.id AND a.started_at >= r.state_changed_at
+            AND (a.outcome IS NULL OR a.outcome NOT IN ('refused_now', 'refused_for_good', 'instance_refused', 'never_connected'))
+      )
+  )
 """
 # Of these requests in these generations, those that have been ready to be sent for a while, and still are.
 # $1 ids, $2 generations, $3 interval
@@ -544,7 +551,7 @@ WHERE r.state IN ('confirmed', 'in_doubt') AND r.held_at IS NULL AND r.chain_sta
 _OVERDUE_RESENDS: Final = """
 SELECT r.id FROM mint_request r
 WHERE r.chain_id = $1 AND r.state = 'failed' AND r.state_reason = 'not_delivered'
-  AND r.state_changed_at <= statement_timestamp() - $2::interval
+  AND r.state_changed_at <= settled_time($1) - $2::interval
   AND r.chain_status <> 'orphaned' AND r.held_at IS NULL AND r.holds_reference
   AND EXISTS (SELECT FROM frozen_request f WHERE f.request_id = r.id AND f.generation = r.generation AND f.mode = 'gateway')
 ORDER BY r.state_changed_at
@@ -566,7 +573,10 @@ WHERE chain_id = $1 AND state = 'confirmed' AND held_at IS NOT NULL AND next_att
 
 
 async def list_workflows(pool: Pool, chain_id: int, workflow_ids: Sequence[bytes]) -> None:
-    """Remember every workflow id that was ever configured (append-only), and that this chain has an invocator."""
+    """Remember every workflow id that was ever configured (append-only), and that this chain has an invocator.
+
+    The breaker of a workflow that is not configured any more is closed.
+    """
     async with unit(pool) as connection:
         await connection.execute(
             # $1 chain, $2 ids
@@ -579,6 +589,7 @@ async def list_workflows(pool: Pool, chain_id: int, workflow_ids: Sequence[bytes
             "INSERT INTO trigger_gate (chain_id) VALUES ($1) ON CONFLICT DO NOTHING",
             chain_id,
         )
+        await breakers.forget_others(connection, chain_id, workflow_ids)
 
 
 async def listed_workflows(pool: Pool, chain_id: int) -> list[bytes]:
@@ -623,11 +634,20 @@ async def _room(connection: Connection, chain_id: int, pacing: Pacing) -> int:
     return pacing.max_in_flight - gate.in_flight if gate.open else 0
 
 
-async def waiting(pool: Pool, chain_id: int, *, limit: int, pacing: Pacing | None = None) -> list[Order]:
+async def waiting(
+    pool: Pool,
+    chain_id: int,
+    *,
+    limit: int,
+    pacing: Pacing | None = None,
+    workflow_ids: Sequence[bytes] = (),
+    free: Collection[bytes] = (),
+) -> list[Order]:
     """Requests that wait for a claim, in the order of fairness; nothing is locked.
 
     With ``pacing``, those are left out that it does not let through now, for their requester, their basket, or all
-    baskets that are not served have their share in flight.
+    baskets that are not served have their share in flight.  Of the configured ``workflow_ids`` those that are not
+    ``free`` must wait, and so must their requests: they hide no other one.
     """
     shares: tuple[int | None, int | None, int | None, bool] = (None, None, None, False)
     if pacing is not None:
@@ -637,8 +657,9 @@ async def waiting(pool: Pool, chain_id: int, *, limit: int, pacing: Pacing | Non
             pacing.unserved_max_in_flight,
             pacing.only_allowed,
         )
+    busy = [each for each in workflow_ids if each not in free]
     async with translated(), pool.acquire() as connection:
-        rows = await connection.fetch(_WAITING, chain_id, limit, False, *shares)
+        rows = await connection.fetch(_WAITING, chain_id, limit, False, *shares, list(workflow_ids), busy)
         return await _orders(connection, [row["id"] for row in rows])
 
 
@@ -648,7 +669,7 @@ async def queue(pool: Pool, chain_id: int, *, only_allowed: bool = False) -> lis
     Of a pool of workflows each takes its own turns, so that the order is then an estimate.
     """
     async with unit(pool) as connection:
-        rows = await connection.fetch(_WAITING, chain_id, None, True, None, None, None, only_allowed)
+        rows = await connection.fetch(_WAITING, chain_id, None, True, None, None, None, only_allowed, [], [])
     return [row["id"] for row in rows]
 
 
@@ -705,7 +726,7 @@ async def freeze(pool: Pool, chain_id: int, order: Order, frozen: Frozen, execut
     ``False`` if the claim is no longer ours, or another worker was first: nothing was stored.
     """
     async with unit(pool) as connection:
-        if (await connection.fetchval(_LOCK_TO_FREEZE, order.request_id, order.state.value, order.claim_no)) is None:
+        if (await connection.fetchval(_LOCK_ORDER, order.request_id, order.state.value, order.claim_no)) is None:
             return False
         status = await connection.execute(
             _FREEZE,
@@ -747,21 +768,25 @@ async def requested_by(pool: Pool, request_id: int) -> LogRow | None:
 
 async def give_back(pool: Pool, order: Order, *, reason: str) -> bool:
     """Return a claim of ours; ``False`` if it no longer is ours."""
-    return await _end_claim(pool, order, Event.GIVEN_BACK, reason=reason, detail=None)
+    return await _settle_order(pool, order, Event.GIVEN_BACK, reason=reason, detail=None)
 
 
-async def refuse_claim(pool: Pool, order: Order, *, reason: str, detail: str) -> bool:
-    """Pre-flight says never: a person must decide.  ``False`` if the claim no longer is ours."""
-    return await _end_claim(pool, order, Event.PREFLIGHT_NEVER, reason=reason, detail=detail)
+async def refuse(pool: Pool, order: Order, *, reason: str, detail: str) -> bool:
+    """Pre-flight says never, of a waiting request or a claim: a person must decide.
+
+    ``False`` if it is no longer as the order says: nothing was written.
+    """
+    return await _settle_order(pool, order, Event.PREFLIGHT_NEVER, reason=reason, detail=detail)
 
 
-async def hold_claim(pool: Pool, chain_id: int, order: Order, *, reason: str, detail: str, seconds: float) -> bool:
-    """Pre-flight says not now: give the claim back and hold the request; `sweep` releases it after ``seconds``.
+async def hold(pool: Pool, chain_id: int, order: Order, *, reason: str, detail: str, seconds: float) -> bool:
+    """Pre-flight says not now, of a waiting request or a claim; `sweep` releases it after ``seconds``.
 
-    ``reason`` is one of `HELD_FOR_NOW`.  ``False`` if the claim no longer is ours.
+    A request that only waited keeps its state, so this is no transition.  ``reason`` is one of `HELD_FOR_NOW`.
+    ``False`` if it is no longer as the order says: nothing was written.
     """
     async with unit(pool) as connection:
-        if await connection.fetchval(_LOCK_CLAIM, order.request_id, order.claim_no) is None:
+        if await connection.fetchval(_LOCK_ORDER, order.request_id, order.state.value, order.claim_no) is None:
             return False
         await _hold(connection, order, reason=reason, detail=detail, interval=timedelta(seconds=seconds))
         if reason == NOT_WITNESSED:  # last, for the alarm's row is locked
@@ -770,16 +795,16 @@ async def hold_claim(pool: Pool, chain_id: int, order: Order, *, reason: str, de
 
 
 async def _hold(connection: Connection, order: Order, *, reason: str, detail: str, interval: timedelta | None) -> None:
-    """Hold a locked claim, until the next UTC day without an ``interval``."""
+    """Hold a locked request, until the next UTC day without an ``interval``; a claim of it ends."""
     if reason not in HELD_FOR_NOW:
         raise AssertionError(f"nothing would release a hold for {reason}")
     await settle(connection, Event.GIVEN_BACK, [order.request_id], reason=reason, detail=detail)
     await connection.execute(_HOLD, order.request_id, reason, interval)
 
 
-async def _end_claim(pool: Pool, order: Order, event: Event, *, reason: str, detail: str | None) -> bool:
+async def _settle_order(pool: Pool, order: Order, event: Event, *, reason: str, detail: str | None) -> bool:
     async with unit(pool) as connection:
-        ours = await connection.fetchval(_LOCK_CLAIM, order.request_id, order.claim_no)
+        ours = await connection.fetchval(_LOCK_ORDER, order.request_id, order.state.value, order.claim_no)
         if ours is not None:
             await settle(connection, event, [order.request_id], reason=reason, detail=detail)
     return ours is not None
@@ -846,16 +871,8 @@ async def begin_attempt(
     attempt that is the how manyth to be sent, from 1 on.
     """
     async with unit(pool) as connection:
-        row = await connection.fetchrow(
-            _LOCK_FOR_ATTEMPT, order.request_id, order.state.value, order.claim_no, frozen.workflow_id, frozen.body
-        )
-        if row is None or not row["may_send"] or not row["lease_holds"] or row["is_simulated"]:
-            return None
-        # What is counted from here on stays so until this transaction ends.
-        gate = await connection.fetchrow(_LOCK_GATE, chain_id)
-        if gate is None or not gate["lets_through"]:
-            return None
-        if not await _has_room(connection, chain_id, order, pacing):
+        is_probe = await _lock_for_attempt(connection, chain_id, order, frozen)
+        if is_probe is None or not await _has_room(connection, chain_id, order, pacing):
             return None
         if order.state is State.CLAIMED and await _exceeds_daily_cap(connection, chain_id, order, pacing):
             return None
@@ -878,9 +895,27 @@ async def begin_attempt(
         # What was refused before it was forwarded costs the request nothing, whatever the refusals were.
         pause = timedelta(seconds=retry_seconds(attempt["sent"] + 1))
         await connection.execute(_IN_DOUBT, order.request_id, pause, timedelta(seconds=deadline_seconds))
-        if gate["closed"]:
-            await connection.execute(_PROBE, chain_id, timedelta(seconds=retry_seconds(1)))
+        if is_probe:
+            await breakers.begin_probe(connection, chain_id, frozen.workflow_id, retry_seconds(1))
     return number
+
+
+async def _lock_for_attempt(connection: Connection, chain_id: int, order: Order, frozen: Frozen) -> bool | None:
+    """Whether the attempt is the probe of a breaker; ``None`` if it may not be made.
+
+    What is counted from here on stays so until the transaction ends.
+    """
+    if not await connection.fetchval(_LOCK_CONTROL, chain_id):
+        return None
+    row = await connection.fetchrow(
+        _LOCK_FOR_ATTEMPT, order.request_id, order.state.value, order.claim_no, frozen.workflow_id, frozen.body
+    )
+    if row is None or not row["may_send"] or not row["lease_holds"] or row["is_simulated"]:
+        return None
+    if await connection.fetchval(_LOCK_GATE, chain_id) is None:
+        return None
+    is_open, is_refused = await breakers.are_open(connection, chain_id, frozen.workflow_id)
+    return None if is_refused else is_open
 
 
 async def _has_room(connection: Connection, chain_id: int, order: Order, pacing: Pacing) -> bool:
@@ -920,10 +955,11 @@ async def _exceeds_daily_cap(connection: Connection, chain_id: int, order: Order
 
 
 class Says(StrEnum):
-    """What an answer says about this instance, rather than about its request."""
+    """What an answer says about this instance and its workflow, rather than about its request."""
 
     WORKS = "works"
-    REFUSED = "refused"
+    INSTANCE_REFUSED = "instance_refused"
+    WORKFLOW_REFUSED = "workflow_refused"
     NOTHING = "nothing"
 
 
@@ -931,8 +967,9 @@ class Says(StrEnum):
 class Answered:
     """What CRE (or the lack of it) said of one attempt; ``outcome`` is the closed word of ``attempt.outcome``.
 
-    ``clock_offset_seconds``: the gateway's clock less ours.  ``code`` says why, where ``says`` is that the instance is
-    refused.  ``jti`` of the attempt's token: after a failover that lost commits, its number may be another attempt's.
+    ``clock_offset_seconds``: the gateway's clock less ours.  ``code`` says why, where ``says`` is that the instance or
+    its workflow is refused.  ``jti`` of the attempt's token: after a failover that lost commits, its number may be
+    another attempt's.
     """
 
     outcome: str
@@ -970,7 +1007,7 @@ async def record_answer(
             answered.simulated_tx_hash,
             answered.jti,
         )
-        await _learn(connection, chain_id, order.request_id, attempt_no, answered)
+        probe_at = await _learn(connection, chain_id, order.request_id, frozen.workflow_id, attempt_no, answered)
         if answered.execution_id is not None:
             await connection.execute(
                 _EXECUTION_IDS, chain_id, [answered.execution_id], order.request_id, ["returned"], order.generation
@@ -983,6 +1020,8 @@ async def record_answer(
         event = _event_of(answered.outcome)
         if event is None:
             return before
+        if event is Event.REFUSED_FOR_GOOD and probe_at is not None:
+            event = Event.ALL_REFUSED
         if event is Event.ACCEPTED:
             await connection.execute(
                 # $1 id, $2 interval
@@ -1003,37 +1042,22 @@ async def record_answer(
         )
         mine = [s for s in settled if s.request_id == order.request_id]
         if event is Event.ALL_REFUSED and mine:
-            # Nothing was ever sent, so it waits as long as its workflow does.  One that an earlier attempt left in
-            # doubt keeps the back-off that its last attempt set.
+            # Nothing was ever sent, so it waits as long as its workflow does; the next probe is another request's, if there
+            # is one.  One that an earlier attempt left in doubt keeps the back-off that its last attempt set.
             await connection.execute(
-                # $1 id, $2 interval
-                "UPDATE mint_request SET next_attempt_at = clock_timestamp() + $2::interval WHERE id = $1",
+                _WAIT_AGAIN,
                 order.request_id,
                 timedelta(seconds=answered.postpone_seconds),
+                probe_at,
+                timedelta(seconds=breakers.FIRST_PAUSE_SECONDS),
             )
         return mine[-1].after if mine else before
 
 
-async def _learn(connection: Connection, chain_id: int, request_id: int, attempt_no: int, answered: Answered) -> None:
-    """The breaker and the clock, for every worker."""
-    if answered.says is Says.REFUSED:
-        sentence = answered.sentence or "CRE refuses this instance."
-        outcome_before = await connection.fetchval(
-            _CLOSE_GATE,
-            chain_id,
-            request_id,
-            attempt_no,
-            answered.outcome,
-            answered.code,
-            sentence,
-            FIRST_PAUSE_SECONDS,
-            LONGEST_PAUSE_SECONDS,
-        )
-        # Once, also if nobody could be reached before.
-        if answered.outcome == "instance_refused" != outcome_before:
-            await raise_alarm(connection, chain_id, AlarmKind.INSTANCE_REFUSED, sentence)
-    elif answered.says is Says.WORKS:
-        await connection.execute(_OPEN_GATE, chain_id, request_id, attempt_no)
+async def _learn(
+    connection: Connection, chain_id: int, request_id: int, workflow_id: bytes, attempt_no: int, answered: Answered
+) -> datetime | None:
+    """The clock and the breakers, for every worker; when the next probe is due, if the answer opened a breaker."""
     if answered.clock_offset_seconds is not None:
         before = await connection.fetchval(_SET_CLOCK, chain_id, answered.clock_offset_seconds)
         if abs(answered.clock_offset_seconds) > CLOCK_ALARM_SECONDS >= abs(before or 0.0):
@@ -1043,6 +1067,24 @@ async def _learn(connection: Connection, chain_id: int, request_id: int, attempt
         # Last, for the alarm's row is locked.  Nobody knows which of our requests a firewall let through, and none resolves itself while it forbids.
         sentence = f"Something before the gateway forbids our calls (HTTP 403).  {answered.sentence or ''}".strip()
         await raise_hourly(connection, chain_id, AlarmKind.GATEWAY_FORBIDS, sentence)
+    if answered.says is Says.NOTHING:
+        return None
+    of_instance = answered.says is Says.INSTANCE_REFUSED
+    of_workflow = answered.says is Says.WORKFLOW_REFUSED or (
+        answered.outcome == "refused_for_good" and await breakers.refuses_all(connection, chain_id, workflow_id)
+    )
+    if not of_instance:
+        # What refuses a workflow works otherwise.
+        await breakers.close(connection, chain_id, None if of_workflow else workflow_id, request_id, attempt_no)
+    if not of_instance and not of_workflow:
+        return None
+    refusal = Refusal(
+        workflow_id=workflow_id if of_workflow else None,
+        outcome=answered.outcome,
+        code=answered.code or answered.outcome,
+        sentence=answered.sentence or "CRE refuses it.",
+    )
+    return await breakers.open_(connection, chain_id, refusal, request_id, attempt_no)
 
 
 def _event_of(outcome: str) -> Event | None:
@@ -1073,8 +1115,12 @@ async def sweep(
     give_up_seconds: float,
     deadline_seconds: float,
     resend_after_seconds: float | None = None,
+    give_up_attempts: int = 0,
 ) -> Swept:
     """What only time does: leases end, deadlines pass, holds end, and doubts that nothing resolved go to a person.
+
+    What is said of the chain waits until the index has looked so far (``settled_time``).  A doubt is given up after
+    ``give_up_seconds``, but not before ``give_up_attempts`` more attempts.
 
     With ``resend_after_seconds``, what was accepted and not delivered is sent again so long after its deadline: CRE has
     then forgotten the id and runs the workflow again, under the same execution id.
@@ -1099,6 +1145,7 @@ async def sweep(
             chain_id,
             timedelta(seconds=give_up_seconds),
             timedelta(seconds=deadline_seconds),
+            give_up_attempts,
             reason="gave_up",
             detail="No attempt got an answer that settles whether it was delivered.",
         )
@@ -1139,11 +1186,11 @@ async def _sweep(
     event: Event,
     overdue: str,
     chain_id: int,
-    *intervals: timedelta,
+    *bounds: timedelta | int,
     reason: str,
     detail: str | None,
 ) -> list[int]:
-    arguments = (chain_id, *intervals)
+    arguments = (chain_id, *bounds)
     candidates = [row["id"] for row in await connection.fetch(overdue, *arguments)]
     if not candidates:
         return []

@@ -60,7 +60,7 @@ CROSS JOIN LATERAL (
         count(*) FILTER (WHERE o.stablecoin = r.stablecoin) AS basket_in_flight,
         count(*) FILTER (WHERE NOT coalesce(e.served, false)) AS unserved_in_flight
     FROM mint_request o LEFT JOIN basket_standing e USING (chain_id, stablecoin)
-    WHERE o.chain_id = r.chain_id AND o.state IN ('in_doubt', 'accepted') AND o.deadline_at > clock_timestamp()
+    WHERE o.chain_id = r.chain_id AND o.state IN ('in_doubt', 'accepted') AND o.deadline_at > settled_time($1)
 ) u
 WHERE r.chain_id = $1
   AND ($2::bigint[] IS NULL OR r.id = ANY($2))

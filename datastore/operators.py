@@ -170,6 +170,30 @@ _PAUSE: Final = "UPDATE control SET paused_at = clock_timestamp(), paused_reason
 # $1 chain
 _RESUME: Final = "UPDATE control SET paused_at = NULL, paused_reason = NULL WHERE chain_id = $1"
 
+# Attempts that began before and may still be delivered: their callers wait for an answer, or died waiting.  $1 chain
+_UNDER_WAY: Final = """
+SELECT count(*)
+FROM mint_request r
+JOIN attempt a ON a.request_id = r.id
+WHERE r.chain_id = $1 AND r.state = 'in_doubt' AND r.next_attempt_at > clock_timestamp() AND a.outcome IS NULL
+  AND NOT EXISTS (SELECT FROM attempt l WHERE l.request_id = r.id AND l.attempt_no > a.attempt_no)
+"""
+# $1 chain, $2 workflow
+_WORKFLOW: Final = """
+SELECT b.code, b.sentence, b.opened_at, b.probe_at, greatest(s.earliest_next_at, clock_timestamp()) AS next_at
+FROM workflow w
+LEFT JOIN breaker b USING (chain_id, workflow_id)
+LEFT JOIN workflow_slot s USING (chain_id, workflow_id)
+WHERE w.chain_id = $1 AND w.workflow_id = $2
+"""
+# $1 chain, $2 workflow
+_CLOSE_BREAKER: Final = "DELETE FROM breaker WHERE chain_id = $1 AND workflow_id = $2"
+# $1 chain, $2 workflow
+_FREE_SLOT: Final = """
+UPDATE workflow_slot SET earliest_next_at = clock_timestamp()
+WHERE chain_id = $1 AND workflow_id = $2 AND earliest_next_at > clock_timestamp()
+"""
+
 # $1 chain, $2 token
 _BASKET: Final = """
 SELECT
@@ -193,6 +217,10 @@ class RequestUnknown(DatastoreError):
 
 class BasketUnknown(DatastoreError):
     """There is no such basket on this branch.  Nothing was written; `bskt baskets list` shows them."""
+
+
+class WorkflowUnknown(DatastoreError):
+    """This workflow was never configured.  Nothing was written; `bskt workflows list` shows those that were."""
 
 
 class Unexplained(DatastoreError):
@@ -601,7 +629,9 @@ async def throw(
         row = await connection.fetchrow(_CONTROL + "FOR UPDATE", chain_id)
         if row is None:
             raise RequestUnknown(f"the database does not hold chain {chain_id}")
-        verdict = _as_confirmed(_judge_switch(switch, row), confirmed)
+        # The lock was waited for: no attempt can begin any more, and each that began before is there to be counted.
+        under_way: int = await connection.fetchval(_UNDER_WAY, chain_id)
+        verdict = _as_confirmed(_judge_switch(switch, row, under_way), confirmed)
         before = _switches(row)
         if dry_run or not isinstance(verdict, Will):
             return Answer(verdict=verdict, before=before, after=before)
@@ -630,7 +660,7 @@ async def throw(
     return Answer(verdict=verdict, before=before, after=after, action_id=action_id)
 
 
-def _judge_switch(switch: Switch, row: asyncpg.Record) -> Verdict:
+def _judge_switch(switch: Switch, row: asyncpg.Record, under_way: int) -> Verdict:
     quarantined = str(_quarantine(row)) if row["quarantined_at"] is not None else None
     match switch:
         case Switch.PAUSE:
@@ -638,7 +668,8 @@ def _judge_switch(switch: Switch, row: asyncpg.Record) -> Verdict:
                 return AlreadySo(sentence=f"The invocator is paused already ({row['paused_reason']}).")
             return Will(
                 sentence="The invocator is paused: no further request is sent.  What was sent may still mint; the indexer "
-                "goes on."
+                "goes on.",
+                warnings=() if under_way == 0 else (f"Attempts that are still under way: {under_way}.",),
             )
         case Switch.RESUME:
             if row["paused_at"] is None:
@@ -765,3 +796,55 @@ def _judge_ruling(switch: BasketSwitch, basket: asyncpg.Record, name: str) -> Ve
         sentence=f"{name} is disallowed: it is not served, whatever it completed.  It shares half of the slots with all "
         "baskets that are not served; with BSKT_SERVED_BASKETS=listed, no further request of it is sent."
     )
+
+
+async def reset_workflow(
+    pool: Pool,
+    chain_id: int,
+    workflow_id: bytes,
+    person: Person,
+    *,
+    dry_run: bool = False,
+    confirmed: Will | None = None,
+) -> Answer:
+    """Close a workflow's breaker and end its wait for a slot, so that its next request is sent at once.
+
+    Args:
+        pool: The operator's.
+        chain_id: The chain.
+        workflow_id: Which one, 32 bytes.
+        person: Who does it, and why.
+        dry_run: Judge only; nothing is written.
+        confirmed: What the person was shown and said yes to; if it is not what would happen now, nothing is done.
+
+    Raises:
+        WorkflowUnknown: Nothing was written.
+        DatastoreUnavailable: Nothing is known to be written; look, then repeat.
+    """
+    async with unit(pool) as connection:
+        row = await connection.fetchrow(_WORKFLOW, chain_id, workflow_id)
+        if row is None:
+            raise WorkflowUnknown(f"chain {chain_id} never had workflow 0x{workflow_id.hex()}")
+        refused = "" if row["code"] is None else f"  It was refused since {row['opened_at']:%Y-%m-%d %H:%M:%SZ}."
+        sentence = f"The next request of workflow 0x{workflow_id.hex()} is sent without a further pause.{refused}"
+        verdict = _as_confirmed(Will(sentence=sentence), confirmed)
+        before = _switches(row)
+        if dry_run or not isinstance(verdict, Will):
+            return Answer(verdict=verdict, before=before, after=before)
+        await connection.execute(_CLOSE_BREAKER, chain_id, workflow_id)
+        await connection.execute(_FREE_SLOT, chain_id, workflow_id)
+        row = await connection.fetchrow(_WORKFLOW, chain_id, workflow_id)
+        after = _switches(row) if row is not None else {}
+        about = {"workflow_id": "0x" + workflow_id.hex()}
+        action_id = await connection.fetchval(
+            _RECORD,
+            chain_id,
+            person.name.strip(),
+            "reset_workflow",
+            None,
+            person.reason.strip(),
+            None,
+            json.dumps(about | before),
+            json.dumps(about | after),
+        )
+    return Answer(verdict=verdict, before=before, after=after, action_id=action_id)

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 
+from datastore import breakers
 from datastore.alarms import AlarmKind
+from datastore.breakers import Breaker
 from datastore.connection import Pool, unit
 from datastore.lifecycle import State
 
@@ -44,7 +46,7 @@ WHERE chain_id = $1 AND state = 'confirmed' AND held_at IS NULL AND chain_status
 # As the claim counts them: one whose deadline has passed no longer keeps others waiting.
 _IN_FLIGHT: Final = """
 SELECT count(*) FROM mint_request
-WHERE chain_id = $1 AND state IN ('in_doubt', 'accepted') AND deadline_at > clock_timestamp()
+WHERE chain_id = $1 AND state IN ('in_doubt', 'accepted') AND deadline_at > settled_time($1)
 """
 _SLOTS: Final = """
 SELECT w.workflow_id, s.earliest_next_at
@@ -113,14 +115,13 @@ FROM (
 JOIN alarm a USING (id)
 ORDER BY g.served DESC, g.last_at DESC
 """
-# What keeps every request from being sent: CRE refuses this instance, or cannot be reached.  $1 chain
-_CLOSED: Final = """
-SELECT closed_outcome AS outcome, closed_code AS code, closed_sentence AS sentence, refusals AS answers, closed_at AS since,
-    probe_at AS next_probe_at
-FROM trigger_gate WHERE chain_id = $1 AND closed_at IS NOT NULL
-"""
 # $1 chain
-_GATE: Final = "SELECT closed_at IS NOT NULL AS closed, clock_offset_seconds FROM trigger_gate WHERE chain_id = $1"
+_GATE: Final = """
+SELECT
+    (SELECT clock_offset_seconds FROM trigger_gate WHERE chain_id = $1) AS clock_offset_seconds,
+    count(*) FILTER (WHERE workflow_id IS NULL) > 0 AS refuses_instance, count(workflow_id) AS refused_workflows
+FROM breaker WHERE chain_id = $1
+"""
 
 ALARM_HOURS: Final = 24
 SHOWN_ALARMS: Final = 100
@@ -183,6 +184,7 @@ class Snapshot:
     halted: str | None
     halted_at: datetime | None
     sends_fail: bool = False
+    refused_workflows: int = 0
     clock_offset_seconds: float | None = None
 
     @property
@@ -235,27 +237,17 @@ class Alarm:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SendsFail:
-    """The latest answers of CRE all say that this instance cannot send: no request pays for them.
-
-    Nothing is sent but a probe, the next one at ``next_probe_at`` or soon after.
-    """
-
-    outcome: str
-    code: str
-    sentence: str
-    answers: int
-    since: datetime
-    next_probe_at: datetime
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Attention:
-    """What needs a person."""
+    """What needs a person.
+
+    ``sends_fail``: CRE refuses this instance or cannot be reached, so nothing is sent but probes.  ``refused_workflows``:
+    nothing is sent for these but probes; the others go on.
+    """
 
     groups: tuple[Group, ...]
     alarms: tuple[Alarm, ...]
-    sends_fail: SendsFail | None
+    sends_fail: Breaker | None
+    refused_workflows: tuple[Breaker, ...] = ()
 
 
 async def snapshot(pool: Pool, chain_id: int) -> Snapshot | None:
@@ -271,7 +263,7 @@ async def snapshot(pool: Pool, chain_id: int) -> Snapshot | None:
         baskets: int = await connection.fetchval(_BASKETS, chain_id) or 0
         baskets_paused: int = await connection.fetchval(_BASKETS_PAUSED, chain_id)
         slots = await connection.fetch(_SLOTS, chain_id)
-        gate = await connection.fetchrow(_GATE, chain_id)
+        (gate,) = await connection.fetch(_GATE, chain_id)
     return Snapshot(
         chain_id=chain_id,
         read_at=position["read_at"],
@@ -301,8 +293,9 @@ async def snapshot(pool: Pool, chain_id: int) -> Snapshot | None:
         is_home=position["is_home"],
         halted=position["halted_reason"],
         halted_at=position["halted_at"],
-        sends_fail=gate is not None and gate["closed"],
-        clock_offset_seconds=None if gate is None else gate["clock_offset_seconds"],
+        sends_fail=gate["refuses_instance"],
+        refused_workflows=gate["refused_workflows"],
+        clock_offset_seconds=gate["clock_offset_seconds"],
     )
 
 
@@ -313,11 +306,12 @@ async def attention(pool: Pool, chain_id: int) -> Attention:
         held = await connection.fetch(_HELD, chain_id)
         kinds = [kind.value for kind in AlarmKind]
         alarms = await connection.fetch(_ALARMS, chain_id, ALARM_HOURS, kinds, SHOWN_ALARMS)
-        closed = await connection.fetchrow(_CLOSED, chain_id)
+        opened = await breakers.opened(connection, chain_id)
     groups = [Group(**{**row, "state": State(row["state"])}) for row in waiting]
     groups += [Group(state=None, **row) for row in held]
     return Attention(
         groups=tuple(groups),
         alarms=tuple(Alarm(**row) for row in alarms),
-        sends_fail=None if closed is None else SendsFail(**closed),
+        sends_fail=next((each for each in opened if each.workflow_id is None), None),
+        refused_workflows=tuple(each for each in opened if each.workflow_id is not None),
     )

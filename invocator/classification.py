@@ -44,6 +44,7 @@ class Code(StrEnum):
     CLOCK_OFF = "clock_off"
     SIGNER_NOT_AUTHORIZED = "signer_not_authorized"
     WORKFLOW_NOT_FOUND = "workflow_not_found"
+    WORKFLOW_UNAVAILABLE = "workflow_unavailable"
     WRONG_GATEWAY = "wrong_gateway"
     NOT_CONNECTED = "not_connected"
     NO_ANSWER = "no_answer"
@@ -126,7 +127,7 @@ class RefusedForGood:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InstanceRefused:
-    """Not forwarded, and no request would be: key, workflow, clock or address.  Open the circuit breaker."""
+    """Not forwarded, and no request (of this workflow) would be: key, workflow, clock or address.  Open a breaker."""
 
     outcome: ClassVar[Outcome] = Outcome.INSTANCE_REFUSED
     code: Code
@@ -206,6 +207,16 @@ _INSTANCE_TEXTS: Final = (
 )
 
 
+# What the nodes, or the gateway for them, say of a workflow that takes no trigger now.  This request may have been
+# forwarded; those of the workflow that wait would get the same.
+_WORKFLOW_TEXTS: Final = (
+    "workflow not registered",
+    "workflow is closed",
+    "channel is full",
+    "is not assigned to any dons",
+)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Error:
     code: int
@@ -271,7 +282,12 @@ def _judge_node_error(error: _Error) -> PayloadConflict | Unknown:
     sentence = one_line(f"The nodes answered with an error ({error.code}): {error.message}")
     if error.code == _CONFLICT and "different payload" in error.message.casefold():
         return PayloadConflict(sentence=sentence)
-    return Unknown(code=Code.NODE_ERROR, sentence=sentence)
+    return _unknown(error, sentence, Code.NODE_ERROR)
+
+
+def _unknown(error: _Error, sentence: str, code: Code) -> Unknown:
+    is_of_workflow = any(text in error.message.casefold() for text in _WORKFLOW_TEXTS)
+    return Unknown(code=Code.WORKFLOW_UNAVAILABLE if is_of_workflow else code, sentence=sentence)
 
 
 def _judge_gateway_error(reply: HttpReply, error: _Error) -> Answer:
@@ -287,7 +303,7 @@ def _judge_gateway_error(reply: HttpReply, error: _Error) -> Answer:
         case (409, -32003):
             return InFlight(sentence=sentence)
         case _:
-            return Unknown(code=Code.GATEWAY_ERROR, sentence=sentence)
+            return _unknown(error, sentence, Code.GATEWAY_ERROR)
 
 
 def _judge_invalid_request(message: str, sentence: str) -> RefusedForGood | InstanceRefused | Unknown:

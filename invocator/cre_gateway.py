@@ -21,7 +21,8 @@ from yarl import URL
 from invocator.classification import HttpReply, NeverConnected, NoAnswer, Reply
 
 MAX_ANSWER_BYTES: Final = 64 * 1024
-_MAX_RETRY_AFTER_SECONDS: Final = 86_400
+_MAX_RETRY_AFTER_SECONDS: Final = 3_600
+"""A gateway that names a day must not stop a workflow for a day: it is asked again, and may name it again."""
 
 
 class GatewayUrlUnusable(ValueError):

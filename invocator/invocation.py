@@ -24,6 +24,7 @@ from invocator.classification import (
     InstanceRefused,
     NeverSent,
     PayloadConflict,
+    RefusedForGood,
     RefusedNow,
     Reply,
     Simulated,
@@ -33,7 +34,7 @@ from invocator.classification import (
 from invocator.payload import MintOrder, OrderRefused, request_body
 from invocator.preflight import WORKFLOW_DECIMALS, Contracts, Go, Never, NotNow, judge, judge_witnesses
 from invocator.signing import Signer, signed_token
-from invocator.workflow_pool import RESEND_MARGIN_SECONDS, in_turns, resend_seconds, workflow_of
+from invocator.workflow_pool import RESEND_MARGIN_SECONDS, in_turns, resend_seconds, resends_within, workflow_of
 
 log = structlog.get_logger(__name__)
 
@@ -53,11 +54,8 @@ _RETIRED: Final = ("workflow_retired", "It is frozen, or was sent, for a workflo
 
 LOOKED_AT: Final = 50
 """How many waiting requests a tick looks at to find one whose workflow is free."""
-CLAIMS_BEFORE_THE_OTHER_KIND: Final = 20
-"""How many claims in a row may end without a send before the other kind of baskets (served, or not) has its tries.
-
-What pre-flight refuses takes no slot, and so no turn: without this, thousands of such requests would be tried first."""
 _NOTHING_SWEPT: Final = Swept(leases=0, deadlines=0, doubts=0, resends=0, holds=0)
+_WITH_CODE: Final = (InstanceRefused, NeverSent, RefusedForGood, RefusedNow, Unknown)
 _ANSWER_BYTES_KEPT: Final = 4_096
 _CLOCK_ROUNDING_SECONDS: Final = 5.0
 """What a ``Date`` header and the network may add; only a real offset is corrected (hard case 82)."""
@@ -90,6 +88,16 @@ class Terms:
     resend_after_seconds: float | None = None
     max_mint_wei: int | None = None
     mode: str = claims.GATEWAY
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Unrecorded:
+    """An answer that no row holds yet."""
+
+    order: Order
+    frozen: Frozen
+    attempt_no: int
+    answered: Answered
 
 
 def mint_order(order: Order, workflow_id: bytes, currency: str) -> MintOrder:
@@ -151,17 +159,23 @@ class Invocator:
         self._worker_id = uuid4()
         self._clock_offset_seconds = 0.0
         self._refused: Code | None = None
-        self._claims_without_a_send = 0
+        # At most one: nothing else is sent before it is a row.
+        self._unrecorded: _Unrecorded | None = None
+        self._give_up_attempts = resends_within(
+            terms.give_up_seconds, timeout_seconds=terms.timeout_seconds, margin_seconds=terms.resend_margin_seconds
+        )
 
     async def tick(self) -> bool:
         """Sweep, then make at most one attempt; ``True`` if there may be more to do at once.
 
         Raises:
-            DatastoreUnavailable: Call again; what was sent is known from the attempt's row.
+            DatastoreUnavailable: Call again; what was sent is known from the attempt's row, and what was answered is
+                kept until it is a row as well.
         """
         terms = self._terms
         # At every tick: a failover under a running process may have lost the rows, and whoever searches needs them.
         await claims.list_workflows(self._pool, self._chain_id, terms.workflow_ids)
+        await self.record()
         swept = await claims.sweep(
             self._pool,
             self._chain_id,
@@ -169,6 +183,7 @@ class Invocator:
             deadline_seconds=terms.completion_deadline_seconds,
             # A simulation knows nothing of an earlier one: it is never run again.
             resend_after_seconds=terms.resend_after_seconds if terms.mode == claims.GATEWAY else None,
+            give_up_attempts=self._give_up_attempts,
         )
         if swept != _NOTHING_SWEPT:
             log.info("requests.swept", **asdict(swept))
@@ -182,16 +197,48 @@ class Invocator:
         free = await claims.free_workflows(self._pool, self._chain_id, terms.pacing, terms.workflow_ids)
         if not free:
             return False
-        waiting_orders = await claims.waiting(self._pool, self._chain_id, limit=LOOKED_AT, pacing=terms.pacing)
+        waiting = await claims.waiting(
+            self._pool,
+            self._chain_id,
+            limit=LOOKED_AT,
+            pacing=terms.pacing,
+            workflow_ids=terms.workflow_ids,
+            free=free,
+        )
         candidates = [
-            (order, self._workflow_of(order), order.basket_is_served) for order in await self._sendable(waiting_orders)
+            (order, self._workflow_of(order), order.basket_is_served) for order in await self._sendable(waiting)
         ]
-        gives_way = self._claims_without_a_send // CLAIMS_BEFORE_THE_OTHER_KIND % 2 == 1
         last_turns = await claims.last_turns(self._pool, self._chain_id)
-        for waiting in in_turns(candidates, last_turns, gives_way=gives_way):
-            if self._workflow_of(waiting) in free and await self._work(waiting.request_id):
+        for order in in_turns(candidates, last_turns):
+            if self._workflow_of(order) not in free:
+                continue
+            passes = await self._passes_preflight(order)
+            if passes is None:
+                return False
+            if passes and await self._work(order):
                 return True
         return False
+
+    async def record(self) -> None:
+        """Write the latest answer down, if the database was away when it came.
+
+        Raises:
+            DatastoreUnavailable: Call again.  A process that ends before leaves its request in doubt.
+        """
+        if (unrecorded := self._unrecorded) is None:
+            return
+        order, attempt_no, answered = unrecorded.order, unrecorded.attempt_no, unrecorded.answered
+        state = await claims.record_answer(self._pool, self._chain_id, order, unrecorded.frozen, attempt_no, answered)
+        self._unrecorded = None
+        self._reached("invocator.after_record")
+        log.info(
+            "attempt.answered",
+            request_id=order.request_id,
+            nonce=str(order.nonce),
+            attempt_no=attempt_no,
+            outcome=answered.outcome,
+            state=state.value,
+        )
 
     async def _due(self) -> list[Order]:
         due = await self._sendable(await claims.due(self._pool, self._chain_id, limit=LOOKED_AT))
@@ -240,13 +287,13 @@ class Invocator:
             return order.frozen.workflow_id
         return order.found_workflow_id or workflow_of(order.nonce, self._terms.workflow_ids)
 
-    async def _work(self, request_id: int) -> bool:
-        """Claim one request and carry it to its first answer; ``False`` if somebody else has it."""
+    async def _work(self, waiting: Order) -> bool:
+        """Claim one request and carry it to its first answer; ``False`` if no attempt began: the next has its try."""
         self._reached("invocator.before_claim")
         order = await claims.claim(
             self._pool,
             self._chain_id,
-            request_id,
+            waiting.request_id,
             worker_id=self._worker_id,
             lease_seconds=self._terms.lease_seconds,
             pacing=self._terms.pacing,
@@ -254,21 +301,23 @@ class Invocator:
         self._reached("invocator.after_claim")
         if order is None:
             return False
-        self._claims_without_a_send += 1
-        if self._why_unsendable(order) is not None:  # frozen by another one since it was looked at
+        # Frozen by another one, or mined again as something else, since it was looked at.
+        if self._why_unsendable(order) is not None or _looked_at(order) != _looked_at(waiting):
             return not await claims.give_back(self._pool, order, reason="given_back")
-        if not await self._passes_preflight(order):
-            return True
         frozen = order.frozen or await self._freeze(order)
         if frozen is None or not await self._may_still_mint(order, frozen):
-            return True
+            return False
         if not await self._attempt(order, frozen):
             # Held for the day, or no longer ours: then there may be others to send.
             return not await claims.give_back(self._pool, order, reason="no_slot")
         return True
 
-    async def _passes_preflight(self, order: Order) -> bool:
-        """What the chain says before a first attempt; otherwise the claim has ended, with a reason."""
+    async def _passes_preflight(self, order: Order) -> bool | None:
+        """What the chain says of a waiting request before its first attempt: whether it may be claimed.
+
+        ``False``: it is held or refused, with a reason; others may pass.  ``None``: the node is away, so none may, and
+        no row is written: that is no fault of a request.
+        """
         if self._look_at is None:
             return True
         contracts = await self._look_at(order.stablecoin, order.consumer)
@@ -281,8 +330,11 @@ class Invocator:
         match verdict:
             case Go():
                 return True
+            case NotNow(reason=claims.NODE_UNAVAILABLE) if contracts is None:
+                log.warning("requests.not_looked_at", reason=verdict.reason, sentence=verdict.sentence)
+                return None
             case NotNow():
-                await claims.hold_claim(
+                await claims.hold(
                     self._pool,
                     self._chain_id,
                     order,
@@ -291,9 +343,11 @@ class Invocator:
                     seconds=verdict.seconds,
                 )
             case Never():
-                await claims.refuse_claim(self._pool, order, reason=verdict.reason, detail=verdict.sentence)
+                await claims.refuse(self._pool, order, reason=verdict.reason, detail=verdict.sentence)
         log.warning("request.not_sent", request_id=order.request_id, reason=verdict.reason, sentence=verdict.sentence)
-        return False
+        # That no endpoint answers for its transaction may be so of this one only: it goes to the back, and the next one
+        # has its turn after the pause.
+        return None if verdict.reason == claims.NODE_UNAVAILABLE else False
 
     async def _freeze(self, order: Order) -> Frozen | None:
         """Fix the bytes of this request for good; ``None`` if they must not be made."""
@@ -301,7 +355,7 @@ class Invocator:
         try:
             body = request_body(mint_order(order, workflow_id, self._terms.currency))
         except OrderRefused as refused:
-            await claims.refuse_claim(self._pool, order, reason=refused.code, detail=refused.sentence)
+            await claims.refuse(self._pool, order, reason=refused.code, detail=refused.sentence)
             return None
         frozen = Frozen(
             mode=self._terms.mode,
@@ -327,7 +381,7 @@ class Invocator:
             reason, detail = "already_reported", "The chain holds a report with an execution id of this request."
         else:
             return True
-        await claims.refuse_claim(self._pool, order, reason=reason, detail=detail)
+        await claims.refuse(self._pool, order, reason=reason, detail=detail)
         return False
 
     async def _is_reported(self, order: Order) -> bool:
@@ -361,7 +415,6 @@ class Invocator:
         )
         if attempt_no is None:
             return False
-        self._claims_without_a_send = 0
         self._reached("invocator.after_attempt")
         reply = _without(token, await self._gateway.post(frozen.body, token, terms.timeout_seconds))
         self._reached("invocator.after_answer")
@@ -369,17 +422,9 @@ class Invocator:
         answered = self._answered(reply, answer, jti)
         if answered.clock_offset_seconds is not None:
             self._clock_offset_seconds = answered.clock_offset_seconds
-        state = await claims.record_answer(self._pool, self._chain_id, order, frozen, attempt_no, answered)
-        self._reached("invocator.after_record")
-        self._tell(answer)
-        log.info(
-            "attempt.answered",
-            request_id=order.request_id,
-            nonce=str(order.nonce),
-            attempt_no=attempt_no,
-            outcome=answer.outcome.value,
-            state=state.value,
-        )
+        self._tell(answer, frozen.workflow_id)
+        self._unrecorded = _Unrecorded(order=order, frozen=frozen, attempt_no=attempt_no, answered=answered)
+        await self.record()
         return True
 
     def _clock_offset(self, reply: Reply, answer: Answer) -> float | None:
@@ -404,14 +449,22 @@ class Invocator:
             postpone_seconds=postpone,
             deadline_seconds=self._terms.completion_deadline_seconds,
             says=_says(answer),
-            code=answer.code.value if isinstance(answer, InstanceRefused | NeverSent) else None,
+            code=answer.code.value if isinstance(answer, _WITH_CODE) else None,
             clock_offset_seconds=self._clock_offset(reply, answer),
             jti=jti,
         )
 
-    def _tell(self, answer: Answer) -> None:
+    def _tell(self, answer: Answer, workflow_id: bytes) -> None:
         """What a person should read of an answer, beyond its outcome."""
+        says = _says(answer)
         match answer:
+            case InstanceRefused() | Unknown() if says is Says.WORKFLOW_REFUSED:
+                log.error(
+                    "workflow.refused",
+                    workflow_id=workflow_id.hex(),
+                    code=answer.code.value,
+                    sentence=answer.sentence,
+                )
             case InstanceRefused() | NeverSent():
                 self._refused = answer.code
                 log.error("invocator.paused_itself", code=answer.code.value, sentence=answer.sentence)
@@ -423,13 +476,18 @@ class Invocator:
                 log.info("attempt.in_flight", sentence=answer.sentence)
             case _:
                 pass
-        if self._refused is not None and _says(answer) is Says.WORKS:
+        if self._refused is not None and says is Says.WORKS:
             log.warning("invocator.resumed_itself", code=self._refused.value)
             self._refused = None
 
     def _gateway_time(self) -> int:
         offset = self._clock_offset_seconds
         return int(self._clock() + (offset if abs(offset) > _CLOCK_ROUNDING_SECONDS else 0))
+
+
+def _looked_at(order: Order) -> tuple[object, ...]:
+    """What the pre-flight judged."""
+    return order.generation, order.stablecoin, order.consumer, order.amount, order.basket_is_canonical
 
 
 def _without(token: str, reply: Reply) -> Reply:
@@ -440,10 +498,15 @@ def _without(token: str, reply: Reply) -> Reply:
 
 
 def _says(answer: Answer) -> Says:
-    """What an answer says about this instance, rather than about its request (hard case 85)."""
+    """What an answer says about this instance and its workflow, rather than about its request (hard case 85)."""
     match answer:
+        case (
+            InstanceRefused(code=Code.SIGNER_NOT_AUTHORIZED | Code.WORKFLOW_NOT_FOUND)
+            | Unknown(code=Code.WORKFLOW_UNAVAILABLE)
+        ):
+            return Says.WORKFLOW_REFUSED
         case InstanceRefused() | NeverSent():
-            return Says.REFUSED
+            return Says.INSTANCE_REFUSED
         case Unknown(code=Code.NO_ANSWER | Code.NOT_UNDERSTOOD) | Simulated():
             return Says.NOTHING  # something in between may have spoken, or nobody
         case _:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
-from datastore.claims import NOT_WITNESSED, Order
+from datastore.claims import NODE_UNAVAILABLE, NOT_WITNESSED, Order
 
 WORKFLOW_DECIMALS: Final = 18
 """The workflow multiplies by 10**18, whatever the token's ``decimals()`` says."""
@@ -73,7 +73,7 @@ def judge(order: Order, contracts: Contracts | None, *, max_mint_wei: int | None
         )
     if contracts is None:
         return NotNow(
-            reason="node_unavailable",
+            reason=NODE_UNAVAILABLE,
             sentence="The node does not answer, so nobody knows whether the consumer may mint.",
             seconds=_SOON_SECONDS,
         )
@@ -84,7 +84,7 @@ def judge_witnesses(order: Order, is_witnessed: bool | None) -> Go | NotNow:
     """Whether the request itself is on the chain of other endpoints than the one that told of it (hard case 20)."""
     if is_witnessed is None:
         return NotNow(
-            reason="node_unavailable",
+            reason=NODE_UNAVAILABLE,
             sentence="No endpoint answers for its transaction, so nobody knows whether the request is on chain.",
             seconds=_SOON_SECONDS,
         )

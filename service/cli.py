@@ -19,6 +19,7 @@ from service.commands.run import run
 from service.commands.schema import schema
 from service.commands.status import status
 from service.commands.verify import verify
+from service.commands.workflows import workflows
 from service.console import Group
 
 
@@ -47,5 +48,6 @@ for command in (
     schema,
     status,
     verify,
+    workflows,
 ):
     main.add_command(command)

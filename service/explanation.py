@@ -15,12 +15,14 @@ from typing import Final, TypeAlias
 from eth_utils.address import to_checksum_address
 
 from datastore.basket_pauses import HELD_BY_PAUSE
+from datastore.breakers import Breaker
 from datastore.claims import HELD_FOR_NOW
 from datastore.inspection import Request
 from datastore.lifecycle import MEANING, UNBACKED, ChainStatus, Event, Facts, State, decide
 from datastore.mint_amount import MAX_DECIMALS, amount_text
 from datastore.reference import reference_text
 from datastore.status import Attention, Snapshot
+from invocator.workflow_pool import workflow_of
 from service.settings import Finality, Settings
 
 NOT_ALLOWED: Final = "basket_not_allowed"
@@ -55,6 +57,8 @@ class Standing:
     halted: str | None
     queue: dict[int, Waiting]
     facts: Mapping[int, Facts] = field(default_factory=dict)
+    workflow_ids: tuple[bytes, ...] = ()
+    refused_workflows: Mapping[bytes, Breaker] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,7 +128,7 @@ REASONS: Final = {
     "accepted": "CRE accepted it.",
     "refused_now": "CRE had no room for it; nothing was forwarded.",
     "refused_for_good": "CRE refuses these bytes for good.",
-    "instance_refused": "CRE refused this instance (key, workflow or clock); nothing was forwarded.",
+    "instance_refused": "CRE refused this instance or its workflow (key, workflow or clock); nothing was forwarded.",
     "never_connected": "The gateway could not be reached; nothing was sent.",
     "payload_conflict": "CRE knows this id with other bytes.",
     "not_delivered": "CRE accepted it, but no delivery reached the chain before the deadline.",
@@ -159,7 +163,7 @@ HOLDS: Final = {
     "daily_cap": "the daily cap (BSKT_DAILY_CAP_TOKENS) is reached",
     "amount_above_cap": "it asks for more than BSKT_MAX_MINT_TOKENS or a whole day of BSKT_DAILY_CAP_TOKENS allows",
     "basket_not_canonical": "no basket of this branch has this token and this consumer",
-    "node_unavailable": "the node did not answer, so nobody knows whether it may be minted",
+    "node_unavailable": "no endpoint answers for its transaction, so it is not known whether it was asked for",
     "not_witnessed": "an endpoint's receipt of its transaction does not hold it, so it may never have been asked for",
     "not_a_minter": "the basket's consumer may not mint its token now",
 }
@@ -169,7 +173,7 @@ ANSWERS: Final = {
     "accepted": "accepted",
     "refused_now": "refused for now, nothing was forwarded",
     "refused_for_good": "refused for good",
-    "instance_refused": "refused for a fault of this instance, nothing was forwarded",
+    "instance_refused": "refused for a fault of this instance or its workflow, nothing was forwarded",
     "never_connected": "never connected, nothing was sent",
     "in_flight": "an earlier call with this id is still in flight",
     "payload_conflict": "a conflict: CRE knows this id with other bytes",
@@ -353,6 +357,10 @@ def standing(
             burst=settings.cre_burst,
         ),
         facts=facts or {},
+        workflow_ids=settings.cre_workflow,
+        refused_workflows={
+            each.workflow_id: each for each in attention.refused_workflows if each.workflow_id is not None
+        },
     )
 
 
@@ -371,14 +379,22 @@ def _stopped(snapshot: Snapshot, attention: Attention) -> str | None:
         return f"the instance is in quarantine at least until {until} ({snapshot.quarantined})"
     if not snapshot.is_home:
         return "these rows were written on another database server; `bskt run` puts the instance in quarantine first"
-    if attention.sends_fail is not None:
-        word = ANSWERS.get(attention.sends_fail.outcome, attention.sends_fail.outcome)
-        answers = counted(attention.sends_fail.answers, "answer")
-        probe = moment(attention.sends_fail.next_probe_at)
-        return (
-            f"the latest {answers} of CRE: {word} ({attention.sends_fail.sentence}); the next probe is due at {probe}"
-        )
-    return None
+    return None if attention.sends_fail is None else _refused(attention.sends_fail)
+
+
+def _refused(breaker: Breaker) -> str:
+    word = ANSWERS.get(breaker.outcome, breaker.outcome)
+    answers, probe = counted(breaker.answers, "answer"), moment(breaker.next_probe_at)
+    return f"the latest {answers} of CRE: {word} ({breaker.sentence}); the next probe is due at {probe}"
+
+
+def _stopped_for(request: Request, standing: Standing) -> str | None:
+    """Why nothing is sent now, or nothing for the request's workflow."""
+    if standing.stopped is not None or not standing.refused_workflows:
+        return standing.stopped
+    workflow_id = request.workflow_id or workflow_of(request.nonce, standing.workflow_ids or (b"",))
+    breaker = standing.refused_workflows.get(workflow_id)
+    return None if breaker is None else f"of its workflow 0x{workflow_id.hex()}, {_refused(breaker)}"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -489,8 +505,8 @@ def _confirmed(request: Request, standing: Standing) -> _Said:
     place = standing.queue.get(request.id)
     if place is not None:
         why += f"  It is number {place.position} in the queue."
-    if standing.stopped is not None:
-        return why, f"Nothing is sent now: {standing.stopped}."
+    if (stopped := _stopped_for(request, standing)) is not None:
+        return why, f"Nothing is sent now: {stopped}."
     if standing.in_flight >= standing.max_in_flight:
         following = (
             f"{standing.in_flight} requests are undelivered and no more than {standing.max_in_flight} may be "
@@ -516,7 +532,7 @@ def _confirmed(request: Request, standing: Standing) -> _Said:
             f"{standing.unserved_share} may be (half of BSKT_CRE_MAX_IN_FLIGHT): served baskets go first."
         )
     elif request.next_attempt_at is not None and request.next_attempt_at > standing.now:
-        following = f"CRE had no room for it; it is tried again from {moment(request.next_attempt_at)} on."
+        following = f"CRE did not take it; it is tried again from {moment(request.next_attempt_at)} on."
     else:
         following = "A worker claims it, freezes its bytes and sends it."
     if place is not None:
@@ -527,8 +543,8 @@ def _confirmed(request: Request, standing: Standing) -> _Said:
 def _claimed(request: Request, standing: Standing) -> _Said:
     ends = moment(request.lease_ends_at) if request.lease_ends_at else "soon"
     why = f"Worker {str(request.worker_id)[:8]} holds it until {ends}; nothing was sent by this claim."
-    if standing.stopped is not None:
-        return why, f"Nothing is sent now: {standing.stopped}."
+    if (stopped := _stopped_for(request, standing)) is not None:
+        return why, f"Nothing is sent now: {stopped}."
     return why, "The worker sends it, or its lease ends and it waits again."
 
 
@@ -539,8 +555,8 @@ def _in_doubt(request: Request, standing: Standing) -> _Said:
         why += f"  {request.last_sentence}"
     if request.chain_status is ChainStatus.ORPHANED:
         return why, "Nothing more is sent while its block is orphaned; a mint of it is still watched for."
-    if standing.stopped is not None:
-        return why, f"Nothing is sent now: {standing.stopped}.  A mint of it is still watched for."
+    if (stopped := _stopped_for(request, standing)) is not None:
+        return why, f"Nothing is sent now: {stopped}.  A mint of it is still watched for."
     due = moment(request.next_attempt_at) if request.next_attempt_at else "the next tick"
     given_up = moment(request.state_changed_at + standing.give_up)
     return why, f"The same bytes are sent again, under the same id, from {due} on; after {given_up} a person decides."

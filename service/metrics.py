@@ -89,6 +89,10 @@ def families(snapshot: Snapshot, chain_id: int) -> list[Metric]:
             "1 while CRE refuses this instance or cannot be reached: only probes are sent.",
             float(snapshot.sends_fail),
         ),
+        "bskt_cre_workflows_refused": (
+            "Workflows that CRE refuses or that take no trigger: only probes are sent for them.",
+            snapshot.refused_workflows,
+        ),
         "bskt_cre_clock_offset_seconds": (
             "The gateway's clock less ours, as of its latest answer.",
             snapshot.clock_offset_seconds or 0.0,

@@ -13,6 +13,7 @@ from uuid import UUID
 import orjson
 from eth_utils.address import to_checksum_address
 
+from datastore.breakers import Breaker, Workflow
 from datastore.inspection import BasketView, History, Reorg, Request
 from datastore.reference import reference_text
 from datastore.status import Alarm, Attention, Group, Snapshot
@@ -91,16 +92,10 @@ def status(
             "until": snapshot.quarantined_until,
         },
         "halted": _switch(snapshot.halted, snapshot.halted_at),
-        "sends_fail": None
-        if attention.sends_fail is None
-        else {
-            "outcome": attention.sends_fail.outcome,
-            "code": attention.sends_fail.code,
-            "sentence": attention.sends_fail.sentence,
-            "answers": attention.sends_fail.answers,
-            "since": attention.sends_fail.since,
-            "next_probe_at": attention.sends_fail.next_probe_at,
-        },
+        "sends_fail": breaker(attention.sends_fail),
+        "refused_workflows": [
+            {"workflow_id": each.workflow_id} | (breaker(each) or {}) for each in attention.refused_workflows
+        ],
         "clock_offset_seconds": snapshot.clock_offset_seconds,
         "for_a_person": [_group(group) for group in attention.groups],
         "alarms": [_alarm(alarm) for alarm in attention.alarms],
@@ -109,6 +104,33 @@ def status(
 
 def _switch(reason: str | None, since: object) -> Shape | None:
     return None if reason is None else {"reason": reason, "since": since}
+
+
+def breaker(opened: Breaker | None) -> Shape | None:
+    """Why nothing is sent but probes; ``None`` where that is not so."""
+    if opened is None:
+        return None
+    return {
+        "outcome": opened.outcome,
+        "code": opened.code,
+        "sentence": opened.sentence,
+        "answers": opened.answers,
+        "since": opened.since,
+        "next_probe_at": opened.next_probe_at,
+    }
+
+
+def workflow(each: Workflow) -> Shape:
+    """One workflow as ``bskt workflows list`` has it."""
+    state = "refused" if each.breaker is not None else "configured" if each.is_configured else "retired"
+    return {
+        "workflow_id": each.workflow_id,
+        "state": state,
+        "next_at": each.next_at,
+        "breaker": breaker(each.breaker),
+        "waiting": each.waiting,
+        "in_flight": each.in_flight,
+    }
 
 
 def _group(group: Group) -> Shape:

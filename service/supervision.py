@@ -8,7 +8,8 @@ what it was said to be forgiven, and stopped.  A tick is never cancelled to stop
 * A companion that is forgiven is a wake-up: its loss is a warning and counted, and fails nothing, for polling goes on.
 * A halting error is for a person: the part stops ticking, the others go on, ``/readyz`` says why.
 * Any other error is a bug: the process ends with exit code 1 after the running ticks have finished.
-* The first SIGTERM or SIGINT lets the running ticks finish; the second ends the process at once.
+* The first SIGTERM or SIGINT lets the running ticks finish, and the parts write down what they still owe; the second
+  ends the process at once.
 """
 
 import asyncio
@@ -43,7 +44,8 @@ class Part:
 
     ``tick`` answers True when there is more to do at once.  ``wake`` belongs to this part alone, for it is cleared here
     before each tick; whoever sets it only shortens the pause.  ``hurries_after``: those of the forgiven errors whose
-    back-off ends after ``MOST_HURRIED_BACK_OFF_SECONDS`` at most.
+    back-off ends after ``MOST_HURRIED_BACK_OFF_SECONDS`` at most.  ``finish``: what is still to be done when no further
+    tick is to begin; after a forgiven error it is called again, until the grace is over.
     """
 
     name: str
@@ -53,6 +55,7 @@ class Part:
     forgives: tuple[type[Exception], ...] = ()
     hurries_after: tuple[type[Exception], ...] = ()
     halts_on: tuple[type[Exception], ...] = ()
+    finish: Callable[[], Awaitable[None]] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -215,6 +218,19 @@ class Supervisor:
                 await asyncio.sleep(0)  # noqa: TID251 - this module is the place; the other parts get their turn
             elif not self._stop.asked.is_set():
                 await self._wait(part.wake, part.pause_seconds)
+        await self._finish(part)
+
+    async def _finish(self, part: Part) -> None:
+        failures = 0
+        while part.finish is not None:
+            try:
+                await part.finish()
+            except part.forgives as error:
+                failures += 1
+                hurries = isinstance(error, part.hurries_after)
+                await self._back_off("part.failed", part.name, failures, error, hurries=hurries, wake=asyncio.Event())
+            else:
+                return
 
     async def _accompany(self, companion: Companion) -> None:
         failures = 0
@@ -229,11 +245,20 @@ class Supervisor:
             else:
                 return
 
-    async def _back_off(self, event: str, name: str, failures: int, error: Exception, *, hurries: bool = False) -> None:
+    async def _back_off(
+        self,
+        event: str,
+        name: str,
+        failures: int,
+        error: Exception,
+        *,
+        hurries: bool = False,
+        wake: asyncio.Event | None = None,
+    ) -> None:
         most_seconds = MOST_HURRIED_BACK_OFF_SECONDS if hurries else MOST_BACK_OFF_SECONDS
         seconds = back_off_seconds(failures, self._chance(), most_seconds=most_seconds)
         # The first, the second, the fourth, the eighth …: an outage of days is a few lines, not one every two seconds.
         say = log.debug if failures & (failures - 1) else log.warning
         # The error's text says enough; a traceback for weather would bury what matters.
         say(event, part=name, error=f"{type(error).__name__}: {error}", failures=failures, retry_seconds=seconds)
-        await self._wait(self._stop.asked, seconds)
+        await self._wait(self._stop.asked if wake is None else wake, seconds)

@@ -9,7 +9,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Final, Literal, TypeAlias, TypeVar
@@ -163,8 +163,9 @@ async def run(
                 )
         if INVOCATOR in parts:
             role = Role.READER if settings.cre_mode == "dry-run" else Role.INVOCATOR
-            tick = _invocation(settings, await _opened(stack, dsn, role), node, reached, show)
-            running.append(_part(INVOCATOR, tick, settings))
+            worker = _invocation(settings, await _opened(stack, dsn, role), node, reached, show)
+            finish = worker.record if isinstance(worker, Invocator) else None
+            running.append(replace(_part(INVOCATOR, worker.tick, settings), finish=finish))
         log.info("daemon.started", parts=[part.name for part in running], chain_id=settings.chain_id)
         reader = await _opened(stack, dsn, Role.READER)
         companions += [_ear(dsn, sources.chain_id, part) for part in running if part.name == INVOCATOR]
@@ -547,8 +548,8 @@ def _finality(finality: Finality) -> FinalityRule:
 
 def _invocation(
     settings: Settings, pool: Pool, node: Node, reached: Reached, show: Callable[[str], None]
-) -> Callable[[], Awaitable[bool]]:
-    """The invocator's tick in the configured mode."""
+) -> Invocator | DryRun:
+    """What invokes in the configured mode."""
     chain_id = _present(settings.chain_id)
     if settings.cre_mode == "dry-run":
         return DryRun(
@@ -558,7 +559,7 @@ def _invocation(
             currency=settings.currency,
             show=show,
             only_allowed=settings.only_allowed,
-        ).tick
+        )
     simulated = settings.cre_mode == "simulate"
     gateway = _simulation(settings) if simulated else CreGateway.at(_present(settings.cre_gateway_url))
     terms = Terms(
@@ -593,7 +594,7 @@ def _invocation(
         look_at=lambda token, consumer: read_contracts(node, token=token, consumer=consumer),
         is_witnessed=lambda row: is_witnessed(node, row),
         reached=reached,
-    ).tick
+    )
 
 
 def _simulation(settings: Settings) -> CreSimulation:

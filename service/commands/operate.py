@@ -14,6 +14,7 @@ from datastore.lifecycle import State
 from service.commands.baskets import baskets, find_one
 from service.commands.parameters import NAMES, YES, consent, request_id
 from service.commands.requests import requests
+from service.commands.workflows import workflow_id, workflows
 from service.console import Command, Console, Exit, Refused, asynchronous
 
 if TYPE_CHECKING:
@@ -323,6 +324,31 @@ async def _turn_basket(
             )
 
         await _carry_out(console, act, {"basket": f"0x{stablecoin.hex()}"}, dry_run=dry_run, yes=yes)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# About one workflow
+# ---------------------------------------------------------------------------------------------------------------------
+@workflows.command()
+@click.argument("workflow")
+@_by_a_person
+@asynchronous
+async def reset(console: Console, /, *, workflow: str, reason: str, operator: str, dry_run: bool, yes: bool) -> None:
+    """Send to a workflow at once again, when what CRE refused is put right; named by its id of 64 hex digits."""
+    from datastore import operators
+    from datastore.connection import Role
+
+    person, wanted = _person(operator, reason), workflow_id(workflow)
+    async with console.opened(Role.OPERATOR) as pool:
+        chain_id = await console.chain_id(pool)
+
+        async def act(dry_run: bool, confirmed: Will | None) -> Answer:
+            return await operators.reset_workflow(pool, chain_id, wanted, person, dry_run=dry_run, confirmed=confirmed)
+
+        try:
+            await _carry_out(console, act, {"workflow_id": f"0x{wanted.hex()}"}, dry_run=dry_run, yes=yes)
+        except operators.WorkflowUnknown as error:
+            raise Refused(str(error)) from error
 
 
 # ---------------------------------------------------------------------------------------------------------------------

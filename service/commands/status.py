@@ -113,9 +113,10 @@ def judge(  # noqa: PLR0911 - one return a verdict reads best
             "NOT SENDING: the latest attempts all failed for a fault of this instance, or could not connect",
             Exit.NOT_READY,
         )
-    if attention.groups:
-        return "following; some requests need a person", Exit.DONE
-    return "following", Exit.DONE
+    if attention.refused_workflows:
+        refused = counted(len(attention.refused_workflows), "workflow")
+        return f"NOT SENDING to {refused}: `bskt workflows list` says why", Exit.NOT_READY
+    return "following; some requests need a person" if attention.groups else "following", Exit.DONE
 
 
 def _write(console: Console, looked: _Look) -> None:
@@ -234,6 +235,9 @@ def _facts(shape: Mapping[str, Json]) -> RenderableType:
         "quarantined": shape["quarantined"],
         "halted": shape["halted"],
         "sends fail": shape["sends_fail"],
+        "refused workflows": [
+            f"{each['workflow_id']}: {each['sentence']}" for each in _dicts(shape["refused_workflows"])
+        ],
     }
     shown: list[dict[str, Json]] = [
         {"name": name, "value": value} for name, value in lines.items() if value not in (None, [])

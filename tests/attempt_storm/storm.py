@@ -74,9 +74,10 @@ SELECT extract(epoch FROM min(at) - clock_timestamp()) FROM (
     UNION ALL SELECT min(deadline_at) FROM mint_request WHERE chain_id = $1 AND state = 'accepted'
     UNION ALL SELECT min(state_changed_at) + make_interval(secs => $2) FROM mint_request
         WHERE chain_id = $1 AND state = 'failed' AND state_reason = 'not_delivered'
-    UNION ALL SELECT probe_at FROM trigger_gate WHERE chain_id = $1
+    UNION ALL SELECT min(probe_at) FROM breaker WHERE chain_id = $1
 ) soon
 """
+NOW = "SELECT ceil(extract(epoch FROM clock_timestamp()))::bigint"
 # $1 chain
 WAITING = """
 SELECT count(*) FROM mint_request
@@ -150,7 +151,7 @@ class Storm:
             for _ in range(workers)
         ]
         storm = cls(indexer=indexer, time=time, cre=cre, workers=made, tip=await pin_chain(indexer))
-        first = storm._next()
+        first = await storm._next()
         await storm._commit(replace(batch(first, on=storm.tip, final=first.number), baskets=tuple(baskets(first))))
         return storm
 
@@ -177,7 +178,8 @@ class Storm:
         while any(await asyncio.gather(*(worker.tick() for worker in self.workers))):
             if len(self.cre.forwarder.minted) - self._indexed >= REQUESTS_A_BLOCK:
                 await self._index()
-        await self._index()
+        if len(self.cre.forwarder.minted) > self._indexed:
+            await self._index()
         if len(self.cre.ledger.attempts) - self._tidied >= TIDIED_EVERY:
             self._tidied = len(self.cre.ledger.attempts)
             await self.time.tidy()
@@ -186,27 +188,30 @@ class Storm:
         self.cre.clock.advance(seconds)
         await self.time.advance(seconds)
         self._passed_seconds += seconds
+        await self._index()
 
-    def _next(self) -> Block:
-        return block(self.tip.number + 1)
+    async def _next(self) -> Block:
+        """The next block, of this very moment."""
+        return replace(block(self.tip.number + 1), timestamp=await self.indexer.fetchval(NOW))
 
     async def _commit(self, made: Batch) -> None:
         await following.commit(self.indexer, CHAIN, made, RULES)
         self.tip = made.blocks[-1]
 
     async def _ask(self) -> None:
-        at = self._next()
+        at = await self._next()
         asked = tuple(request(len(self.requests) + n, at, n) for n in range(REQUESTS_A_BLOCK))
         self.requests += asked
         await self._commit(batch(at, on=self.tip, requests=asked, final=at.number))
 
     async def _index(self) -> None:
-        """Index what the forwarder did since the last look, as one block that is final at once."""
+        """Index what the forwarder did since the last look, as one block that is final at once.
+
+        A block without anything in it counts too: what time decides waits for one that is as late.
+        """
         new = self.cre.forwarder.minted[self._indexed :]
         self._indexed += len(new)
-        if not new:
-            return
-        at = self._next()
+        at = await self._next()
         mints = tuple(mint_of(each, at, number) for number, each in enumerate(new))
         reports = tuple(report_of(each, at, number) for number, each in enumerate(new))
         await self._commit(batch(at, on=self.tip, mints=mints, reports=reports, final=at.number))
@@ -229,7 +234,7 @@ class Storm:
         assert await self.indexer.fetchval("SELECT count(*) FROM attempt") == len(ledger.attempts)
         assert await self.indexer.fetchval("SELECT count(*) FROM attempt WHERE outcome IS NULL") == 0
         alarms = await self.indexer.fetch("SELECT DISTINCT kind FROM alarm")
-        assert {row["kind"] for row in alarms} <= {"instance_refused"}
+        assert {row["kind"] for row in alarms} <= {"instance_refused", "workflow_refused"}
         outcomes = await self.indexer.fetch("SELECT outcome, count(*) AS n FROM attempt GROUP BY outcome")
         struck = Counter(each.outcome.removeprefix("fault:") for each in ledger.attempts if "fault:" in each.outcome)
         return Tally(

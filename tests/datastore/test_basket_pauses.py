@@ -29,6 +29,7 @@ from tests.datastore.builders import (
     role_change,
 )
 from tests.datastore.test_operators import instruct, owner, waiting
+from tests.datastore.workers import ahead, look_again
 
 PACING = Pacing(seconds_per_trigger=0, burst=1, max_in_flight=5)
 PERSON = Person(name="alice", reason="ticket 7")
@@ -49,7 +50,7 @@ async def one(indexer_pool: Pool, invocator_pool: Pool) -> Block:
     """A first block with the baskets AUD and NZD, and a request of each; both are confirmed."""
     genesis, first = await pin_chain(indexer_pool), block(1)
     made = batch(
-        first,
+        ahead(first),
         on=genesis,
         final=1,
         baskets=(basket(first), basket(first, log_index=92, token=OTHER, symbol="NZD")),
@@ -228,7 +229,7 @@ async def test_a_hold_that_ends_by_itself_and_a_resend_end_in_the_pause(
     indexer_pool: Pool, invocator_pool: Pool, operator_pool: Pool
 ) -> None:
     first = await claimed(invocator_pool)
-    assert await claims.hold_claim(invocator_pool, CHAIN, first, reason="not_a_minter", detail="", seconds=0)
+    assert await claims.hold(invocator_pool, CHAIN, first, reason="not_a_minter", detail="", seconds=0)
     second = await claimed(invocator_pool)
     number = await begun(invocator_pool, second)
     assert number is not None
@@ -237,6 +238,7 @@ async def test_a_hold_that_ends_by_itself_and_a_resend_end_in_the_pause(
     for token in (TOKEN, OTHER):
         await turn(operator_pool, BasketSwitch.PAUSE, token)
     for _ in range(2):  # the deadline passes, then it is due for a resend
+        await look_again(indexer_pool)
         await claims.sweep(
             invocator_pool, CHAIN, give_up_seconds=86_400, deadline_seconds=2_400, resend_after_seconds=0
         )
@@ -287,7 +289,7 @@ async def test_one_request_of_a_paused_basket_is_not_released_and_a_retry_is_hel
     invocator_pool: Pool, operator_pool: Pool
 ) -> None:
     order = await claimed(invocator_pool)
-    assert await claims.refuse_claim(invocator_pool, order, reason="signer_changed", detail="")
+    assert await claims.refuse(invocator_pool, order, reason="signer_changed", detail="")
     for token in (TOKEN, OTHER):
         await turn(operator_pool, BasketSwitch.PAUSE, token)
     (waiting_one,) = {1, 2} - {order.request_id}

@@ -10,7 +10,7 @@ from datastore import claims, following, inspection
 from datastore.claims import Pacing, Says
 from datastore.connection import Pool, Role, open_pool
 from tests.datastore.builders import ALICE, BOB, CHAIN, ETHER, RULES, TOKEN, batch, block, mint, request
-from tests.datastore.workers import PACING, WORKFLOW, Worker, confirmed, let_pass, states
+from tests.datastore.workers import PACING, WORKFLOW, Worker, ahead, confirmed, let_pass, let_probe, states
 
 DAY_SECONDS = 86_400
 
@@ -179,7 +179,7 @@ async def test_a_hold_for_now_ends_by_itself_and_a_person_s_hold_does_not(indexe
     await list_workflow(worker.pool)
     for request_id in (1, 2):
         order = await worker.claimed(request_id)
-        assert await claims.hold_claim(worker.pool, CHAIN, order, reason="not_a_minter", detail="No.", seconds=600)
+        assert await claims.hold(worker.pool, CHAIN, order, reason="not_a_minter", detail="No.", seconds=600)
     assert await claims.waiting(worker.pool, CHAIN, limit=9) == []
     await indexer_pool.execute("UPDATE mint_request SET held_reason = 'a person looks into it' WHERE id = 2")
     assert (await worker.sweep()).holds == 0
@@ -199,8 +199,8 @@ async def test_a_claim_that_was_lost_is_not_held(indexer_pool: Pool, worker: Wor
     await worker.sweep()
     worker.lease_seconds = 60
     await worker.claimed(1)
-    assert not await claims.hold_claim(worker.pool, CHAIN, asleep, reason="not_a_minter", detail="No.", seconds=600)
-    assert not await claims.refuse_claim(worker.pool, asleep, reason="x", detail="No.")
+    assert not await claims.hold(worker.pool, CHAIN, asleep, reason="not_a_minter", detail="No.", seconds=600)
+    assert not await claims.refuse(worker.pool, asleep, reason="x", detail="No.")
     assert not await claims.give_back(worker.pool, asleep, reason="no_slot")
     assert await states(indexer_pool) == ["claimed"]
 
@@ -245,7 +245,7 @@ async def test_what_failed_otherwise_is_not_sent_again_by_itself(indexer_pool: P
     # 1 was held by a person; 2 was minted by somebody else, so a person decides; 3 is sent again.
     await indexer_pool.execute("UPDATE mint_request SET held_at = clock_timestamp(), held_reason = 'x' WHERE id = 1")
     two = block(2)
-    await following.commit(indexer_pool, CHAIN, batch(two, on=tip, mints=(mint(two, of=asked[1]),)), RULES)
+    await following.commit(indexer_pool, CHAIN, batch(ahead(two), on=tip, mints=(mint(two, of=asked[1]),)), RULES)
     assert (await worker.sweep(resend_after_seconds=1000)).resends == 1
     assert await states(indexer_pool) == ["failed", "review", "in_doubt"]
 
@@ -386,17 +386,13 @@ async def test_a_claim_takes_no_more_than_there_is_room_for(indexer_pool: Pool, 
 # -- the breaker -----------------------------------------------------------------------------------------------------
 
 
-REFUSED = {"says": Says.REFUSED, "code": "signer_not_authorized", "sentence": "Not authorized."}
+REFUSED = {"says": Says.INSTANCE_REFUSED, "code": "clock_off", "sentence": "Not authorized."}
 
 
 async def closed(pool: Pool) -> tuple[int, float] | None:
     """How many refusals in a row, and for how many seconds nothing is sent."""
-    row = await pool.fetchrow("SELECT refusals, pause_seconds FROM trigger_gate WHERE closed_at IS NOT NULL")
+    row = await pool.fetchrow("SELECT refusals, pause_seconds FROM breaker")
     return None if row is None else (row["refusals"], row["pause_seconds"])
-
-
-async def let_probe(pool: Pool) -> None:
-    await pool.execute("UPDATE trigger_gate SET probe_at = clock_timestamp()")
 
 
 async def test_a_refused_instance_sends_nothing_but_probes_and_no_request_pays(

@@ -21,15 +21,19 @@ REASONS = list(claims.HELD_FOR_NOW)
 
 # Each statement and its arguments.
 HOT: dict[str, tuple[str, list[object]]] = {
-    "waiting": (claims._WAITING, [CHAIN, 50, False, 3, 4, 2, False]),
-    "waiting, only allowed": (claims._WAITING, [CHAIN, 50, False, 3, 4, 2, True]),
+    "waiting": (claims._WAITING, [CHAIN, 50, False, 3, 4, 2, False, [], []]),
+    "waiting, only allowed": (claims._WAITING, [CHAIN, 50, False, 3, 4, 2, True, [], []]),
+    "waiting, with a busy workflow": (
+        claims._WAITING,
+        [CHAIN, 50, False, 3, 4, 2, False, [bytes(32), b"\1" * 32], [bytes(32)]],
+    ),
     "gate": (claims._GATE, [CHAIN]),
     "in flight": (claims._OTHERS_IN_FLIGHT, [CHAIN, 1]),
     "standing": (basket_standings._STANDING, [CHAIN, 1]),
     "due": (claims._DUE, [CHAIN, 50]),
     "leases": (claims._OVERDUE_LEASES, [CHAIN]),
     "deadlines": (claims._OVERDUE_DEADLINES, [CHAIN]),
-    "doubts": (claims._OVERDUE_DOUBTS, [CHAIN, HOUR, HOUR]),
+    "doubts": (claims._OVERDUE_DOUBTS, [CHAIN, HOUR, HOUR, 5]),
     "resends": (claims._OVERDUE_RESENDS, [CHAIN, HOUR]),
     "holds": (claims._RELEASE_HOLDS, [CHAIN, REASONS]),
     "claim": (claims._CLAIM, [CHAIN, [1, 2, 3], uuid4(), HOUR, 2]),

@@ -6,6 +6,7 @@ the order in which they came.
 
 import asyncio
 import itertools
+import random
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -13,18 +14,20 @@ from typing import Any, TypeAlias
 import asyncpg
 import pytest
 
-from datastore import claims, following
+from datastore import claims, following, operators
 from datastore.claims import Order
 from datastore.connection import Pool, Role, open_pool
+from datastore.instructions import Will
 from datastore.lifecycle import State
+from datastore.operators import Person, Switch
 from datastore.rows import Finality
 from tests.datastore.builders import CHAIN, RULES, batch, block, mint, pin_chain, report, request, with_finality
-from tests.datastore.workers import WORKFLOW, Worker, execution_ids, let_pass
+from tests.datastore.workers import WORKFLOW, Worker, ahead, execution_ids, let_pass
 
 WAITS = """
 SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'
 """
-ONE, TWO, OTHER = block(1), block(2), block(2, fork="b", parent_fork="a")
+ONE, TWO, OTHER = (ahead(each) for each in (block(1), block(2), block(2, fork="b", parent_fork="a")))
 ASKED = request("d1", TWO)
 
 
@@ -60,7 +63,7 @@ class Scene:
         await following.commit(self.indexer, CHAIN, batch(OTHER, on=ONE, leaving=TWO), RULES)
 
     async def deliver(self) -> None:
-        three = block(3)
+        three = ahead(block(3))
         (ours, _) = execution_ids_of(ASKED.nonce)
         made = batch(three, on=TWO, mints=(mint(three, of=ASKED),), reports=(report(three, execution_id=ours),))
         await following.commit(self.indexer, CHAIN, made, RULES)
@@ -285,8 +288,8 @@ async def test_a_claim_that_is_lost_at_this_moment_is_neither_frozen_nor_ended(s
     acts = {
         "freeze": lambda: scene.worker.freeze(order),
         "give back": lambda: claims.give_back(pool, order, reason="no_slot"),
-        "hold": lambda: claims.hold_claim(pool, CHAIN, order, seconds=60, **why),
-        "refuse": lambda: claims.refuse_claim(pool, order, **why),
+        "hold": lambda: claims.hold(pool, CHAIN, order, seconds=60, **why),
+        "refuse": lambda: claims.refuse(pool, order, **why),
     }
     async with asyncio.TaskGroup() as tasks, scene.owner.transaction():
         # Another worker has it since, under the next number, and has not committed yet.
@@ -325,6 +328,55 @@ async def test_an_answer_that_was_recorded_is_not_overwritten(scene: Scene) -> N
     assert await scene.state() == "accepted canonical"
 
 
+ADA = Person(name="ada", reason="an incident")
+ATTEMPTS = "SELECT count(*) FROM attempt"
+
+
+async def throw(operator: Pool, switch: Switch) -> tuple[int, tuple[str, ...]]:
+    """Throw a switch: the attempts that there were when it was answered, and what the answer warns of."""
+    answer = await operators.throw(operator, CHAIN, switch, ADA, deadline_seconds=2_400)
+    assert isinstance(answer.verdict, Will)
+    return await operator.fetchval(ATTEMPTS), answer.verdict.warnings
+
+
+@pytest.mark.parametrize("is_begun", [True, False])
+async def test_a_pause_is_answered_when_no_attempt_can_begin_any_more(scene: Scene, *, is_begun: bool) -> None:
+    answered: list[tuple[int, tuple[str, ...]]] = []
+
+    async def pause(scene: Scene) -> None:
+        answered.append(await throw(scene.operator, Switch.PAUSE))
+
+    await raced(scene, *((begin, pause) if is_begun else (pause, begin)))
+    # One that had looked at the pause before is waited for, and named.
+    under_way = ("Attempts that are still under way: 1.",) if is_begun else ()
+    assert answered == [(int(is_begun), under_way)]
+    assert await scene.indexer.fetchval(ATTEMPTS) == int(is_begun)
+
+
+async def test_no_attempt_begins_after_a_pause_was_answered_in_two_hundred_races(scene: Scene) -> None:
+    chance = random.Random(20_261_125)  # noqa: S311 - a sample, no secret
+    assert scene.order is not None
+    wins = 0
+
+    async def delayed(turns: int, act: Awaitable[Any]) -> Any:
+        for _ in range(turns):
+            await scene.owner.fetchval("SELECT 1")
+        return await act
+
+    for _ in range(200):
+        begun, answered = scene.worker.begin(scene.order), throw(scene.operator, Switch.PAUSE)
+        if chance.random() < 0.5:
+            number, (at_answer, _warnings) = await asyncio.gather(begun, delayed(chance.randrange(9), answered))
+        else:
+            (at_answer, _warnings), number = await asyncio.gather(answered, delayed(chance.randrange(9), begun))
+        wins += number is not None
+        assert await scene.indexer.fetchval(ATTEMPTS) == at_answer
+        await throw(scene.operator, Switch.RESUME)
+        await let_pass(scene.indexer, 1, next_attempt_at=91)
+        (scene.order,) = await claims.due(scene.worker.pool, CHAIN, limit=9) or [scene.order]
+    assert 0 < wins < 200
+
+
 @pytest.mark.parametrize("act", [give_back, begin])
 async def test_two_followers_and_a_worker_do_not_deadlock(scene: Scene, act: Act) -> None:
     """Hard case 57: whoever waits for a row holds nothing that another one of them wants."""
@@ -335,7 +387,7 @@ async def test_two_followers_and_a_worker_do_not_deadlock(scene: Scene, act: Act
 async def test_a_worker_s_id_is_random_for_each_process_start() -> None:
     """Hard case 71."""
     from invocator.invocation import Invocator  # noqa: PLC0415 - only here
-    from tests.invocator.test_invocation import TERMS, Cre  # noqa: PLC0415 - only here
+    from tests.invocator.staging import TERMS, Cre  # noqa: PLC0415 - only here
 
     nobody: Any = None
     made = [

@@ -31,7 +31,7 @@ from tests.datastore.builders import (
     request,
     with_finality,
 )
-from tests.datastore.workers import PACING, WORKFLOW, Worker, confirmed, execution_ids, frozen, let_pass, states
+from tests.datastore.workers import PACING, WORKFLOW, Worker, ahead, confirmed, execution_ids, frozen, let_pass, states
 
 NEIGHBOUR = 1  # pinned before ours and with a lower id: whoever forgets the chain meets it first
 OTHER_WORKFLOW = hash_of("another workflow")
@@ -91,11 +91,11 @@ async def with_neighbour(indexer: Pool, owner: Any, *ours: str) -> None:
     await pin_first_start(indexer, pin, start=one, first_trigger_block_number=0)
     theirs = [request(f"theirs{n}", one, log_index=n) for n in range(6)]
     reports = (report(one, execution_id=hash_of("their report")),)
-    made = batch(one, on=block(0), requests=tuple(theirs), reports=reports, baskets=(announced(),), final=1)
+    made = batch(ahead(one), on=block(0), requests=tuple(theirs), reports=reports, baskets=(announced(),), final=1)
     await following.commit(indexer, NEIGHBOUR, made, RULES)
     genesis = await pin_chain(indexer)
     requests = tuple(request(name, one, log_index=n) for n, name in enumerate(ours))
-    await following.commit(indexer, CHAIN, batch(one, on=genesis, requests=requests, final=1), RULES)
+    await following.commit(indexer, CHAIN, batch(ahead(one), on=genesis, requests=requests, final=1), RULES)
     passed = "next_attempt_at = now() - interval '9 days', state_changed_at = now() - interval '9 days'"
     leased = "worker_id = gen_random_uuid(), lease_ends_at = now() - interval '1 day'"
     for number, change in enumerate(
@@ -201,34 +201,27 @@ async def test_another_chain_s_gate_slots_and_baskets_are_left_alone(
     theirs = "SELECT * FROM trigger_gate g JOIN workflow_slot s USING (chain_id) JOIN basket USING (chain_id)"
     before = await owner.fetch(theirs)
     worker.pacing = Pacing(seconds_per_trigger=60, burst=9, max_in_flight=9)
-    refused = {"says": Says.REFUSED, "code": "clock_off", "sentence": "No.", "postpone_seconds": 60.0}
+    refused = {"says": Says.INSTANCE_REFUSED, "code": "clock_off", "sentence": "No.", "postpone_seconds": 60.0}
     await worker.send(7, "instance_refused", clock_offset_seconds=70.0, **refused)
-    await owner.execute("UPDATE trigger_gate SET probe_at = now() WHERE chain_id = $1", CHAIN)
+    await owner.execute("UPDATE breaker SET probe_at = now() WHERE chain_id = $1", CHAIN)
     await owner.execute("UPDATE workflow_slot SET earliest_next_at = now() WHERE chain_id = $1", CHAIN)
     await worker.send(8, "instance_refused", clock_offset_seconds=70.0, **refused)
     assert await owner.fetchval("SELECT count(*) FROM alarm WHERE kind = 'clock_off'") == 1
-    assert await owner.fetchval("SELECT pause_seconds FROM trigger_gate WHERE chain_id = $1", CHAIN) == 10
+    assert await owner.fetchval("SELECT pause_seconds FROM breaker WHERE chain_id = $1", CHAIN) == 10
     await owner.execute("UPDATE workflow_slot SET earliest_next_at = now() WHERE chain_id = $1", CHAIN)
     assert await owner.fetch(theirs) == before
-    # Theirs closes too, and stays so when ours opens.
+    # Theirs opens too, and stays so when ours closes.
     await owner.execute(
         """
-        UPDATE trigger_gate t SET closed_at = now() - interval '1 hour', closed_outcome = 'x', closed_code = 'x',
-            closed_sentence = 'x', refusals = 1, pause_seconds = 5, probe_at = now()
-        WHERE chain_id = $1
+        INSERT INTO breaker (chain_id, opened_at, outcome, code, sentence, pause_seconds, probe_at)
+        VALUES ($1, now() - interval '1 hour', 'x', 'x', 'x', 5, now())
         """,
         NEIGHBOUR,
     )
-    await owner.execute("UPDATE trigger_gate SET probe_at = now() WHERE chain_id = $1", CHAIN)
+    await owner.execute("UPDATE breaker SET probe_at = now() WHERE chain_id = $1", CHAIN)
     await worker.send(9, says=Says.WORKS)
     await claims.pin_decimals(worker.pool, CHAIN, TOKEN, 6)
-    assert await owner.fetch("SELECT chain_id FROM trigger_gate WHERE closed_at IS NOT NULL") == [(NEIGHBOUR,)]
-    await owner.execute(
-        """
-        UPDATE trigger_gate SET closed_at = NULL, closed_outcome = NULL, closed_code = NULL, closed_sentence = NULL,
-            refusals = 0, pause_seconds = NULL, probe_at = NULL WHERE closed_at IS NOT NULL
-        """
-    )
+    assert await owner.fetch("SELECT chain_id FROM breaker") == [(NEIGHBOUR,)]
     assert await owner.fetch(theirs) == before
 
 
@@ -931,12 +924,14 @@ async def test_an_acceptance_that_comes_too_late_gives_no_new_deadline(
     assert await owner.fetchval("SELECT deadline_at = '2020-01-01' FROM mint_request")
 
 
-async def test_a_refusal_without_a_sentence_closes_the_gate_too(indexer_pool: Pool, worker: Worker, owner: Any) -> None:
+async def test_a_refusal_without_a_sentence_opens_the_breaker_too(
+    indexer_pool: Pool, worker: Worker, owner: Any
+) -> None:
     await confirmed(indexer_pool, request("d1", block(1)))
     await list_both(worker)
-    await worker.send(1, "instance_refused", says=Says.REFUSED, code="clock_off")
-    sentence = "CRE refuses this instance."
-    assert await owner.fetchval("SELECT closed_sentence FROM trigger_gate") == sentence
+    await worker.send(1, "instance_refused", says=Says.INSTANCE_REFUSED, code="clock_off")
+    sentence = "CRE refuses it."
+    assert await owner.fetchval("SELECT sentence FROM breaker") == sentence
     assert await owner.fetchval("SELECT sentence FROM alarm") == sentence
 
 
@@ -1125,13 +1120,13 @@ async def test_a_refusal_is_kept_with_its_reason_until_cre_works_again(
     for order in orders:
         await worker.freeze(order)
     assert await worker.begin(orders[0]) == 1
-    refused = {"says": Says.REFUSED, "code": "clock_off", "sentence": "Off."}
+    refused = {"says": Says.INSTANCE_REFUSED, "code": "clock_off", "sentence": "Off."}
     await worker.answer(orders[0], 1, "never_connected", **refused)
     gate = await owner.fetchrow(
         """
-        SELECT closed_outcome, closed_code, closed_sentence, refusals, pause_seconds,
-            round(extract(epoch FROM probe_at - closed_at)), closed_at
-        FROM trigger_gate
+        SELECT outcome, code, sentence, refusals, pause_seconds,
+            round(extract(epoch FROM probe_at - opened_at)), opened_at
+        FROM breaker
         """
     )
     assert tuple(gate)[:6] == ("never_connected", "clock_off", "Off.", 1, 5.0, 5)
@@ -1139,28 +1134,21 @@ async def test_a_refusal_is_kept_with_its_reason_until_cre_works_again(
     assert await owner.fetchval("SELECT count(*) FROM alarm") == 0
     assert await claims.gate(worker.pool, CHAIN) == Gate(open=False, in_flight=0)
     assert await worker.begin(orders[1]) is None
-    await owner.execute("UPDATE trigger_gate SET probe_at = now()")
+    await owner.execute("UPDATE breaker SET probe_at = now()")
     assert (await claims.gate(worker.pool, CHAIN)).open
     assert await worker.begin(orders[1]) == 1  # a probe, for as long as its attempt may take
-    between = "SELECT extract(epoch FROM probe_at - next_attempt_at) FROM trigger_gate, mint_request WHERE id = 2"
+    between = "SELECT extract(epoch FROM probe_at - next_attempt_at) FROM breaker, mint_request WHERE id = 2"
     assert abs(await owner.fetchval(between)) < 0.5
     assert await worker.begin(orders[2]) is None
-    again = {"says": Says.REFUSED, "code": "token_refused", "sentence": "Bad."}
+    again = {"says": Says.INSTANCE_REFUSED, "code": "token_refused", "sentence": "Bad."}
     await worker.answer(orders[1], 1, "instance_refused", **again)
-    since = await owner.fetchrow(
-        "SELECT closed_outcome, closed_code, closed_sentence, refusals, pause_seconds, closed_at FROM trigger_gate"
-    )
-    assert tuple(since) == ("instance_refused", "token_refused", "Bad.", 2, 10.0, gate["closed_at"])
-    await owner.execute("UPDATE trigger_gate SET probe_at = now(), pause_seconds = 200")
+    since = await owner.fetchrow("SELECT outcome, code, sentence, refusals, pause_seconds, opened_at FROM breaker")
+    assert tuple(since) == ("instance_refused", "token_refused", "Bad.", 2, 10.0, gate["opened_at"])
+    await owner.execute("UPDATE breaker SET probe_at = now(), pause_seconds = 200")
     assert await worker.begin(orders[2]) == 1
-    assert await owner.fetchval("SELECT extract(epoch FROM probe_at - clock_timestamp()) FROM trigger_gate") > 190
+    assert await owner.fetchval("SELECT extract(epoch FROM probe_at - clock_timestamp()) FROM breaker") > 190
     await worker.answer(orders[2], 1, "unknown", says=Says.WORKS)
-    open_again = await owner.fetchrow("SELECT * FROM trigger_gate")
-    assert dict(open_again) == {
-        **dict.fromkeys(open_again.keys()),
-        "chain_id": CHAIN,
-        "refusals": 0,
-    }
+    assert await owner.fetch("SELECT FROM breaker") == []
     assert await worker.begin(orders[3]) == 1
 
 
@@ -1176,24 +1164,24 @@ async def test_only_what_began_after_the_gate_closed_says_anything_about_it(
     early, closing, second, probe = orders
     assert [await worker.begin(order) for order in (early, closing, second)] == [1, 1, 1]
     await worker.answer(second, 1, "unknown")
-    refused = {"says": Says.REFUSED, "code": "clock_off", "sentence": "Off."}
+    refused = {"says": Says.INSTANCE_REFUSED, "code": "clock_off", "sentence": "Off."}
     await worker.answer(closing, 1, "instance_refused", **refused)
     # A probe is under way, and after it another attempt of one that had one before.
-    await owner.execute("UPDATE trigger_gate SET probe_at = now()")
+    await owner.execute("UPDATE breaker SET probe_at = now()")
     assert await worker.begin(probe) == 1
-    await owner.execute("UPDATE trigger_gate SET probe_at = now()")
+    await owner.execute("UPDATE breaker SET probe_at = now()")
     await let_pass(owner, 3, next_attempt_at=91)
     (due,) = await claims.due(worker.pool, CHAIN, limit=9)
     assert await worker.begin(due) == 2
     await worker.answer(early, 1, "unknown", says=Says.WORKS)
     await worker.answer(second, 1, "unknown", says=Says.WORKS)
-    assert await owner.fetchval("SELECT pause_seconds FROM trigger_gate") == 5.0
+    assert await owner.fetchval("SELECT pause_seconds FROM breaker") == 5.0
     assert await owner.fetchval("SELECT outcome FROM attempt WHERE request_id = 3 AND attempt_no = 2") is None
     # At the very moment is after.
     await owner.execute(
-        "UPDATE attempt SET started_at = closed_at FROM trigger_gate WHERE request_id = 3 AND attempt_no = 2"
+        "UPDATE attempt SET started_at = opened_at FROM breaker WHERE request_id = 3 AND attempt_no = 2"
     )
     await worker.answer(due, 2, "unknown", **refused)
-    assert await owner.fetchval("SELECT pause_seconds FROM trigger_gate") == 10.0
+    assert await owner.fetchval("SELECT pause_seconds FROM breaker") == 10.0
     await worker.answer(due, 2, "unknown", says=Says.WORKS)
-    assert await owner.fetchval("SELECT closed_at FROM trigger_gate") is None
+    assert await owner.fetch("SELECT FROM breaker") == []

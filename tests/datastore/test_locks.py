@@ -85,6 +85,7 @@ async def instruct(pool: Pool, request_id: int, instruction: Instruction) -> Non
         PERSON,
         finality=lambda position: Horizon(complete=position.finalized, trigger=position.finalized),
         nonce_of=lambda *_: pytest.fail("nothing new is sent"),
+        deadline_seconds=2_400,
     )
 
 

@@ -52,6 +52,7 @@ from tests.datastore.builders import (
     report,
     request,
 )
+from tests.datastore.workers import ahead, look_again
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -887,7 +888,7 @@ async def test_a_hold_of_a_person_replaces_one_that_ends_by_itself_and_is_never_
         assert order is not None
         if first == "person":
             await instruct(operator_pool, request_id, Hold())
-        await claims.hold_claim(invocator_pool, CHAIN, order, reason="node_unavailable", detail="no answer", seconds=0)
+        await claims.hold(invocator_pool, CHAIN, order, reason="node_unavailable", detail="no answer", seconds=0)
         await instruct(operator_pool, request_id, Hold())
     await claims.sweep(invocator_pool, CHAIN, give_up_seconds=3600, deadline_seconds=2400)
     reasons = await operator_pool.fetch("SELECT held_reason FROM mint_request ORDER BY id")
@@ -1102,13 +1103,16 @@ async def test_a_retry_that_meets_a_late_mint_sends_nothing_new_and_the_mint_cou
     one, two = block(1), block(2)
     asked = request("a", one, bank="D1")
     duplicate = request("b", one, log_index=1, bank="D1")
-    await following.commit(indexer_pool, CHAIN, batch(one, on=genesis, requests=(asked, duplicate), final=1), RULES)
+    await following.commit(
+        indexer_pool, CHAIN, batch(ahead(one), on=genesis, requests=(asked, duplicate), final=1), RULES
+    )
     order = await claim_to_send(invocator_pool, 1)
     assert order is not None
     execution_ids = execution_id_candidates(WORKFLOW, asked.nonce.hex)
     assert await begin(invocator_pool, order) == 1
     accepted = Answered(outcome="accepted", http_status=200, sentence=None, answer=None)
     await claims.record_answer(invocator_pool, CHAIN, order, FROZEN, 1, accepted)
+    await look_again(indexer_pool)
     await claims.sweep(invocator_pool, CHAIN, give_up_seconds=3600, deadline_seconds=2400)
     assert await states(operator_pool) == ["failed", "rejected"]
 
@@ -1142,6 +1146,7 @@ FORBIDDEN: Final = (
     "INSERT INTO mint_request (chain_id) VALUES (1)",
     "INSERT INTO report (chain_id) VALUES (1)",
     "UPDATE attempt SET outcome = 'never_connected', answered_at = now()",
+    "UPDATE breaker SET probe_at = now()",
     "UPDATE chain SET secret_check = ''",
     "UPDATE control SET server_timeline = 9",
     "UPDATE control SET halted_at = NULL, halted_reason = NULL",
@@ -1157,7 +1162,7 @@ FORBIDDEN: Final = (
     "UPDATE mint_request SET expected_reference = sha256('x')",
     "UPDATE mint_request SET identity = sha256('x')",
     "UPDATE operator_action SET reason = 'another'",
-    "UPDATE workflow_slot SET earliest_next_at = now()",
+    "UPDATE workflow_slot SET workflow_id = sha256('x')",
     "TRUNCATE operator_action",
 )
 

@@ -14,7 +14,7 @@ import orjson
 import pytest
 
 from bench.aged import fill
-from datastore import alarms, basket_pauses, following, status, tally
+from datastore import alarms, basket_pauses, breakers, following, status, tally
 from datastore.alarms import AlarmKind
 from datastore.connection import Pool
 from tests.datastore.builders import CHAIN, hash_of, pin_chain
@@ -45,7 +45,7 @@ READ: dict[str, tuple[str, tuple[Any, ...]]] = {
     "for a person": (status._FOR_A_PERSON, (CHAIN,)),
     "held": (status._HELD, (CHAIN,)),
     "alarms": (status._ALARMS, (CHAIN, status.ALARM_HOURS, KINDS, status.SHOWN_ALARMS)),
-    "closed": (status._CLOSED, (CHAIN,)),
+    "breakers": (breakers._LIST, (CHAIN,)),
     "gate": (status._GATE, (CHAIN,)),
     "counted": (tally._COUNTED, (CHAIN,)),
 }

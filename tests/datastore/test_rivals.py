@@ -71,6 +71,7 @@ async def cancel(pool: Pool, request_id: int) -> None:
         Person(name="test", reason="a test"),
         finality=lambda position: Horizon(complete=position.finalized, trigger=position.finalized),
         nonce_of=lambda *_: pytest.fail("nothing new is sent"),
+        deadline_seconds=2_400,
     )
 
 

@@ -65,6 +65,8 @@ FORBIDDEN = [
     (Role.INDEXER, "DELETE FROM block"),
     (Role.INDEXER, "DELETE FROM basket_pause"),
     (Role.INVOCATOR, "DELETE FROM basket_pause"),
+    (Role.INVOCATOR, "UPDATE control SET paused_at = NULL"),
+    (Role.INDEXER, "DELETE FROM breaker"),
     (Role.INVOCATOR, "INSERT INTO basket_pause (chain_id, stablecoin, paused_reason) VALUES (1, ''::bytea, '')"),
     (Role.OPERATOR, "UPDATE mint_request SET bank_reference = sha256('x')"),
     (Role.OPERATOR, "DELETE FROM operator_action"),

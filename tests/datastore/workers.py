@@ -1,6 +1,6 @@
 """A worker for tests: the claims API with everything that a test is not about already chosen."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from uuid import UUID, uuid4
 
 from datastore import claims, following
@@ -93,8 +93,13 @@ class Worker:
 async def confirmed(pool: Pool, *requests: Request) -> Block:
     """Pin the chain, record these requests of block 1, and let them be confirmed; the tip."""
     genesis, one = await pin_chain(pool), block(1)
-    await following.commit(pool, CHAIN, batch(one, on=genesis, requests=requests, final=1), RULES)
+    await following.commit(pool, CHAIN, batch(ahead(one), on=genesis, requests=requests, final=1), RULES)
     return one
+
+
+def ahead(indexed: Block) -> Block:
+    """The block with a time after every deadline of a test: with it indexed, the indexer's last look alone decides."""
+    return replace(indexed, timestamp=4_000_000_000)
 
 
 async def states(pool: Pool) -> list[str]:
@@ -102,7 +107,7 @@ async def states(pool: Pool) -> list[str]:
 
 
 async def let_pass(pool: Pool, request_id: int, **seconds_by_column: float) -> None:
-    """Set some of a request's times back, as if the seconds had passed."""
+    """Set some of a request's times back, as if the seconds had passed and the index had looked since."""
     for column, seconds in seconds_by_column.items():
         assert column in {"state_changed_at", "next_attempt_at", "deadline_at", "lease_ends_at"}
         await pool.execute(
@@ -110,3 +115,15 @@ async def let_pass(pool: Pool, request_id: int, **seconds_by_column: float) -> N
             request_id,
             seconds,
         )
+    await look_again(pool)
+
+
+async def look_again(pool: Pool) -> None:
+    """As if the indexer had committed at this moment."""
+    await pool.execute("UPDATE cursor SET indexed_at = clock_timestamp()")
+
+
+async def let_probe(pool: Pool) -> None:
+    """As if the pauses of the breakers were over, and of what was refused as well."""
+    await pool.execute("UPDATE breaker SET probe_at = clock_timestamp()")
+    await pool.execute("UPDATE mint_request SET next_attempt_at = clock_timestamp() WHERE state = 'confirmed'")

@@ -60,7 +60,7 @@ async def test_what_cre_accepted_and_dropped_fails_at_its_deadline_and_can_be_mi
     world.cre.faults.next(faults.accept_then_drop())
     await world.request("DEPOSIT-1")
     await world.follow()
-    await world.send_until_states("failed")
+    await world.send_until_failed()
     assert (await world.standing())[:2] == ("failed", "not_delivered")
     assert await path_of_the_only_request(world) == [
         "seen",
@@ -74,7 +74,7 @@ async def test_what_cre_accepted_and_dropped_fails_at_its_deadline_and_can_be_mi
 
     # The nodes still remember the id: they say ACCEPTED again, and run nothing.
     await retry_as_an_operator(dsn)
-    await world.send_until_states("failed")
+    await world.send_until_failed()
     assert [attempt.outcome for attempt in world.cre.ledger.attempts] == ["fault:accept_then_drop", "cached"]
     assert (world.cre.ledger.runs, await world.minted()) == ([], [])
 
@@ -97,7 +97,7 @@ async def test_what_failed_at_its_deadline_is_still_watched_and_completed_by_a_l
     world.cre.hold_deliveries()
     await world.request("DEPOSIT-1")
     await world.follow()
-    await world.send_until_states("failed")
+    await world.send_until_failed()
     assert (await world.standing())[:2] == ("failed", "not_delivered")
     assert await world.minted() == []
 

@@ -126,6 +126,13 @@ class World:
         while await self.states() != list(states):
             await self.send()
 
+    async def send_until_failed(self) -> None:
+        """Let one worker turn until the only request has missed its deadline; the index must see the chain pass it."""
+        while await self.states() != ["failed"]:
+            await self.chain.mine(1)
+            await self.follow()
+            await self.send()
+
     async def request(self, bank: str, *, beneficiary: bytes = USER, requester: bytes = USER) -> Receipt:
         """A user asks for ``AMOUNT`` and the request is mined."""
         return await request_mint(

@@ -278,11 +278,8 @@ def test_another_payload_under_our_id_is_a_conflict() -> None:
 @pytest.mark.parametrize(
     ("status", "code", "message"),
     [
-        (200, -32600, "Workflow not registered"),
-        (200, -32600, "workflow is closed, cannot send trigger"),
         (200, -32600, "Workflow not found"),
         (200, -32600, "Auth failure: signer '0x1' is not authorized"),
-        (200, -32000, "workflowID channel is full, cannot send trigger"),
         (200, -32002, "rate limit exceeded"),
         (200, -32700, "parse error"),
         (200, -32003, USED),
@@ -297,6 +294,24 @@ def test_an_error_inside_http_200_comes_from_the_nodes_and_proves_no_refusal(
 
     assert isinstance(answer, Unknown)
     assert answer.code is Code.NODE_ERROR
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "message"),
+    [
+        (200, -32600, "Workflow not registered"),
+        (200, -32600, "workflow is closed, cannot send trigger"),
+        (200, -32000, "workflowID channel is full, cannot send trigger"),
+        (500, -32603, "Workflow 0x12 is not assigned to any DONs"),
+    ],
+)
+def test_a_workflow_that_takes_no_trigger_is_told_from_other_errors_and_proves_no_refusal_either(
+    status: int, code: int, message: str
+) -> None:
+    answer = judged(error_reply(status, code, message))
+
+    assert isinstance(answer, Unknown)
+    assert answer.code is Code.WORKFLOW_UNAVAILABLE
 
 
 @pytest.mark.parametrize(

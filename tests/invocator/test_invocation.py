@@ -2,8 +2,8 @@
 
 import base64
 import json
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import replace
 from uuid import uuid4
 
 import orjson
@@ -12,15 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from datastore import claims, following, operators, pinning
-from datastore.claims import Pacing
 from datastore.connection import Pool, Role, open_pool
 from datastore.identity import execution_id_candidates
 from datastore.operators import BasketSwitch, Person
-from datastore.rows import Basket, Block, Finality, LogRow, Request
+from datastore.rows import Finality, LogRow
 from indexer.policy import Policy
 from invocator.classification import Broadcast, HttpReply, NeverConnected, NoAnswer, Reply
 from invocator.dry_run import DryRun
-from invocator.invocation import CLAIMS_BEFORE_THE_OTHER_KIND, SIMULATED_WORKFLOW, Invocator, Terms
+from invocator.invocation import Invocator
 from invocator.preflight import Contracts
 from invocator.signing import Signer
 from invocator.workflow_pool import in_turns
@@ -28,7 +27,6 @@ from tests.datastore.builders import (
     ALICE,
     BOB,
     CHAIN,
-    CONSUMER,
     RULES,
     TOKEN,
     batch,
@@ -39,138 +37,24 @@ from tests.datastore.builders import (
     request,
     with_finality,
 )
-from tests.datastore.workers import let_pass, states
-
-KEY = "0xac0974bec39a17e36ba4a6b4d238ff944bacb478cbed5efcae784d7bf4f2ff80"  # the first well-known anvil key
-SIGNER = Signer.from_text(KEY)
-WORKFLOW_ID = bytes(range(32))
-RIGHT = Contracts(is_minter=True, stablecoin=TOKEN, decimals=18)
-TERMS = Terms(
-    gateway_url="https://gateway.example/",
-    workflow_ids=(WORKFLOW_ID,),
-    currency="USD",
-    pacing=Pacing(seconds_per_trigger=0, burst=1, max_in_flight=100),
-    timeout_seconds=90,
-    lease_seconds=120,
-    completion_deadline_seconds=2400,
-    give_up_seconds=86_400,
+from tests.datastore.workers import let_pass, let_probe, states
+from tests.invocator.staging import (
+    EXPIRED,
+    RIGHT,
+    SIGNER,
+    SIMULATING,
+    TERMS,
+    WORKFLOW_ID,
+    Ask,
+    Chain,
+    Cre,
+    Make,
+    accepted,
+    announced,
+    asked_for,
+    gateway_error,
+    run,
 )
-SIMULATING = replace(TERMS, mode=claims.SIMULATE, workflow_ids=(SIMULATED_WORKFLOW,), gateway_url="cre")
-
-
-def accepted(body: bytes) -> Reply:
-    request_id = orjson.loads(body)["id"]
-    answer = {
-        "jsonrpc": "2.0",
-        "id": request_id,
-        "method": "workflows.execute",
-        "result": {
-            "workflow_id": "0x" + WORKFLOW_ID.hex(),
-            "workflow_execution_id": "0x" + execution_id_candidates(WORKFLOW_ID, request_id)[1].hex(),
-            "status": "ACCEPTED",
-        },
-    }
-    return HttpReply(status=200, body=json.dumps(answer).encode())
-
-
-@dataclass(kw_only=True)
-class Cre:
-    """Answers with what is planned, else ACCEPTED; keeps what it got."""
-
-    planned: list[Reply | Callable[[bytes], Reply]] = field(default_factory=list)
-    bodies: list[bytes] = field(default_factory=list)
-    tokens: list[str] = field(default_factory=list)
-
-    async def post(self, body: bytes, token: str, timeout_seconds: float) -> Reply:
-        assert timeout_seconds > 0
-        self.bodies.append(body)
-        self.tokens.append(token)
-        planned = self.planned.pop(0) if self.planned else accepted
-        return planned(body) if callable(planned) else planned
-
-
-@dataclass(kw_only=True)
-class Chain:
-    """What the contracts of every basket say."""
-
-    contracts: Contracts | None = RIGHT
-    consumer: bytes = CONSUMER
-
-    async def look_at(self, token: bytes, consumer: bytes) -> Contracts | None:
-        assert (token, consumer) == (TOKEN, self.consumer)
-        return self.contracts
-
-
-Make = Callable[..., Invocator]
-
-
-@pytest.fixture
-def cre() -> Cre:
-    return Cre()
-
-
-@pytest.fixture
-def chain() -> Chain:
-    return Chain()
-
-
-@pytest.fixture
-def make(invocator_pool: Pool, cre: Cre, chain: Chain) -> Make:
-    def made(terms: Terms = TERMS, *, clock: Callable[[], float] = lambda: 1_700_000_000.0) -> Invocator:
-        return Invocator(
-            pool=invocator_pool,
-            chain_id=CHAIN,
-            gateway=cre,
-            signer=None if terms.mode == claims.SIMULATE else SIGNER,
-            terms=terms,
-            clock=clock,
-            look_at=chain.look_at,
-        )
-
-    return made
-
-
-def announced(at: Block) -> Basket:
-    return Basket(
-        block_number=at.number,
-        block_hash=at.hash,
-        log_index=0,
-        stablecoin=TOKEN,
-        consumer=CONSUMER,
-        creator=ALICE,
-        admin=ALICE,
-        name_raw=b"Test Dollar",
-        symbol_raw=b"TUSD",
-        name="Test Dollar",
-        symbol="TUSD",
-    )
-
-
-@pytest.fixture
-def ask(indexer_pool: Pool) -> Callable[..., Awaitable[Block]]:
-    """Record a basket and requests, all confirmed; the tip."""
-
-    async def asked(*names: str) -> Block:
-        genesis, one = await pin_chain(indexer_pool), block(1)
-        requests = tuple(asked_for(name, one, number) for number, name in enumerate(names))
-        made = replace(batch(one, on=genesis, requests=requests, final=1), baskets=(announced(one),))
-        await following.commit(indexer_pool, CHAIN, made, RULES)
-        return one
-
-    return asked
-
-
-def asked_for(name: str, at: Block, number: int = 0) -> Request:
-    return request(name, at, log_index=number + 1)
-
-
-async def run(invocator: Invocator) -> None:
-    while await invocator.tick():
-        pass
-
-
-Ask = Callable[..., Awaitable[Block]]
-
 
 # -- pre-flight ------------------------------------------------------------------------------------------------------
 
@@ -185,21 +69,18 @@ async def test_a_request_that_passes_is_sent_and_its_token_s_decimals_are_rememb
     assert await indexer_pool.fetchval("SELECT decimals FROM basket") == 18
 
 
-@pytest.mark.parametrize(
-    ("contracts", "reason"),
-    [(None, "node_unavailable"), (replace(RIGHT, is_minter=False), "not_a_minter")],
-)
 async def test_not_now_is_a_hold_with_a_reason_that_ends_when_it_is_put_right(
-    ask: Ask, make: Make, cre: Cre, chain: Chain, indexer_pool: Pool, contracts: Contracts | None, reason: str
+    ask: Ask, make: Make, cre: Cre, chain: Chain, indexer_pool: Pool
 ) -> None:
     """Hard case 41."""
     await ask("d1")
-    chain.contracts = contracts
+    chain.contracts = replace(RIGHT, is_minter=False)
     invocator = make()
     await run(invocator)
     assert (await states(indexer_pool), cre.bodies) == (["confirmed"], [])
-    assert await indexer_pool.fetchval("SELECT held_reason FROM mint_request") == reason
-    assert await indexer_pool.fetchval("SELECT detail FROM mint_transition ORDER BY id DESC LIMIT 1") is not None
+    assert await indexer_pool.fetchval("SELECT held_reason FROM mint_request") == "not_a_minter"
+    # Nothing was claimed, so nothing had to be given back.
+    assert await indexer_pool.fetchval("SELECT claim_no FROM mint_request") == 0
     chain.contracts = RIGHT
     await let_pass(indexer_pool, 1, next_attempt_at=601)
     await run(invocator)
@@ -500,7 +381,8 @@ async def test_a_refusal_after_an_outage_is_alarmed_too(
         await run(make())
         await let_probe(invocator_pool)
     assert len(cre.bodies) == 3
-    assert [row["kind"] for row in await indexer_pool.fetch("SELECT kind FROM alarm")] == ["instance_refused"]
+    alarms = {row["kind"] for row in await indexer_pool.fetch("SELECT kind FROM alarm")}
+    assert alarms == {"workflow_refused"}
 
 
 async def test_more_than_a_whole_day_lets_through_is_held_for_that(
@@ -518,26 +400,6 @@ async def test_more_than_a_whole_day_lets_through_is_held_for_that(
 # -- the breaker and the clock ---------------------------------------------------------------------------------------
 
 
-def gateway_error(code: int, message: str, *, status: int = 400, date: int | None = None) -> Callable[[bytes], Reply]:
-    def reply(body: bytes) -> Reply:
-        answer = {
-            "jsonrpc": "2.0",
-            "id": orjson.loads(body)["id"],
-            "method": "",
-            "error": {"code": code, "message": message},
-        }
-        return HttpReply(status=status, body=orjson.dumps(answer), server_date=date)
-
-    return reply
-
-
-EXPIRED = "Auth failure: token is expired"
-
-
-async def let_probe(pool: Pool) -> None:
-    await pool.execute("UPDATE trigger_gate SET probe_at = clock_timestamp()")
-
-
 @pytest.mark.parametrize(
     ("message", "code"),
     [
@@ -548,7 +410,7 @@ async def let_probe(pool: Pool) -> None:
         ("Service name not found: workflows", "wrong_gateway"),
     ],
 )
-async def test_refusals_of_key_workflow_and_clock_pause_the_instance_for_every_worker(
+async def test_refusals_of_key_workflow_and_clock_pause_what_they_are_about_for_every_worker(
     ask: Ask, make: Make, cre: Cre, indexer_pool: Pool, invocator_pool: Pool, message: str, code: str
 ) -> None:
     """Hard case 85."""
@@ -557,7 +419,9 @@ async def test_refusals_of_key_workflow_and_clock_pause_the_instance_for_every_w
     await run(make())
     await run(make())
     assert len(cre.bodies) == 1
-    assert await invocator_pool.fetchval("SELECT closed_code FROM trigger_gate") == code
+    breakers = await invocator_pool.fetch("SELECT code, workflow_id FROM breaker")
+    of_workflow = code in {"signer_not_authorized", "workflow_not_found"}
+    assert [tuple(row) for row in breakers] == [(code, WORKFLOW_ID if of_workflow else None)]
     assert await states(indexer_pool) == ["confirmed", "confirmed"]
     await let_probe(invocator_pool)
     await run(make())
@@ -575,7 +439,7 @@ async def test_an_answer_of_something_in_between_does_not_end_the_pause(
     await run(invocator)
     # The probe may have been forwarded, so its request is in doubt; the other one was not touched.
     assert (sorted(await states(indexer_pool)), len(cre.bodies)) == (["confirmed", "in_doubt"], 2)
-    assert await invocator_pool.fetchval("SELECT closed_at IS NOT NULL FROM trigger_gate")
+    assert await invocator_pool.fetchval("SELECT count(*) FROM breaker") == 1
 
 
 def issued_at(token: str) -> int:
@@ -655,8 +519,8 @@ async def test_a_token_that_the_gateway_repeats_is_neither_stored_nor_shown(
     await make().tick()
     (token,) = cre.tokens
     rows = await indexer_pool.fetch("SELECT sentence, convert_from(answer, 'UTF8') AS answer FROM attempt")
-    gates = await indexer_pool.fetch("SELECT closed_sentence FROM trigger_gate")
-    told = " ".join(str(value) for row in (*rows, *gates) for value in row.values())
+    breakers = await indexer_pool.fetch("SELECT sentence AS refusal FROM breaker")
+    told = " ".join(str(value) for row in (*rows, *breakers) for value in row.values())
     assert "malformed ***" in told
     assert token not in told
     assert token.split(".")[2][:20] not in told
@@ -730,7 +594,7 @@ async def test_of_two_workflows_that_are_free_alternately_each_serves_both_kinds
 async def test_thousands_that_pre_flight_refuses_keep_no_served_basket_waiting(
     dsn: str, indexer_pool: Pool, invocator_pool: Pool, cre: Cre
 ) -> None:
-    """They take no slot and so no turn: without a bound, each of them would be tried before the served one."""
+    """They take no slot and so no turn; after each one, a served basket has its try."""
     await asked_in_two_baskets(indexer_pool, dsn, served=2, others=100)
     looks: list[bytes] = []
 
@@ -749,24 +613,23 @@ async def test_thousands_that_pre_flight_refuses_keep_no_served_basket_waiting(
     )
     while len(cre.bodies) < 2:
         assert await invocator.tick()
-    assert looks == [TOKEN, *[OTHER_TOKEN] * CLAIMS_BEFORE_THE_OTHER_KIND, TOKEN]
+    assert looks == [TOKEN, OTHER_TOKEN, TOKEN]
     assert [token for _, token in await sent_tokens(indexer_pool)] == [TOKEN, TOKEN]
 
 
 @given(
     st.lists(st.tuples(st.integers(), st.sampled_from([b"a", b"b", b"c"]), st.booleans())),
     st.dictionaries(st.sampled_from([b"a", b"b"]), st.booleans()),
-    st.booleans(),
 )
 def test_in_turns_loses_nothing_keeps_each_kind_s_order_and_alternates_on_each_workflow(
-    candidates: list[tuple[int, bytes, bool]], last_turns: dict[bytes, bool], gives_way: bool
+    candidates: list[tuple[int, bytes, bool]], last_turns: dict[bytes, bool]
 ) -> None:
     numbered = [((n, *each), each[1], each[2]) for n, each in enumerate(candidates)]
-    found = in_turns(numbered, last_turns, gives_way=gives_way)
+    found = in_turns(numbered, last_turns)
     assert sorted(found) == [each for each, _, _ in numbered]
     for workflow in (b"a", b"b", b"c"):
         kinds = [is_served for _, _, on, is_served in found if on == workflow]
-        due = (not last_turns.get(workflow, False)) is not gives_way
+        due = not last_turns.get(workflow, False)
         both = 2 * min(kinds.count(True), kinds.count(False))
         assert kinds[:both] == [due, not due] * (both // 2)
         for kind in (True, False):

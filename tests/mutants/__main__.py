@@ -32,6 +32,15 @@ SUITES: Final = {
             "tests/invocator/test_preflight.py",
         ),
     ),
+    "breakers": (
+        "datastore/breakers.py",
+        (
+            "tests/invocator/test_faults.py",
+            "tests/datastore/test_claims.py",
+            "tests/datastore/test_claims_rows.py",
+            "tests/service/test_status_command.py",
+        ),
+    ),
 }
 EXPLAINED: Final = CHECKOUT / "docs" / "mutation-testing.md"
 

@@ -26,6 +26,7 @@ from tests.datastore.builders import (
     pin_chain,
     with_finality,
 )
+from tests.datastore.workers import let_probe
 
 PACING = Pacing(seconds_per_trigger=60, burst=1, max_in_flight=5)
 WORKFLOW = hash_of("workflow")
@@ -94,9 +95,11 @@ class Chain:
 
     async def let_probe(self) -> None:
         """As if the pause of the breaker were over."""
-        await self.invocator.execute("UPDATE trigger_gate SET probe_at = clock_timestamp()")
+        await let_probe(self.invocator)
 
-    async def send(self, outcome: str | None, sentence: str | None = None) -> int:
+    async def send(
+        self, outcome: str | None, sentence: str | None = None, *, refused: Says = Says.INSTANCE_REFUSED
+    ) -> int:
         """Claim the next waiting request and call CRE for it; without an outcome its answer is never known."""
         order = await self.claim()
         frozen = order.frozen or Frozen(
@@ -123,15 +126,15 @@ class Chain:
         )
         assert number is not None
         if outcome is not None:
-            refused = outcome in {"instance_refused", "never_connected"}
+            is_refused = outcome in {"instance_refused", "never_connected"}
             answered = Answered(
                 outcome=outcome,
                 http_status=200,
                 sentence=sentence,
                 answer=None,
                 deadline_seconds=2400,
-                says=Says.REFUSED if refused else Says.WORKS,
-                code="signer_not_authorized" if refused else None,
+                says=refused if is_refused else Says.WORKS,
+                code="signer_not_authorized" if is_refused else None,
             )
             await claims.record_answer(self.invocator, CHAIN, order, frozen, number, answered)
         return order.request_id

@@ -320,12 +320,16 @@ async def test_the_documented_shapes_are_those_that_are_written(chain: Chain, ds
     assert await written("requests", "timeline", "1") == names(line)
     (listed_basket,) = documented("`bskt baskets list`")
     assert {each.partition(".")[0] for each in await written("baskets", "list")} == set(listed_basket)
+    (workflow,) = documented("`bskt workflows list`")
+    assert await written("workflows", "list") == {each for each in names(workflow) if not each.startswith("breaker.")}
     (status,) = documented("`bskt status`")
     seen = await written("status")
     missing = {each for each in names(status) if not each.startswith(("requests.",))} - seen
     assert {each for each in seen if not each.startswith("requests.")} <= names(status)
     assert all(
-        each.startswith(("chain.last_reorg.", "chain.endpoints.", "paused.", "quarantined.", "sends_fail.", "alarms."))
+        each.startswith(
+            ("chain.last_reorg.", "chain.endpoints.", "paused.", "quarantined.", "sends_fail.", "refused_", "alarms.")
+        )
         for each in missing
     )
     (finding,) = documented("`bskt check`")

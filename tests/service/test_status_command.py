@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
+from datastore.claims import Says
 from datastore.connection import Pool
 from datastore.errors import FinalityViolated
 from datastore.pinning import clear_halt, halt, halted_at
@@ -161,6 +162,38 @@ async def test_refusals_of_this_instance_are_told_and_explain_every_waiting_requ
     async with node(head=2) as url:
         code, shown = await status(dsn, BSKT_RPC_URL=url)
     assert (code, shown["sends_fail"]) == (Exit.DONE, None)
+
+
+async def test_a_refused_workflow_is_told_listed_and_reset(chain: Chain, dsn: str) -> None:
+    one = chain.next()
+    await chain.grow(requests=(request("DEP-1", one), request("DEP-2", one, log_index=1)))
+    await chain.grow(final=1)
+    await chain.send("instance_refused", "Workflow not found.", refused=Says.WORKFLOW_REFUSED)
+    async with node(head=2) as url:
+        code, shown = await status(dsn, BSKT_RPC_URL=url)
+    (refused,) = shown["refused_workflows"]
+    assert (code, shown["sends_fail"], refused["sentence"]) == (Exit.NOT_READY, None, "Workflow not found.")
+    # Frozen for it or not: each of its requests says what it waits for.
+    for row in (await bskt(dsn, "--output", "json", "requests", "list")).json:
+        assert "Workflow not found." in row["next"]
+    (listed,) = (await bskt(dsn, "--output", "json", "workflows", "list")).json
+    assert (listed["workflow_id"], listed["state"], listed["waiting"]) == ("0x" + WORKFLOW.hex(), "refused", 2)
+    assert listed["breaker"]["sentence"] == "Workflow not found."
+    who = ("--operator", "alice", "--reason", "deployed")
+    for wrong in ("0x12", "ab" * 32):
+        assert (await bskt(dsn, "workflows", "reset", wrong, *who)).code in {Exit.USAGE, Exit.ERROR}
+    told = await bskt(dsn, "--output", "json", "workflows", "reset", WORKFLOW.hex(), *who, "--dry-run")
+    assert told.json["outcome"] == "would be done"
+    done = await bskt(dsn, "--output", "json", "workflows", "reset", "0x" + WORKFLOW.hex(), *who)
+    assert (done.json["outcome"], done.json["before"]["code"], done.json["after"]["code"]) == (
+        "done",
+        "signer_not_authorized",
+        None,
+    )
+    (listed,) = (await bskt(dsn, "--output", "json", "workflows", "list")).json
+    assert (listed["state"], listed["breaker"]) == ("configured", None)
+    (retired,) = (await bskt(dsn, "--output", "json", "workflows", "list", BSKT_CRE_WORKFLOW="ab" * 32)).json
+    assert retired["state"] == "retired"
 
 
 async def test_alarms_of_the_last_day_are_counted_by_kind_with_the_latest_sentence(chain: Chain, dsn: str) -> None:

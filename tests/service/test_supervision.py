@@ -67,6 +67,31 @@ async def test_a_forgiven_error_is_waited_for_longer_each_time_and_forgotten_aft
     assert events == ["part.failed"] * 3 + ["part.recovered", "part.failed", "part.recovered"]
 
 
+async def test_a_part_that_stops_finishes_what_it_owes_and_waits_for_it_however_often_that_fails() -> None:
+    stop, waits, calls = Stop(), Waits(), []
+
+    async def finish() -> None:
+        calls.append(len(waits.seconds))
+        if len(calls) < 3:
+            raise Weather
+
+    owing = replace(part(script([False], stop)), finish=finish)
+    assert await supervisor(owing, stop=stop, waits=waits).run() == 0
+    # No further tick began, and the back-off is a real one although the stop was asked for.
+    assert (calls, waits.seconds) == ([0, 1, 2], [1, 2])
+
+
+async def test_the_grace_bounds_what_a_part_may_owe() -> None:
+    stop, waits = Stop(), Waits()
+
+    async def finish() -> None:
+        await asyncio.Event().wait()
+
+    owing = replace(part(script([False], stop)), finish=finish)
+    watched = Supervisor([owing], stop=stop, wait=waits, grace_seconds=0.01, clock=lambda: 7.0, chance=lambda: 1.0)
+    assert await watched.run() == 1
+
+
 async def test_a_part_is_failing_from_its_forgiven_error_until_it_recovers_or_halts() -> None:
     stop, waits, seen = Stop(), Waits(), []
     steps = script([Weather("rain"), True, Weather("hail"), Halt("enough")], stop)
