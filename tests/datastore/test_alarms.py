@@ -27,6 +27,7 @@ from tests.datastore.builders import (
 
 STRANGERS_TOKEN, STRANGERS_CONSUMER = b"\x66" * 20, b"\x67" * 20
 STORM = 1_000
+SERVE = "INSERT INTO basket_standing (chain_id, stablecoin, completed_at) VALUES ($1, $2, now())"
 
 
 @pytest.fixture
@@ -56,7 +57,7 @@ async def one(indexer_pool: Pool, owner: asyncpg.Connection[asyncpg.Record]) -> 
     )
     await following.commit(indexer_pool, CHAIN, made, RULES)
     await owner.execute("SET session_replication_role = replica")
-    await owner.execute("UPDATE mint_request SET state = 'completed' WHERE id = 1")
+    await owner.execute(SERVE, CHAIN, TOKEN)
     return first
 
 
@@ -144,7 +145,7 @@ async def test_a_mint_with_the_reference_of_a_request_that_was_sent_is_never_lim
 async def test_storms_about_one_served_basket_do_not_hide_another_one(
     indexer_pool: Pool, owner: asyncpg.Connection[asyncpg.Record], one: Block
 ) -> None:
-    await owner.execute("UPDATE mint_request SET state = 'completed' WHERE stablecoin = $1", STRANGERS_TOKEN)
+    await owner.execute(SERVE, CHAIN, STRANGERS_TOKEN)
     two = block(2)
     await following.commit(indexer_pool, CHAIN, batch(two, on=one, role_changes=(role_change(two),)), RULES)
     await stormed(indexer_pool, two, 3)

@@ -160,7 +160,7 @@ async def test_a_hostile_basket_costs_a_look_a_few_blocks_and_nothing_where_only
         await owner.execute(HOSTILE, known + 1, hostile)
         await owner.execute("VACUUM ANALYZE mint_request")
         every, listed = [
-            await explained(owner, claims._WAITING, [CHAIN, 50, False, 3, 4, 2, only_allowed])
+            await explained(owner, claims._WAITING, [CHAIN, 50, False, 3, 4, 2, only_allowed, [], []])
             for only_allowed in (False, True)
         ]
         costs[hostile] = buffers(every), buffers(listed)

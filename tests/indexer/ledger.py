@@ -130,7 +130,8 @@ class Ledger:
         self.asked[question["method"]] += 1
         answer: dict[str, object] = {"jsonrpc": "2.0", "id": question["id"]}
         if question["method"] == "eth_getBlockByNumber":
-            return answer | {"result": self._header(int(question["params"][0], 16))}
+            number = question["params"][0]
+            return answer | {"result": self._header(self.height if number == "latest" else int(number, 16))}
         if question["method"] == "eth_getBlockByHash":
             return answer | {"result": self._header(self._number(question["params"][0]))}
         if question["method"] == "eth_getBlockReceipts":

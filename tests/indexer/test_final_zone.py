@@ -18,9 +18,13 @@ from tests.indexer.ledger import SOURCES, Ledger, consumer, token
 async def reading(
     ledger: Ledger, node: Node, max_range_blocks: int, known: Mapping[bytes, bytes] | None = None
 ) -> AsyncIterator[Next]:
-    head = await node.header_by_number(ledger.height)
     zone = FinalZone(max_range_blocks=max_range_blocks)
-    async with zone.reading(node, SOURCES, 0, ledger.height, head=head, consumer_by_token=known or {}) as next_range:
+    async with (
+        node.session() as asked,
+        zone.reading(
+            asked.node, SOURCES, 0, ledger.height, head=asked.head, consumer_by_token=known or {}
+        ) as next_range,
+    ):
         yield next_range
 
 

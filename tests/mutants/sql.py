@@ -157,7 +157,7 @@ def _descending(text: str, tokens: list[_Token]) -> Iterator[Edit]:
             if (
                 token.group == order.group
                 and (ends or follower.text in {",", "NULLS"})
-                and token.text not in {"FIRST", "LAST"}
+                and token.text not in {"FIRST", "LAST", "DESC"}
             ):
                 yield Edit(token.end, token.end, " DESC")
             if ends:

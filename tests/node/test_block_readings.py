@@ -109,7 +109,7 @@ async def test_the_receipts_say_what_no_filter_gives() -> None:
         assert w.lacks == {Feature.LOGS_BY_HASH}
         w.server.forget()
         assert await w.addresses() == [US, THEM, BORN]
-        assert w.server.seen == {"eth_getBlockReceipts": 1}
+        assert w.server.seen == {"eth_getBlockByHash": 1, "eth_getBlockReceipts": 1}
 
 
 async def test_a_final_block_is_asked_for_by_number_where_there_are_no_logs_by_hash() -> None:

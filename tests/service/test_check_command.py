@@ -75,7 +75,7 @@ async def test_a_list_of_allowed_baskets_that_is_empty_is_found(dsn: str, indexe
     )
     await owner.close()
     _, found = await check(dsn, BSKT_SERVED_BASKETS="listed")
-    assert [each["severity"] for each in found["database"]] == ["ok"]
+    assert "warning" not in {each["severity"] for each in found["database"]}
 
 
 async def test_a_node_and_a_gateway_that_do_not_answer_are_findings_without_their_secrets(dsn: str) -> None:

@@ -422,15 +422,15 @@ async def test_a_person_serves_a_basket_and_it_shows_why(chain: Chain, dsn: str)
 
     told = await read("baskets", "allow", "AUD", *WHO, "--dry-run")
     assert (told["outcome"], (await written(chain.indexer))["actions"]) == ("would be done", [])
-    done = await read("baskets", "allow", "AUD", *WHO)
+    done = await read("baskets", "allow", "AUD", *WHO, "--yes")
     assert (done["basket"], done["outcome"], done["sentence"]) == (token, "done", told["sentence"])
-    assert (await read("baskets", "allow", "AUD", *WHO))["outcome"] == "already so"
+    assert (await read("baskets", "allow", "AUD", *WHO, "--yes"))["outcome"] == "already so"
     (shown,) = await read("baskets", "list")
     assert (shown["served"], shown["allowed"]["allowed"], shown["completed_at"]) == (True, True, None)
     assert "yes, allowed (alice: ticket 7)" in (await bskt(dsn, "baskets", "show", "AUD")).stdout
     assert (await read("requests", "show", "1", **listed))["queue"]["position"] == 1
 
-    await read("baskets", "disallow", "AUD", *WHO)
+    await read("baskets", "disallow", "AUD", *WHO, "--yes")
     assert "no, disallowed (alice: ticket 7)" in (await bskt(dsn, "baskets", "list")).stdout
     assert (await read("requests", "show", "1", **listed))["held"]["reason"] == "basket_not_allowed"
     story = await read("requests", "timeline", "1")

@@ -184,7 +184,7 @@ async def test_a_refused_workflow_is_told_listed_and_reset(chain: Chain, dsn: st
         assert (await bskt(dsn, "workflows", "reset", wrong, *who)).code in {Exit.USAGE, Exit.ERROR}
     told = await bskt(dsn, "--output", "json", "workflows", "reset", WORKFLOW.hex(), *who, "--dry-run")
     assert told.json["outcome"] == "would be done"
-    done = await bskt(dsn, "--output", "json", "workflows", "reset", "0x" + WORKFLOW.hex(), *who)
+    done = await bskt(dsn, "--output", "json", "workflows", "reset", "0x" + WORKFLOW.hex(), *who, "--yes")
     assert (done.json["outcome"], done.json["before"]["code"], done.json["after"]["code"]) == (
         "done",
         "signer_not_authorized",

@@ -86,7 +86,7 @@ async def test_what_no_endpoint_can_prove_to_be_absent_stays_and_they_are_named(
         await made.daemon.follow()
         for endpoint in made.world.endpoints:
             endpoint.fail(Fault.HISTORY_EMPTY, times=None, seed=1)
-        result = await bskt(made, dsn, "--blocks", "1:", "--repair", "--output", "json")
+        result = await bskt(made, dsn, "--blocks", "1:", "--repair", "--yes", "--output", "json")
         assert result.exit_code == 4
         assert {(row["kind"], row["outcome"]) for row in rows(result)} == {("extra", "not proven")}
         assert f"endpoint {', '.join('01'[:endpoints])} cannot prove" in result.stderr
