@@ -216,7 +216,7 @@ turn AS (
         WHERE r.chain_id = $1 AND r.stablecoin = f.stablecoin AND r.requester = f.requester
           AND r.state = 'confirmed' AND r.held_at IS NULL AND r.chain_status <> 'orphaned'
           AND ($3::boolean OR r.next_attempt_at IS NULL OR r.next_attempt_at <= statement_timestamp())
-          AND ($9::bytea[] = '{}' OR w.workflow_id <> ALL($9))
+          AND (cardinality($9::bytea[]) = 0 OR w.workflow_id <> ALL($9))
         ORDER BY r.block_number, r.log_index
         LIMIT CASE WHEN NOT $3 THEN least($2, greatest(4, $2 / (SELECT count(*) FROM flow) + 1)) END
     ) o

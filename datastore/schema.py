@@ -11,7 +11,7 @@ import asyncpg
 from datastore.connection import translated
 from datastore.errors import SchemaMismatch
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 """Raised with each numbered file in ``datastore/migrations``; ``schema.sql`` is always the whole of this version."""
 
 _LOCK_KEY: Final = 0x62736B74  # "bskt": eight starters at once take turns
@@ -84,7 +84,8 @@ async def _version(connection: asyncpg.Connection[asyncpg.Record]) -> int | None
 def _require_version(version: int) -> None:
     if version < SCHEMA_VERSION:
         raise SchemaMismatch(
-            f"the database has schema version {version}, this program needs {SCHEMA_VERSION}; run `bskt schema apply`"
+            f"the database has schema version {version}, this program needs {SCHEMA_VERSION} and cannot change it; "
+            "run the program that made it, or begin with an empty database and the same BSKT_INSTANCE_SECRET"
         )
     if version > SCHEMA_VERSION:
         raise SchemaMismatch(

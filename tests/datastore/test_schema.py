@@ -32,7 +32,7 @@ async def test_a_daemon_refuses_a_missing_an_older_and_a_newer_schema_with_a_sen
         await schema.check(empty_dsn)
     await schema.apply(empty_dsn)
     connection = await asyncpg.connect(empty_dsn)
-    for version, sentence in ((0, "this program needs 1"), (99, "install the newer program")):
+    for version, sentence in ((0, "this program needs 2 and cannot change it"), (99, "install the newer program")):
         await connection.execute("UPDATE schema_version SET version = $1", version)
         with pytest.raises(SchemaMismatch, match=sentence):
             await schema.check(empty_dsn)
