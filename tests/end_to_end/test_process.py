@@ -86,7 +86,11 @@ async def test_two_replicas_over_one_database_mint_each_request_once(stage: Stag
             states = await reader.fetch("SELECT state FROM mint_request")
             return [row["state"] for row in states] == ["completed"] * len(deposits)
 
+        async def all_folded() -> bool:
+            return not await reader.fetchval("SELECT EXISTS (SELECT FROM tally_delta)")
+
         await until(all_completed, what="every request completed")
+        await until(all_folded, what="every counted change folded into the tally")
         workers = await reader.fetchval("SELECT count(DISTINCT worker_id) FROM attempt")
         await reader.close()
         assert [await first.end(), await second.end()] == [0, 0]
