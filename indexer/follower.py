@@ -7,6 +7,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from typing import Final, Literal, TypeAlias
 
 import structlog
@@ -16,7 +17,7 @@ from datastore.connection import Pool
 from datastore.errors import BlockMisplaced, CursorMoved, FinalityViolated
 from datastore.following import Committed, Position, Rules
 from datastore.rows import Batch, Block, BlockRef, Finality
-from indexer.continuity import AlreadyHeld, Extends, LeavesFinality, NeedsParent, Reorg, is_linked, judge
+from indexer.continuity import AlreadyHeld, Extends, LeavesFinality, NeedsParent, Reorg, Verdict, is_linked, judge
 from indexer.final_zone import FinalZone, ObservedRange, contradiction, overlapped, stored
 from indexer.forks import denial
 from indexer.observation import Observation, Sources
@@ -39,9 +40,17 @@ BLOCKS_A_COMMIT: Final = 64
 READING_SECONDS: Final = 60.0
 """Near the head: what was read is committed after so long, whatever is still to be read."""
 
-MOST_UNFINALIZED_BLOCKS: Final = 10_000
-"""Indexed above the chain's finalized block: bounds what a fork is searched in while finality stalls (hard case 12)."""
+MOST_UNFINALIZED_SECONDS: Final = 129_600.0
+"""Indexed above the chain's finalized block, by the blocks' times: a day and a half in which a person can look."""
 
+MOST_UNFINALIZED_BLOCKS: Final = 1_000_000
+"""The same where times say nothing: what a chain with wrong times may make of rows."""
+
+DEEPEST_FORK_BLOCKS: Final = 10_000
+"""A fork is searched no deeper on a chain that names no finalized block."""
+
+FORK_SEARCH_BLOCKS: Final = 1_000
+"""A fork is searched in so many blocks first, then in eight times as many: only a deep one reads the whole window."""
 
 STUCK_SECONDS: Final = 60.0
 """A node may be so long without the blocks that it announces: that it is about to have them is the usual case."""
@@ -80,7 +89,9 @@ class Follower:
         max_range_blocks: int,
         reached: Reached = lambda _: None,
         finality_pause_seconds: float = 0.0,
+        most_unfinalized_seconds: float = MOST_UNFINALIZED_SECONDS,
         most_unfinalized_blocks: int = MOST_UNFINALIZED_BLOCKS,
+        deepest_fork_blocks: int = DEEPEST_FORK_BLOCKS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Begin; nothing is asked yet.
@@ -95,7 +106,9 @@ class Follower:
             max_range_blocks: The largest range to ask for at once.
             reached: Told each boundary around a commit.
             finality_pause_seconds: The chain's finality is asked no more often than this; it moves slowly.
+            most_unfinalized_seconds: Indexing waits at a block that is so much younger than the finalized one.
             most_unfinalized_blocks: Indexing waits for finality when so many blocks are not final.
+            deepest_fork_blocks: How deep a fork is searched on a chain that names no finalized block.
             clock: Seconds that never go back.
         """
         self._pool = pool
@@ -103,7 +116,9 @@ class Follower:
         # Within a tick: the one endpoint that this tick asks (why that is safe: ``node.pool``).
         self._node = node
         self._finality_pause_seconds = finality_pause_seconds
+        self._most_unfinalized_seconds = most_unfinalized_seconds
         self._most_unfinalized_blocks = most_unfinalized_blocks
+        self._deepest_fork_blocks = deepest_fork_blocks
         self._clock = clock
         self._finality = _NOT_ASKED
         self._held_because: str | None = None
@@ -195,11 +210,9 @@ class Follower:
             head=head,
             finalized=min(finality.finalized, head.number),
             safe=min(finality.safe, head.number),
+            finalized_at=finality.finalized_at,
             hash_by_number=finality.hash_by_number,
         )
-        self._say_whether_held(position.cursor.number, tags)
-        if self._held_because is not None:
-            await self._tell_head(position, head)
         if tags.finalized > position.cursor.number:
             return await self._follow_final(position, tags)
         return await self._follow_head(position, tags)
@@ -215,6 +228,7 @@ class Follower:
 
     async def _follow_final(self, position: Position, tags: _Tags) -> bool:
         cursor = position.cursor
+        self._say_whether_held(cursor.number, tags, is_held=False)
         consumers = await self._known_baskets(cursor, position.baskets_version)
         async with self._zone.reading(
             self._node,
@@ -245,10 +259,11 @@ class Follower:
     async def _follow_head(self, position: Position, tags: _Tags) -> bool:
         branch = deque(await self._branch(position.cursor, tags.head))
         ancestor = await self._ancestor(position, branch)
-        if ancestor is None:
-            return await self._advance_finality(position, tags)
-        headers = list(branch)[: min(BLOCKS_A_COMMIT, self._room_above(ancestor.number, tags))]
-        if not headers:
+        headers = [] if ancestor is None else self._in_window(list(branch)[:BLOCKS_A_COMMIT], tags)
+        self._say_whether_held(position.cursor.number, tags, is_held=ancestor is not None and not headers)
+        if self._held_because is not None:
+            await self._tell_head(position, tags.head)
+        if ancestor is None or not headers:
             return await self._advance_finality(position, tags)
         if len({header.hash for header in headers}) < len(headers):  # linked in a circle
             raise self._node.contradiction(Inconsistency.OTHER_BLOCK, "one hash is told of blocks at two heights")
@@ -280,24 +295,36 @@ class Follower:
             return None
         if branch[0].parent_hash == cursor.hash:
             return cursor
-        lowest = max(min(cursor.number, position.finalized), cursor.number - self._most_unfinalized_blocks, 0)
+        match await self._judged(position, branch):
+            case AlreadyHeld() | NeedsParent():
+                return None
+            case Extends():
+                return cursor
+            case Reorg() as reorg:
+                return BlockRef(number=reorg.ancestor_number, hash=reorg.ancestor_hash)
+            case LeavesFinality() as leaves:
+                raise await denial(self._pool, self._sources.chain_id, self._node, up_to=leaves.lowest_number)
+
+    async def _judged(self, position: Position, branch: deque[Header]) -> Verdict:
+        """What ``branch`` means, prepended until it meets ours; of a fork, more of ours is read the deeper it is."""
+        cursor = position.cursor
+        floor = deepest(position, self._deepest_fork_blocks)
+        lowest = max(floor, cursor.number - FORK_SEARCH_BLOCKS)
         held = await following.held_blocks(self._pool, self._sources.chain_id, lowest=lowest)
-        while isinstance(verdict := judge(held, branch), NeedsParent):
+        while isinstance(verdict := judge(held, branch), NeedsParent | LeavesFinality):
+            if isinstance(verdict, LeavesFinality):
+                if lowest == floor:
+                    break
+                lowest = max(floor, cursor.number - 8 * (cursor.number - lowest))
+                held = await following.held_blocks(self._pool, self._sources.chain_id, lowest=lowest)
+                continue
             parent = await self._node.header_by_hash(verdict.block_hash)  # may fail: nothing to undo
             if parent.number != branch[0].number - 1:  # an ancestry without an end would never be left
                 raise self._node.contradiction(
                     Inconsistency.OTHER_BLOCK, f"block {parent.number} is the parent of block {branch[0].number}"
                 )
             branch.appendleft(parent)
-        match verdict:
-            case AlreadyHeld():
-                return None
-            case Extends():
-                return cursor
-            case Reorg():
-                return BlockRef(number=verdict.ancestor_number, hash=verdict.ancestor_hash)
-            case LeavesFinality():
-                raise await denial(self._pool, self._sources.chain_id, self._node, up_to=verdict.lowest_number)
+        return verdict
 
     async def _branch(self, cursor: BlockRef, head: Header) -> Sequence[Header]:
         """The headers from the one after the cursor up to the head, or the head alone if it is not above the cursor."""
@@ -310,15 +337,16 @@ class Follower:
             raise BlockUnknown(self._node.endpoint_name, last)  # the node changed its branch between two answers
         return headers
 
-    def _room_above(self, ancestor: int, tags: _Tags) -> int:
-        """How many blocks may be indexed above ``ancestor``: a stalled finality holds the index."""
+    def _in_window(self, headers: Sequence[Header], tags: _Tags) -> list[Header]:
+        """Those up to the first that is too far above the finalized block: a stalled finality holds the index."""
         if tags.finalized < 0:  # the chain has none, so there is nothing to wait for
-            return BLOCKS_A_COMMIT
-        return max(0, tags.finalized + self._most_unfinalized_blocks - ancestor)
+            return list(headers)
+        last = tags.finalized + self._most_unfinalized_blocks
+        latest = tags.finalized_at + self._most_unfinalized_seconds
+        return list(takewhile(lambda header: header.number <= last and header.timestamp <= latest, headers))
 
-    def _say_whether_held(self, cursor: int, tags: _Tags) -> None:
+    def _say_whether_held(self, cursor: int, tags: _Tags, *, is_held: bool) -> None:
         """Where people look: once in the log, and for as long as it lasts in ``troubles``."""
-        is_held = tags.head.number > cursor and not self._room_above(cursor, tags)
         if is_held and self._held_because is None:
             log.error("index.held", indexed=cursor, finalized=tags.finalized, head=tags.head.number)
         elif not is_held and self._held_because is not None:
@@ -435,7 +463,14 @@ class _Tags:
     head: Header
     finalized: int
     safe: int
+    finalized_at: int
     hash_by_number: Mapping[int, bytes]
+
+
+def deepest(position: Position, fork_blocks: int = DEEPEST_FORK_BLOCKS) -> int:
+    """The number of the lowest block that a fork may be searched in; what is below it is final."""
+    lowest = position.finalized if position.finalized >= 0 else position.cursor.number - fork_blocks
+    return max(min(position.cursor.number, lowest), 0)
 
 
 def report(committed: Committed, *, undecodable: int) -> None:

@@ -31,7 +31,7 @@ from datastore.following import Position, Rules
 from datastore.rows import Batch, Block, Difference, Finality, Kind
 from indexer.differences import Word, compare, is_confirmed, is_settled, of_places
 from indexer.final_zone import FinalRange, FinalZone
-from indexer.follower import BLOCKS_A_COMMIT, MOST_UNFINALIZED_BLOCKS, FinalityRule, Reached, report
+from indexer.follower import BLOCKS_A_COMMIT, FinalityRule, Reached, deepest, report
 from indexer.forks import denial
 from indexer.observation import Observation, Observed, Sources
 from indexer.standstill import Standstill
@@ -250,8 +250,7 @@ class Examiner:
 
     async def _require_final(self, node: Node, position: Position) -> None:
         """One block of ours may be a node's mistake; if the newest final one is not on the chain either, all are."""
-        final = max(position.finalized, position.cursor.number - MOST_UNFINALIZED_BLOCKS)  # as the follower sees it
-        newest = await sweeping.newest_block(self._pool, self._sources.chain_id, up_to=final)
+        newest = await sweeping.newest_block(self._pool, self._sources.chain_id, up_to=deepest(position))
         if newest is not None and (await node.header_by_number(newest.number)).hash != newest.hash:
             raise await denial(self._pool, self._sources.chain_id, node, up_to=newest.number)
 

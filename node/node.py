@@ -93,10 +93,12 @@ class FinalityTags:
     """Block numbers under the tags; -1 where the node has no such block, or does not know the tag.
 
     ``hash_by_number`` says which blocks these are: the answer may be of another branch than the head.
+    ``finalized_at`` is the time of the finalized block, Unix seconds; 0 without one.
     """
 
     finalized: int
     safe: int
+    finalized_at: int = 0
     hash_by_number: Mapping[int, bytes] = field(default_factory=dict)
 
 
@@ -444,7 +446,12 @@ class Node:
         if finalized >= 0:
             self._endpoint.saw_finalized(finalized)
         hash_by_number = {header.number: header.hash for header in found if header is not None}
-        return FinalityTags(finalized=finalized, safe=safe, hash_by_number=hash_by_number)
+        return FinalityTags(
+            finalized=finalized,
+            safe=safe,
+            finalized_at=0 if found[0] is None else found[0].timestamp,
+            hash_by_number=hash_by_number,
+        )
 
     @_asked_of_one
     async def tagged(self, tag: Tag) -> Header | None:

@@ -380,6 +380,14 @@ class Settings(BaseModel):
         allow_inf_nan=False,
         description="finality that stands still for so long is a trouble, seconds; 0: never",
     )
+    max_unfinalized_seconds: float = Field(
+        default=129_600,
+        ge=60,
+        le=_LONGEST_SECONDS,
+        allow_inf_nan=False,
+        description="how far above the finalized block, by the times of blocks, indexing goes on while finality stalls,"
+        " seconds; never more than 1,000,000 blocks",
+    )
     max_log_range_blocks: int = Field(
         default=2_000, ge=1, le=1_000_000, description="most blocks in one eth_getLogs; halved when a node refuses"
     )

@@ -461,6 +461,7 @@ def _follower(
         max_range_blocks=settings.max_log_range_blocks,
         reached=reached,
         finality_pause_seconds=min(_FINALITY_SECONDS, _FINALITY_POLLS * settings.poll_interval_seconds),
+        most_unfinalized_seconds=settings.max_unfinalized_seconds,
     )
 
 

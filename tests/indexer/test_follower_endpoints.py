@@ -20,7 +20,7 @@ from datastore.pinning import Pin, pin_first_start
 from datastore.rows import Block
 from indexer.abi_files import load_abis
 from indexer.decoding import EventCatalog
-from indexer.follower import FinalityRule, Follower
+from indexer.follower import FORK_SEARCH_BLOCKS, FinalityRule, Follower
 from indexer.observation import Sources
 from indexer.policy import Policy
 from indexer.sweep import Examiner, Sweep
@@ -32,6 +32,7 @@ from node.inconsistency import Inconsistency
 from node.node import Node
 from node.pool import EndpointPool, Told
 from tests.node.rpc_stand_in import (
+    BLOCK_SECONDS,
     CHAIN_ID,
     CODE,
     FACTORY,
@@ -144,7 +145,9 @@ async def following(
     indexer_pool: Pool,
     *servers: RpcStandIn,
     finality_pause_seconds: float = 0.0,
+    most_unfinalized_seconds: float = 1_000_000,
     most_unfinalized_blocks: int = 100,
+    deepest_fork_blocks: int = 100,
     timeout_seconds: float = 30.0,
     requests_per_second: float | None = None,
 ) -> AsyncIterator[World]:
@@ -206,7 +209,9 @@ async def following(
             complete_finality=FinalityRule(tag="finalized"),
             max_range_blocks=100,
             finality_pause_seconds=finality_pause_seconds,
+            most_unfinalized_seconds=most_unfinalized_seconds,
             most_unfinalized_blocks=most_unfinalized_blocks,
+            deepest_fork_blocks=deepest_fork_blocks,
             clock=lambda: now[0],
         )
         examiner = Examiner(
@@ -521,6 +526,31 @@ async def test_a_stalled_finality_holds_the_index_in_sight_and_lets_it_go_on_aft
         assert await w.requests() == [("one", "finalized"), ("three", "finalized")]
 
 
+async def test_the_window_above_finality_is_measured_by_the_times_of_blocks(indexer_pool: Pool) -> None:
+    server = RpcStandIn(chain=mined(BASE, *[[]] * 30), finalized=2)
+    async with following(indexer_pool, server, most_unfinalized_seconds=10 * BLOCK_SECONDS) as w:
+        await w.follow()
+        assert (await w.cursor())[0] == 12
+        (sentence,) = w.follower.troubles()
+        assert "block 2 is the last final one; indexing waits at block 12" in sentence
+        w.serve(server.chain, finalized=3)
+        await w.follow()
+        assert (await w.cursor())[0] == 13
+
+
+async def test_a_fork_that_is_deeper_than_the_first_search_is_followed(indexer_pool: Pool) -> None:
+    deep = FORK_SEARCH_BLOCKS + 10
+    chain = mined(BASE, *[[]] * (deep + 5))
+    server = RpcStandIn(chain=chain, finalized=2)
+    async with following(indexer_pool, server, most_unfinalized_blocks=2 * deep) as w:
+        await w.follow()
+        assert await w.is_at(chain)
+        fork = mined(chain[:-deep], *[[]] * (deep + 1), fork="b")
+        w.serve(fork)
+        await w.follow()
+        assert await w.is_at(fork)
+
+
 async def test_what_one_endpoint_has_thrown_away_is_read_and_swept_by_the_one_that_keeps_it(indexer_pool: Pool) -> None:
     """Hard case 34: the preferred node is in order, and stays so; it has no old blocks."""
 
@@ -552,7 +582,7 @@ async def test_a_chain_that_has_no_finalized_block_is_followed_without_a_bound(i
         return result
 
     server = RpcStandIn(chain=mined(BASE, *[[]] * 20), tampers={"eth_getBlockByNumber": untagged})
-    async with following(indexer_pool, server, most_unfinalized_blocks=5) as w:
+    async with following(indexer_pool, server, most_unfinalized_blocks=5, deepest_fork_blocks=5) as w:
         await w.follow()
         assert await w.is_at(server.chain)
         # The tick before the fork reads no further back than the bound.
