@@ -346,8 +346,21 @@ class EventCatalog:
         self.mint_executed_topic0 = self._mint_executed.topic0
         self.report_processed_topic0 = self._report_processed.topic0
         self.mint_requested_topics0 = tuple(dict.fromkeys(form.topic0 for form in forms))
+        self.requests_of_factory = tuple(self._factory_forms)
+        self.requests_of_token = tuple(self._token_forms)
         self._role_forms = _find_role_events(abis)
         self.role_event_by_topic0 = {topic0: forms[0].name for topic0, forms in self._role_forms.items()}
+
+    def report_topics(self, receivers: Iterable[bytes]) -> tuple[tuple[bytes, ...] | None, ...]:
+        """The topics of a ``ReportProcessed`` for any of these contracts, as far as the ABI has the receiver as one."""
+        indexed = [name for name, _, is_indexed in self._report_processed.layout if is_indexed]
+        named: tuple[tuple[bytes, ...] | None, ...] = ()
+        if "receiver" in indexed:
+            named = (
+                *(None for _ in range(indexed.index("receiver"))),
+                tuple(each.rjust(_WORD, b"\0") for each in receivers),
+            )
+        return ((self.report_processed_topic0,), *named)
 
     def decode_basket_created(self, topics: Sequence[bytes], data: bytes) -> BasketCreatedEvent | Undecodable:
         """Read a ``BasketCreated`` of the factory."""

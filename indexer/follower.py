@@ -279,6 +279,7 @@ class Follower:
                 header,
                 self._sources.filters(),
                 self._sources.believed(known),
+                self._sources.guesses(known),
                 by_address=self._sources.by_address(known),
             )
             observation.read(logs, {header.number: header.timestamp})

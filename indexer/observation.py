@@ -26,6 +26,7 @@ from indexer.decoding import (
     display_text,
 )
 from node.blocks import ByAddress, Log, LogFilter
+from node.bloom import Guess
 
 BASKET_CREATED = "BasketCreated"
 MINT_REQUESTED = "MintRequested"
@@ -110,6 +111,25 @@ class Sources:
                 LogFilter(addresses=(self.forwarder,), topics=((catalog.report_processed_topic0,),)),
             ]
         return tuple(found)
+
+    def guesses(self, consumer_by_token: Mapping[bytes, bytes]) -> tuple[Guess, ...]:
+        """What no answer near the head may lack, each as narrow as it is known: crowded blooms admit what is wide.
+
+        Changes of roles are no part of it: with many baskets, contracts of others have their topics in most blocks.
+        A mint is part of it with the report that brings it.  What is left out the sweep after finality finds.
+        """
+        catalog, factories = self.catalog, tuple(sorted(self.factories))
+        wanted = [LogFilter(addresses=factories, topics=((catalog.basket_created_topic0,),))]
+        if catalog.requests_of_factory:
+            wanted.append(LogFilter(addresses=factories, topics=(catalog.requests_of_factory,)))
+        if not consumer_by_token:
+            return tuple(Guess(wanted=each) for each in wanted)
+        if catalog.requests_of_token:
+            wanted.append(LogFilter(addresses=tuple(consumer_by_token), topics=(catalog.requests_of_token,)))
+        consumers = tuple(set(consumer_by_token.values()))
+        report = LogFilter(addresses=(self.forwarder,), topics=catalog.report_topics(consumers))
+        mint = LogFilter(addresses=consumers, topics=((catalog.mint_executed_topic0,),))
+        return (*(Guess(wanted=each) for each in (*wanted, report)), Guess(wanted=mint, beside=(report,)))
 
 
 @dataclass(slots=True, kw_only=True)

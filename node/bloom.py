@@ -18,6 +18,11 @@ from node.blocks import BLOOM_BYTES, Log, LogFilter
 BLOCKS_TO_PROVE: Final = 3
 """Blocks with logs whose bloom was exactly that of all their logs."""
 
+BLOCKS_A_FALSE_HIT: Final = 4
+"""Read near the head, they pay for the receipts of one block whose bloom admitted what it does not have."""
+MOST_FALSE_HITS: Final = 16
+"""In a row, before the answer stands and the sweep after finality looks again."""
+
 _BLOOM_BITS: Final = 8 * BLOOM_BYTES
 _FULL: Final = b"\xff" * BLOOM_BYTES
 
@@ -28,6 +33,8 @@ class BloomTrust:
 
     proofs: int = 0
     was_caught: bool = False
+    credit: int = BLOCKS_A_FALSE_HIT * MOST_FALSE_HITS
+    """In blocks.  True hits cost none, so what an endpoint leaves out is looked for as long as it leaves it out."""
 
     @property
     def is_proven(self) -> bool:
@@ -39,6 +46,19 @@ class BloomTrust:
         """It is worth comparing whole blocks."""
         return not self.was_caught and self.proofs < BLOCKS_TO_PROVE
 
+    @property
+    def is_worth_receipts(self) -> bool:
+        """Its "maybe" was not wrong too often of late."""
+        return self.credit >= BLOCKS_A_FALSE_HIT
+
+    def read_block(self) -> BloomTrust:
+        """A block near the head is read by it."""
+        return replace(self, credit=min(self.credit + 1, BLOCKS_A_FALSE_HIT * MOST_FALSE_HITS))
+
+    def was_wrong(self) -> BloomTrust:
+        """Receipts were asked for, and the answer was right without them."""
+        return replace(self, credit=self.credit - BLOCKS_A_FALSE_HIT)
+
     def agreed(self) -> BloomTrust:
         """A block with logs had exactly their bloom."""
         return replace(self, proofs=self.proofs + 1)
@@ -46,6 +66,25 @@ class BloomTrust:
     def caught(self) -> BloomTrust:
         """A block has a log that its bloom denies, or a bloom that its logs do not make."""
         return replace(self, was_caught=True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Guess:
+    """Logs whose absence receipts must prove, where a bloom admits them and the answer has none.
+
+    Attributes:
+        wanted: The logs.
+        beside: Other logs that a block with them always has.  The more values a guess names, the rarer it is wrong.
+    """
+
+    wanted: LogFilter
+    beside: tuple[LogFilter, ...] = ()
+
+    def is_open(self, bloom: bytes, logs: Iterable[Log]) -> bool:
+        """Whether the bloom admits such a log, and ``logs`` have none."""
+        return all(bloom_admits(bloom, each) for each in (self.wanted, *self.beside)) and not any(
+            self.wanted.matches(log) for log in logs
+        )
 
 
 def bloom_contains(bloom: bytes, value: bytes) -> bool:

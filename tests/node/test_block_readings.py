@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from node.blocks import ByAddress, Log, LogFilter
-from node.bloom import BloomTrust
+from node.bloom import BloomTrust, Guess
 from node.capabilities import Feature
 from node.endpoint import RpcEndpoint
 from node.errors import AnswerTooMuch, NodeRefused, RangeRefused
@@ -31,6 +31,7 @@ def announced(logs: Sequence[Log]) -> Sequence[LogFilter]:
 
 
 KNOWN = ByAddress(filters=(LogFilter(addresses=(US,), topics=((OURS,),)),), announced=announced)
+GUESSES = [Guess(wanted=each) for each in KNOWN.filters]
 
 
 def refusing(*, by_topic: RpcError | None = None, by_address: RpcError | None = None) -> Tamper:
@@ -181,5 +182,5 @@ async def test_an_answer_stands_where_the_bloom_admits_more_and_no_receipt_can_b
         head = await w.node.head()
         with pytest.raises(AnswerTooMuch):
             await w.node.receipts(head.hash)
-        logs = await w.node.logs_of(head, EVERYBODYS, KNOWN.filters, by_address=KNOWN)
+        logs = await w.node.logs_of(head, EVERYBODYS, KNOWN.filters, GUESSES, by_address=KNOWN)
         assert [log.address for log in logs] == [THEM]

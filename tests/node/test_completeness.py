@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from node.blocks import Log, LogFilter
-from node.bloom import BLOCKS_TO_PROVE
+from node.bloom import BLOCKS_A_FALSE_HIT, BLOCKS_TO_PROVE, MOST_FALSE_HITS, Guess
 from node.endpoint import RpcEndpoint
 from node.errors import NodeAnswerInvalid, RangeRefused
 from node.inconsistency import Inconsistency
@@ -20,6 +20,7 @@ US, THEM = b"\x11" * 20, b"\x22" * 20
 OURS, OTHER = b"\xaa" * 32, b"\xbb" * 32
 FILTERS = (LogFilter(topics=((OURS,),)), LogFilter(addresses=(b"\x33" * 20,), topics=((b"\xcc" * 32,),)))
 BELIEVED = (LogFilter(addresses=(US,), topics=((OURS,),)),)
+GUESSES = (Guess(wanted=BELIEVED[0]),)
 NOISE = Emitted(address=THEM, topics=(OTHER,))
 WANTED = Emitted(address=US, topics=(OURS,))
 
@@ -28,12 +29,12 @@ class World:
     def __init__(self, server: RpcStandIn, node: Node, pool: EndpointPool, kinds: Counter[Inconsistency]) -> None:
         self.server, self.node, self.pool, self.kinds = server, node, pool, kinds
 
-    async def logs(self, *emitted: Emitted, believed: Sequence[LogFilter] = BELIEVED) -> tuple[Log, ...]:
+    async def logs(self, *emitted: Emitted, guesses: Sequence[Guess] = GUESSES) -> tuple[Log, ...]:
         """The logs of a new block with these."""
         self.server.chain = mined(self.server.chain, emitted)
         head = await self.node.head()
         self.server.forget()
-        return await self.node.logs_of(head, FILTERS, believed)
+        return await self.node.logs_of(head, FILTERS, BELIEVED, guesses)
 
     async def prove_bloom(self) -> None:
         for _ in range(BLOCKS_TO_PROVE):
@@ -114,6 +115,37 @@ async def test_a_bloom_that_is_wrong_by_saying_yes_is_settled_and_nobody_is_blam
         assert w.server.seen["eth_getBlockReceipts"] == 1
         assert w.kinds == Counter()
         assert w.trust.is_proven
+
+
+FALSE_HIT = (Emitted(address=US, topics=(OTHER,)), Emitted(address=THEM, topics=(OTHER, OURS)))
+
+
+async def test_blooms_that_say_yes_in_every_block_cost_the_receipts_of_a_bounded_share_of_them() -> None:
+    async with world() as w:
+        await w.prove_bloom()
+        fetched = 0
+        for _ in range(2 * BLOCKS_A_FALSE_HIT * MOST_FALSE_HITS):
+            assert await w.logs(*FALSE_HIT) == ()
+            fetched += w.server.seen["eth_getBlockReceipts"]
+        assert MOST_FALSE_HITS < fetched <= 3 * MOST_FALSE_HITS
+        assert w.kinds == Counter()
+
+
+async def test_an_endpoint_that_leaves_out_every_log_is_settled_by_receipts_however_long_it_does_so() -> None:
+    async with world() as w:
+        await w.prove_bloom()
+        w.server.tampers["eth_getLogs"] = lambda *_: []
+        for _ in range(2 * MOST_FALSE_HITS):
+            assert len(await w.logs(NOISE, WANTED)) == 1
+        assert w.kinds == {Inconsistency.LOGS_MISSING: 2 * MOST_FALSE_HITS}
+
+
+async def test_a_guess_whose_other_logs_a_bloom_denies_costs_no_receipts() -> None:
+    async with world() as w:
+        await w.prove_bloom()
+        with_other = [Guess(wanted=BELIEVED[0], beside=(LogFilter(addresses=(b"\x44" * 20,)),))]
+        assert await w.logs(*FALSE_HIT, guesses=with_other) == ()
+        assert (w.server.seen["eth_getLogs"], w.server.seen["eth_getBlockReceipts"]) == (1, 0)
 
 
 async def test_logs_that_are_missing_during_the_trial_are_found_too() -> None:
