@@ -231,7 +231,7 @@ CREATE TABLE block (
     CONSTRAINT block_has_a_time_if_its_header_was_read CHECK (timestamp > 0 OR number = 0 OR parent_hash IS NULL)
 );
 COMMENT ON TABLE block IS
-    'Every block of the window that is not final, empty or not; below it the last block of each range and each block with a log.';
+    'Every block that is not final and compared, empty or not; below these each block with a log, and the last one of a range until it is pruned.';
 COMMENT ON COLUMN block.parent_hash IS 'NULL for a final block whose header was never needed.';
 CREATE UNIQUE INDEX block_number_is_canonical_once ON block (chain_id, number) WHERE canonical;
 
@@ -355,9 +355,11 @@ CREATE TRIGGER reorg_added AFTER INSERT ON reorg REFERENCING NEW TABLE AS new_ro
 CREATE TABLE sweep (
     chain_id bigint PRIMARY KEY REFERENCES chain,
     block_number bigint NOT NULL,
+    pruned_number bigint NOT NULL DEFAULT -1,
     swept_at timestamptz NOT NULL DEFAULT clock_timestamp()
 );
 COMMENT ON TABLE sweep IS 'Up to which final block the rows were compared a second time, with another endpoint where there is one.';
+COMMENT ON COLUMN sweep.pruned_number IS 'Up to which block the rows of empty blocks are deleted.';
 
 CREATE TABLE sweep_difference (
     id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
@@ -833,6 +835,39 @@ END
 $$;
 REVOKE EXECUTE ON FUNCTION discard_log FROM PUBLIC;
 
+-- A final block that was compared and holds no log is of no more use.  The newest compared one stays, and so do the block
+-- before the first one, orphaned blocks and every block with a log.  No lock is waited for.
+CREATE FUNCTION prune_blocks(of_chain bigint, most integer) RETURNS boolean
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
+DECLARE
+    pruned bigint;
+    up_to bigint;
+    step_end bigint;
+BEGIN
+    SELECT greatest(s.pruned_number, h.start_block_number - 1), least(s.block_number, c.finalized_number) - 1 INTO pruned, up_to
+    FROM sweep s JOIN cursor c USING (chain_id) JOIN chain h USING (chain_id)
+    WHERE s.chain_id = of_chain
+    FOR UPDATE OF s SKIP LOCKED;
+    SELECT max(number) INTO step_end
+    FROM (
+        SELECT number FROM block
+        WHERE chain_id = of_chain AND canonical AND number > pruned AND number <= up_to
+        ORDER BY number
+        LIMIT most
+    ) step;
+    IF step_end IS NULL THEN
+        RETURN false;
+    END IF;
+    DELETE FROM block b
+    WHERE b.chain_id = of_chain AND b.canonical AND b.number > pruned AND b.number <= step_end
+      AND NOT EXISTS (SELECT FROM log l WHERE l.chain_id = b.chain_id AND l.block_hash = b.hash);
+    UPDATE sweep SET pruned_number = step_end WHERE chain_id = of_chain;
+    RETURN step_end < up_to;
+END
+$$;
+COMMENT ON FUNCTION prune_blocks IS 'One bounded step; true if there may be more.';
+REVOKE EXECUTE ON FUNCTION prune_blocks FROM PUBLIC;
+
 CREATE TABLE alarm (
     id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     chain_id bigint NOT NULL REFERENCES chain,
@@ -1087,7 +1122,7 @@ GRANT INSERT ON chain, cursor, control, block, log, basket, reorg, mint_request,
 GRANT DELETE ON unsettled_reference TO bskt_indexer;
 GRANT UPDATE (filled_up_to, live_at) ON factory TO bskt_indexer;
 GRANT UPDATE (block_number, swept_at) ON sweep TO bskt_indexer;
-GRANT EXECUTE ON FUNCTION discard_log TO bskt_indexer;
+GRANT EXECUTE ON FUNCTION discard_log, prune_blocks TO bskt_indexer;
 GRANT EXECUTE ON FUNCTION fold_tally TO bskt_indexer;
 GRANT UPDATE (block_number, block_hash, finalized_number, safe_number, head_number, baskets_version, indexed_at)
     ON cursor TO bskt_indexer;

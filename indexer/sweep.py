@@ -436,14 +436,21 @@ class Sweep:
         self._reached = reached
 
     async def tick(self) -> bool:
-        """Sweep the next range of what is final; ``True`` if there is more to do at once.
-
-        While the follower has blocks to catch up with, it has the node for itself.
+        """Sweep the next range of what is final, and prune; ``True`` if there is more to do at once.
 
         Raises:
-            NodeUnavailable, BlockUnknown: Nothing was written; call again.
+            NodeUnavailable, BlockUnknown: Nothing was compared; call again.
             DatastoreUnavailable: Nothing is known to be written; call again.
-            FinalityViolated: Nothing was written; do not call again.
+            FinalityViolated: Nothing was compared; do not call again.
+        """
+        # First, so that it goes on while the node is away; a step is short.
+        is_more = await sweeping.prune(self._pool, self._chain_id)
+        return await self._compare_next() or is_more
+
+    async def _compare_next(self) -> bool:
+        """Compare the next range; ``True`` if there is another one.
+
+        While the follower has blocks to catch up with, it has the node for itself.
         """
         at = await sweeping.position(self._pool, self._chain_id)
         try:

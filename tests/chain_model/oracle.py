@@ -18,6 +18,7 @@ from datastore.connection import Connection
 from datastore.lifecycle import allowed_transitions
 from tests.chain_model.chain import ROLE_EVENTS, Block, RequestKey, Row, Said, said_by
 
+_HOLDING_LOGS: Final = "SELECT DISTINCT block_hash FROM log WHERE chain_id = $1"
 _BLOCKS: Final = "SELECT number, hash, parent_hash, timestamp, canonical FROM block WHERE chain_id = $1"
 _LOGS: Final = """
 SELECT block_hash, log_index, block_number, tx_hash, tx_index, address, topics, data, event, undecodable IS NULL,
@@ -173,7 +174,11 @@ class Oracle:
             f"block {n} is missing" for n in range(max(final, 0) + 1, branch[-1].number + 1) if n not in canonical
         ]
         found += [f"block {row[0]} was never mined" for row in rows if row[1] not in self._blocks_by_hash]
-        return found + self._unchanged("block", ((row[0], row[1]) for row in rows if row[4] and row[0] <= final))
+        holding_logs = {row["block_hash"] for row in await connection.fetch(_HOLDING_LOGS, self._chain_id)}
+        found += [f"the block {each.hex()[:8]} of a log has no row" for each in holding_logs - {row[1] for row in rows}]
+        # An empty one that is final may be pruned.
+        final_rows = ((row[0], row[1]) for row in rows if row[4] and row[0] <= final and row[1] in holding_logs)
+        return found + self._unchanged("block", final_rows)
 
     async def _told(self, connection: Connection, said: Said, branch: list[Block], final: int) -> list[str]:
         final_hashes = {block.hash for block in branch if block.number <= final}

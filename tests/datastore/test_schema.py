@@ -63,6 +63,8 @@ FORBIDDEN = [
     (Role.INDEXER, "INSERT INTO attempt (request_id, attempt_no) VALUES (1, 1)"),
     (Role.INDEXER, "DELETE FROM mint_request"),
     (Role.INDEXER, "DELETE FROM block"),
+    (Role.INDEXER, "UPDATE sweep SET pruned_number = 0"),
+    (Role.INVOCATOR, "SELECT prune_blocks(1, 1)"),
     (Role.INDEXER, "DELETE FROM basket_pause"),
     (Role.INVOCATOR, "DELETE FROM basket_pause"),
     (Role.INVOCATOR, "UPDATE control SET paused_at = NULL"),
