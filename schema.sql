@@ -836,7 +836,8 @@ $$;
 REVOKE EXECUTE ON FUNCTION discard_log FROM PUBLIC;
 
 -- A final block that was compared and holds no log is of no more use.  The newest compared one stays, and so do the block
--- before the first one, orphaned blocks and every block with a log.  No lock is waited for.
+-- before the first one, orphaned blocks and every block with a log.  Each writer of a log locks the cursor, so no block gets
+-- one between the look and the deletion; a lock that is taken is not waited for.
 CREATE FUNCTION prune_blocks(of_chain bigint, most integer) RETURNS boolean
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
 DECLARE
@@ -847,7 +848,7 @@ BEGIN
     SELECT greatest(s.pruned_number, h.start_block_number - 1), least(s.block_number, c.finalized_number) - 1 INTO pruned, up_to
     FROM sweep s JOIN cursor c USING (chain_id) JOIN chain h USING (chain_id)
     WHERE s.chain_id = of_chain
-    FOR UPDATE OF s SKIP LOCKED;
+    FOR UPDATE OF c, s SKIP LOCKED;
     SELECT max(number) INTO step_end
     FROM (
         SELECT number FROM block

@@ -343,7 +343,8 @@ class Follower:
         if tags.finalized < 0:  # the chain has none, so there is nothing to wait for
             return list(headers)
         last = tags.finalized + self._most_unfinalized_blocks
-        latest = tags.finalized_at + self._most_unfinalized_seconds
+        # A genesis block may have no time.
+        latest = tags.finalized_at + self._most_unfinalized_seconds if tags.finalized_at else math.inf
         return list(takewhile(lambda header: header.number <= last and header.timestamp <= latest, headers))
 
     def _say_whether_held(self, cursor: int, tags: _Tags, *, is_held: bool) -> None:

@@ -97,11 +97,12 @@ async def test_before_anything_is_compared_nothing_is_deleted(indexer_pool: Pool
 async def test_a_step_waits_for_no_lock(
     indexer_pool: Pool, owner: asyncpg.Connection[asyncpg.Record], ten: Block
 ) -> None:
-    async with owner.transaction():
-        await owner.execute("SELECT FROM cursor FOR UPDATE")
-        await owner.execute("SELECT FROM sweep FOR UPDATE")
-        assert not await sweeping.prune(indexer_pool, CHAIN)
-    assert await numbers(indexer_pool) == list(range(ten.number + 1))
+    """And deletes nothing then: the transaction that holds the lock may be writing a log."""
+    for table in ("cursor", "sweep"):
+        async with owner.transaction():
+            await owner.execute(f"SELECT FROM {table} FOR UPDATE")
+            assert not await sweeping.prune(indexer_pool, CHAIN)
+        assert await numbers(indexer_pool) == list(range(ten.number + 1))
 
 
 @pytest.mark.usefixtures("ten")
