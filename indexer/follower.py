@@ -46,6 +46,9 @@ MOST_UNFINALIZED_SECONDS: Final = 129_600.0
 MOST_UNFINALIZED_BLOCKS: Final = 1_000_000
 """The same where times say nothing: what a chain with wrong times may make of rows."""
 
+ALWAYS_INDEXED_BLOCKS: Final = 64
+"""Above the finalized block, whatever the times of blocks: after a chain stood still they jump, and a node may lie."""
+
 DEEPEST_FORK_BLOCKS: Final = 10_000
 """A fork is searched no deeper on a chain that names no finalized block."""
 
@@ -345,7 +348,12 @@ class Follower:
         last = tags.finalized + self._most_unfinalized_blocks
         # A genesis block may have no time.
         latest = tags.finalized_at + self._most_unfinalized_seconds if tags.finalized_at else math.inf
-        return list(takewhile(lambda header: header.number <= last and header.timestamp <= latest, headers))
+        always = tags.finalized + min(ALWAYS_INDEXED_BLOCKS, self._most_unfinalized_blocks)
+
+        def is_in_window(header: Header) -> bool:
+            return header.number <= always or (header.number <= last and header.timestamp <= latest)
+
+        return list(takewhile(is_in_window, headers))
 
     def _say_whether_held(self, cursor: int, tags: _Tags, *, is_held: bool) -> None:
         """Where people look: once in the log, and for as long as it lasts in ``troubles``."""

@@ -10,6 +10,7 @@ import time
 
 from tests.chain_model.exploration import explored
 from tests.chain_model.machine import Tally
+from tests.chain_model.profiles import ETHEREUM, PROFILES
 
 
 def main() -> int:
@@ -18,14 +19,20 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--seed", type=int, default=secrets.randbelow(10**9))
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes at once")
+    parser.add_argument("--profile", choices=PROFILES, default=ETHEREUM.name, help="how the chain makes its blocks")
     asked = parser.parse_args()
+    profile = PROFILES[asked.profile]
     started, total, code = time.monotonic(), Tally(), 0
-    for part in explored(sequences=asked.sequences, steps=asked.steps, first_seed=asked.seed, jobs=asked.jobs):
+    histories = explored(
+        sequences=asked.sequences, steps=asked.steps, first_seed=asked.seed, jobs=asked.jobs, profile=profile
+    )
+    for part in histories:
         total.add(part.tally)
         seconds = time.monotonic() - started
         print(f"seed {part.seed}: {summary(total)}, {seconds:.0f} s", flush=True)  # noqa: T201
         if part.failure is not None:
             again = f"python -m tests.chain_model --sequences {part.sequences} --steps {asked.steps} --seed {part.seed}"
+            again += f" --profile {profile.name}"
             print(f"{part.failure}\nagain: {again}", flush=True)  # noqa: T201
             code = 1
     print(report(total), flush=True)  # noqa: T201 - the command's output

@@ -17,10 +17,13 @@ from typing import Final, Literal, TypeAlias
 from eth_abi.abi import encode
 from eth_hash.auto import keccak
 
+from tests.chain_model.profiles import ETHEREUM, Profile
+
 FACTORY: Final = b"\xfa" * 20
 SECOND_FACTORY: Final = b"\xfb" * 20
 FORWARDER: Final = b"\xf0" * 20
 STRANGER: Final = b"\x66" * 20
+
 GENESIS_TIMESTAMP: Final = 1_700_000_000
 
 BASKET_CREATED: Final = keccak(b"BasketCreated(address,address,address,address,string,string)")
@@ -185,6 +188,7 @@ class Block:
     said: Said
     consumer_by_token: dict[bytes, bytes]
     """The baskets of this branch after this block, in the order of their birth."""
+    profile: Profile = ETHEREUM
 
     @property
     def parent_hash(self) -> bytes:
@@ -192,11 +196,19 @@ class Block:
 
     @cached_property
     def bloom(self) -> bytes:
+        if self.profile.bloom != "true":
+            return (b"\xff" if self.profile.bloom == "full" else b"\0") * 256
         bits = 0
         for mined in self.logs:
+            if self.is_system(mined.tx_index):
+                continue
             for value in (mined.emitted.address, *mined.emitted.topics):
                 bits |= _bloom_bits(value)
         return bits.to_bytes(256, "big")
+
+    def is_system(self, tx_index: int) -> bool:
+        """Whether the chain itself made this transaction."""
+        return self.profile.system_type is not None and tx_index == 0 and self.parent is not None
 
     def branch(self) -> Iterator[Block]:
         """This block and its ancestors, downwards."""
@@ -218,8 +230,9 @@ def _bloom_bits(value: bytes) -> int:
     return sum({1 << (int.from_bytes(octets[pair : pair + 2], "big") & 2047) for pair in (0, 2, 4)})
 
 
-def genesis() -> Block:
+def genesis(profile: Profile = ETHEREUM) -> Block:
     return Block(
+        profile=profile,
         number=0,
         hash=digest("genesis"),
         parent=None,
@@ -233,32 +246,45 @@ def genesis() -> Block:
 
 def mine(parent: Block, transactions: Sequence[Transaction], *, salt: int) -> Block:
     """The block that holds these transactions on top of ``parent``; ``salt`` tells twins apart."""
-    number = parent.number + 1
+    number, profile = parent.number + 1, parent.profile
+    if profile.system_type is not None:
+        emitted = (Noise(kind="transfer"),) if profile.system_logs else ()
+        transactions = (Transaction(hash=digest("system", parent.hash, salt), wishes=emitted), *transactions)
     block_hash = digest(parent.hash, salt, [transaction.hash for transaction in transactions])
-    mining = _Mining(block_hash=block_hash, number=number, consumer_by_token=dict(parent.consumer_by_token))
+    timestamp = GENESIS_TIMESTAMP + int(profile.seconds * number)
+    mining = _Mining(
+        block_hash=block_hash,
+        number=number,
+        timestamp=timestamp,
+        consumer_by_token=dict(parent.consumer_by_token),
+    )
     for index, transaction in enumerate(transactions):
         mining.run(index, transaction)
     return Block(
         number=number,
         hash=block_hash,
         parent=parent,
-        timestamp=GENESIS_TIMESTAMP + 12 * number,
+        timestamp=timestamp,
         transactions=tuple(transactions),
         logs=tuple(mining.logs),
         said=mining.said,
         consumer_by_token=mining.consumer_by_token,
+        profile=profile,
     )
 
 
 class _Mining:
     """One block in the making."""
 
-    def __init__(self, *, block_hash: bytes, number: int, consumer_by_token: dict[bytes, bytes]) -> None:
+    def __init__(
+        self, *, block_hash: bytes, number: int, timestamp: int, consumer_by_token: dict[bytes, bytes]
+    ) -> None:
         self.logs: list[MinedLog] = []
         self.said = Said()
         self.consumer_by_token = consumer_by_token
         self._block_hash = block_hash
         self._number = number
+        self._timestamp = timestamp
         self._index = 0
         self._transaction = Transaction(hash=b"", wishes=())
         self._ranks: Counter[Emitted] = Counter()
@@ -359,7 +385,7 @@ class _Mining:
             block_hash,
             log_index,
             self._number,
-            GENESIS_TIMESTAMP + 12 * self._number,
+            self._timestamp,
             emitted.address,
             self._transaction.hash,
             token,

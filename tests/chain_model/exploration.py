@@ -26,6 +26,7 @@ from datastore import schema
 from datastore.connection import Role, open_pool
 from service.embedded_postgres import EmbeddedPostgres
 from tests.chain_model.machine import Arena, Histories, Tally
+from tests.chain_model.profiles import ETHEREUM, Profile
 from tests.chain_model.server import Server
 
 SEQUENCES_A_SEED: Final = 250
@@ -45,16 +46,18 @@ class Part:
     failure: str | None
 
 
-def explored(*, sequences: int, steps: int, first_seed: int, jobs: int) -> Iterator[Part]:
-    """Draw histories in several processes, and tell of each seed when it is done."""
+def explored(*, sequences: int, steps: int, first_seed: int, jobs: int, profile: Profile = ETHEREUM) -> Iterator[Part]:
+    """Draw histories of a chain in several processes, and report each seed when it is done."""
     sizes = [min(SEQUENCES_A_SEED, sequences - done) for done in range(0, sequences, SEQUENCES_A_SEED)]
     with ProcessPoolExecutor(max_workers=jobs, mp_context=multiprocessing.get_context("spawn")) as workers:
-        work = [workers.submit(_explored, size, steps, number) for number, size in enumerate(sizes, first_seed)]
+        work = [
+            workers.submit(_explored, size, steps, number, profile) for number, size in enumerate(sizes, first_seed)
+        ]
         for done in as_completed(work):
             yield done.result()
 
 
-def _explored(sequences: int, steps: int, seed_number: int) -> Part:
+def _explored(sequences: int, steps: int, seed_number: int, profile: Profile) -> Part:
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     # As root, the server runs as another user, who must reach its files.
     folder = Path(tempfile.mkdtemp(prefix="bskt-model-"))
@@ -64,7 +67,7 @@ def _explored(sequences: int, steps: int, seed_number: int) -> Part:
     failure = None
     try:
         asyncio.run(schema.apply(server.dsn))
-        with arena(server.dsn) as place:
+        with arena(server.dsn, profile) as place:
             try:
                 _explore_all(place, sequences=sequences, steps=steps, seed_number=seed_number)
             except Exception:  # noqa: BLE001 - whatever it is, it is the finding
@@ -98,7 +101,7 @@ def _explore_all(place: Arena, *, sequences: int, steps: int, seed_number: int) 
 
 
 @contextmanager
-def arena(dsn: str) -> Iterator[Arena]:
+def arena(dsn: str, profile: Profile = ETHEREUM) -> Iterator[Arena]:
     """Open everything that outlives a history.  Each history empties the database."""
     with asyncio.Runner() as runner:
         stack = AsyncExitStack()
@@ -117,6 +120,7 @@ def arena(dsn: str) -> Iterator[Arena]:
                 server=await stack.enter_async_context(Server()),
                 tally=Tally(),
                 tables=tuple(row["tablename"] for row in tables),
+                profile=profile,
             )
 
         try:

@@ -31,6 +31,7 @@ from tests.chain_model.chain import Deliver, Transaction, digest, user
 from tests.chain_model.daemon import RULES, Daemon, pin
 from tests.chain_model.faults import SILENT, Fault
 from tests.chain_model.oracle import Oracle
+from tests.chain_model.profiles import Profile
 from tests.chain_model.rpc import HonestNode
 from tests.chain_model.server import Endpoint, Server
 from tests.chain_model.world import CHAIN_ID, KINDS, Order, World
@@ -82,6 +83,7 @@ class Arena:
     server: Server
     tally: Tally
     tables: tuple[str, ...]
+    profile: Profile
 
     async def empty(self) -> None:
         """Delete every row.  As long as the tables are small, that is a hundred times faster than truncating them."""
@@ -124,7 +126,7 @@ class Histories(RuleBasedStateMachine):
     def __init__(self, arena: Arena) -> None:
         super().__init__()
         self.arena = arena
-        self.world = World()
+        self.world = World(arena.profile)
         self.oracle = Oracle(chain_id=CHAIN_ID, blocks_by_hash=self.world.blocks_by_hash)
         self.sent: list[claims.Order] = []
         self.daemon: Daemon | None = None

@@ -98,7 +98,14 @@ class HonestNode:
     def _block_receipts(self, name: Json) -> Json:
         by_hash = isinstance(name, str) and len(name) == 2 + 64
         block = self.blocks_by_hash.get(_octets(name)) if by_hash else self._named(name)
-        return None if block is None else [receipt_json(block, index) for index in range(len(block.transactions))]
+        if block is None:
+            return None
+        given = [
+            index
+            for index in range(len(block.transactions))
+            if block.profile.receipts_of_system or not block.is_system(index)
+        ]
+        return [receipt_json(block, index) for index in given]
 
     def _transaction_receipt(self, tx_hash: Json) -> Json:
         wanted = _octets(tx_hash)
@@ -171,6 +178,7 @@ def receipt_json(block: Block, index: int) -> dict[str, Json]:
         "transactionHash": to_hex(transaction.hash),
         "transactionIndex": hex(index),
         "status": "0x1",
+        "type": (block.profile.system_type if block.is_system(index) else None) or "0x2",
         "blockHash": to_hex(block.hash),
         "blockNumber": hex(block.number),
         "logs": [log_json(block, mined) for mined in block.logs if mined.tx_index == index],

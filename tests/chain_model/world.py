@@ -24,6 +24,7 @@ from tests.chain_model.chain import (
     user,
 )
 from tests.chain_model.faults import SILENT, Fault
+from tests.chain_model.profiles import ETHEREUM, Profile
 from tests.chain_model.rpc import HonestNode, View
 from tests.chain_model.server import Endpoint
 
@@ -63,8 +64,8 @@ class World:
     about it; no reorg goes below it, for what follows then is that the daemon stops.
     """
 
-    def __init__(self) -> None:
-        self.genesis = genesis()
+    def __init__(self, profile: Profile = ETHEREUM) -> None:
+        self.genesis = genesis(profile)
         self.blocks_by_hash = {self.genesis.hash: self.genesis}
         self.transactions: dict[bytes, Transaction] = {}
         self.view = View(chain_id=CHAIN_ID, head=self.genesis)

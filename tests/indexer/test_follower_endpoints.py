@@ -20,7 +20,7 @@ from datastore.pinning import Pin, pin_first_start
 from datastore.rows import Block
 from indexer.abi_files import load_abis
 from indexer.decoding import EventCatalog
-from indexer.follower import FORK_SEARCH_BLOCKS, FinalityRule, Follower
+from indexer.follower import ALWAYS_INDEXED_BLOCKS, FORK_SEARCH_BLOCKS, FinalityRule, Follower
 from indexer.observation import Sources
 from indexer.policy import Policy
 from indexer.sweep import Examiner, Sweep
@@ -527,15 +527,23 @@ async def test_a_stalled_finality_holds_the_index_in_sight_and_lets_it_go_on_aft
 
 
 async def test_the_window_above_finality_is_measured_by_the_times_of_blocks(indexer_pool: Pool) -> None:
-    server = RpcStandIn(chain=mined(BASE, *[[]] * 30), finalized=2)
-    async with following(indexer_pool, server, most_unfinalized_seconds=10 * BLOCK_SECONDS) as w:
+    server = RpcStandIn(chain=mined(BASE, *[[]] * 120), finalized=2)
+    limits = {"most_unfinalized_seconds": 80 * BLOCK_SECONDS, "most_unfinalized_blocks": 1_000}
+    async with following(indexer_pool, server, **limits) as w:
         await w.follow()
-        assert (await w.cursor())[0] == 12
+        assert (await w.cursor())[0] == 82
         (sentence,) = w.follower.troubles()
-        assert "block 2 is the last final one; indexing waits at block 12" in sentence
+        assert "block 2 is the last final one; indexing waits at block 82" in sentence
         w.serve(server.chain, finalized=3)
         await w.follow()
-        assert (await w.cursor())[0] == 13
+        assert (await w.cursor())[0] == 83
+
+
+async def test_some_blocks_above_finality_are_indexed_whatever_their_times(indexer_pool: Pool) -> None:
+    server = RpcStandIn(chain=mined(BASE, *[[]] * 120), finalized=2)
+    async with following(indexer_pool, server, most_unfinalized_seconds=1, most_unfinalized_blocks=1_000) as w:
+        await w.follow()
+        assert (await w.cursor())[0] == 2 + ALWAYS_INDEXED_BLOCKS
 
 
 async def test_a_fork_that_is_deeper_than_the_first_search_is_followed(indexer_pool: Pool) -> None:

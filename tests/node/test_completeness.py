@@ -165,6 +165,7 @@ async def test_receipts_that_are_not_those_of_all_transactions_settle_nothing(ke
         await w.prove_bloom()
         w.server.tampers["eth_getLogs"] = lambda *_: []
         w.server.tampers["eth_getBlockReceipts"] = lambda _, receipts: receipts[:kept]
+        w.server.tampers["eth_getTransactionReceipt"] = lambda *_: None
         with pytest.raises(NodeAnswerInvalid) as caught:
             await w.logs(NOISE, WANTED)
         assert caught.value.kind is Inconsistency.RECEIPTS_MISSING
@@ -187,6 +188,7 @@ async def test_a_block_that_is_refused_is_not_read_from_receipts_that_are_cut() 
         w.server.tampers["eth_getLogs"] = refuse_range
         assert [log.address for log in await w.node.logs_in_block(head.hash, FILTERS)] == [US]
         w.server.tampers["eth_getBlockReceipts"] = lambda _, receipts: receipts[:1]
+        w.server.tampers["eth_getTransactionReceipt"] = lambda *_: None
         with pytest.raises(NodeAnswerInvalid, match="not of all 2 transactions"):
             await w.node.logs_in_block(head.hash, FILTERS)
 
@@ -213,6 +215,7 @@ async def test_an_endpoint_that_cannot_prove_what_it_leaves_out_is_counted_and_g
         w.server.chain = mined(w.server.chain, [NOISE, WANTED])
         assert len(await w.node.proven_logs(await w.node.head()) or ()) == 2
         w.server.tampers[method] = tamper
+        w.server.tampers["eth_getTransactionReceipt"] = lambda *_: None
         assert await w.node.proven_logs(await w.node.head()) is None
         assert w.kinds == {Inconsistency.RECEIPTS_MISSING: 1}
         assert w.pool.members[0].health.is_alive
@@ -228,7 +231,19 @@ async def test_where_blooms_are_empty_or_full_the_number_of_receipts_is_the_proo
         w.server.tampers["eth_getBlockReceipts"] = lambda _, receipts: [each | {"logs": []} for each in receipts]
         assert await w.node.proven_logs(head) == ()
         w.server.tampers["eth_getBlockReceipts"] = lambda _, receipts: receipts[:1]
+        w.server.tampers["eth_getTransactionReceipt"] = lambda *_: None
         assert await w.node.proven_logs(head) is None
+
+
+@pytest.mark.parametrize("cut", [lambda _, receipts: receipts[1:], lambda _, receipts: receipts[:1]])
+async def test_a_receipt_that_is_left_out_of_a_block_s_is_asked_for_by_its_transaction(cut: Any) -> None:
+    """As of a system transaction, the first or the last of a block."""
+    async with world() as w:
+        w.server.chain = mined(w.server.chain, [NOISE, WANTED])
+        head = await w.node.head()
+        w.server.tampers["eth_getBlockReceipts"] = cut
+        assert len(await w.node.proven_logs(head) or ()) == 2
+        assert w.kinds == {}
 
 
 async def test_a_bloom_that_was_caught_is_no_part_of_a_proof() -> None:
