@@ -21,9 +21,11 @@ Locks are taken in one order, so that no two transactions wait for each other:
 3. ``mint_request``, each statement in the order of bank reference and id; ``basket_pause``, with the cursor only.  A unit
    without the cursor locks one request, or several with ``SKIP LOCKED``, and waits for no second one.  Of another chain's
    requests, a judgement locks only those that are free; an operator's unit and a mint's rivals wait for one holder.
-4. ``attempt``, ``trigger_gate``, ``workflow_slot``; ``basket_turn`` and ``requester_turn`` in the order of their keys.
+4. ``attempt``, ``trigger_gate``, ``breaker``, ``workflow_slot``, ``workflow_turn``; ``basket_turn`` and ``requester_turn`` in
+   the order of their keys.
+5. An ``alarm`` that is counted up, last.
 
-What is only inserted (transitions, alarms, ``unsettled_reference``) makes no transaction wait.
+What is only inserted (transitions, other alarms, ``tally_delta``, ``unsettled_reference``) makes no transaction wait.
 
 A crash costs the transaction that was open.  After an unknown outcome of a commit the caller reads again: every write
 is idempotent by a natural key.
